@@ -1,0 +1,1 @@
+"""Make text: weights and prompts in, rollouts out."""

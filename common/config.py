@@ -1,0 +1,338 @@
+"""The tree of settings of a run: one frozen pydantic document. Imports pydantic, never torch.
+
+A stage runs if its table is present. The order is always pretrain, sft, reward_model, judge, ppo, evaluate.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.config_base import Config
+from common.data_config import DataSource
+from common.ppo_config import Optimizer, PPOConfig
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class FreshModel(Config):
+    """A new Llama-shaped model with a new tokenizer, for machines where no pre-trained one can be had."""
+
+    type: Literal["fresh"] = "fresh"
+    """Tag of the union."""
+    vocabulary_size: int = Field(default=2000, ge=16)
+    """Most frequent words kept, special tokens included."""
+    num_layers: int = Field(default=2, ge=1)
+    """Decoder layers."""
+    hidden_size: int = Field(default=192, ge=8)
+    """Width of the residual stream."""
+    num_heads: int = Field(default=4, ge=1)
+    """Attention heads; hidden_size must divide by it."""
+    mlp_ratio: float = Field(default=2.7, gt=0)
+    """Width of the feed-forward layers over hidden_size."""
+    max_tokens: int = Field(default=128, ge=8)
+    """Longest sequence."""
+    tie_embeddings: bool = True
+    """Use the input embedding as output head."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "FreshModel":
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} must give an even width to each of num_heads={self.num_heads}; "
+                f"try hidden_size={max(2, round(self.hidden_size / self.num_heads / 2) * 2) * self.num_heads}"
+            )
+        return self
+
+
+class PretrainedModel(Config):
+    """Any Hugging Face causal language model."""
+
+    type: Literal["pretrained"] = "pretrained"
+    """Tag of the union."""
+    path: str
+    """Name on the hub or folder on disk."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+
+Model = Annotated[FreshModel | PretrainedModel, Field(discriminator="type")]
+
+
+class LanguageModelTraining(Config):
+    """Next-token cross-entropy over texts: pre-training, and fine-tuning on demonstrations."""
+
+    data: list[str] = Field(min_length=1)
+    """Named data sources; their training split is learned, their held-out split measured."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the texts; 0.5 stops half-way."""
+    batch_sequences: int = Field(default=128, ge=1)
+    """Texts of one optimizer step."""
+    max_tokens: int = Field(default=64, ge=2)
+    """Longer texts are cut."""
+    drop_unknown: bool = False
+    """Leave out texts with a word outside of the vocabulary; the share left out is reported."""
+    optimizer: Optimizer
+    """Optimizer and peak learning rates."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the steps over which the rates rise linearly."""
+    decay_fraction: float = Field(default=0.5, ge=0, le=1)
+    """Share of the steps, at the end, over which the rates fall linearly to final_fraction."""
+    final_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak rates at the last step."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm; None: never."""
+    heldout_texts: int = Field(default=1000, ge=1)
+    """Held-out texts on which perplexity is measured, per data source."""
+
+
+class PretrainedClassifier(Config):
+    """Any `AutoModelForSequenceClassification`, by name or folder."""
+
+    type: Literal["pretrained"] = "pretrained"
+    """Tag of the union."""
+    path: str
+    """Name on the hub or folder on disk."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+
+
+class BagOfNgrams(Config):
+    """A weight per word and word pair, started from naive-Bayes log-count ratios (NB-SVM; Wang & Manning 2012)."""
+
+    type: Literal["bag"] = "bag"
+    """Tag of the union."""
+    vocabulary_size: int = Field(default=20_000, ge=16)
+    """Most frequent words kept."""
+    pair_buckets: int = Field(default=2**18, ge=1)
+    """Word pairs are hashed into this many weights."""
+
+
+class ConvClassifier(Config):
+    """Word embeddings, one convolution, mean and max pooling (after Kim 2014, arXiv:1408.5882)."""
+
+    type: Literal["conv"] = "conv"
+    """Tag of the union."""
+    vocabulary_size: int = Field(default=20_000, ge=16)
+    """Most frequent words kept."""
+    embedding_size: int = Field(default=64, ge=1)
+    """Width of a word."""
+    num_filters: int = Field(default=128, ge=1)
+    """Width of the convolution."""
+    kernel_words: int = Field(default=3, ge=1)
+    """Words that a filter sees."""
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    """Dropout in training, before the last layer."""
+
+
+Classifier = Annotated[PretrainedClassifier | BagOfNgrams | ConvClassifier, Field(discriminator="type")]
+
+
+class ClassifierTraining(Config):
+    """Cross-entropy over labelled texts."""
+
+    data: list[str] = Field(min_length=1)
+    """Named, labelled data sources."""
+    half: Literal["all", "a", "b"] = "all"
+    """Which half of the training labels to learn from; `a` and `b` are disjoint, split by a hash of the document."""
+    epochs: int = Field(default=3, ge=1)
+    """Passes over the texts."""
+    batch_sequences: int = Field(default=256, ge=1)
+    """Texts of one optimizer step."""
+    optimizer: Optimizer
+    """Optimizer and learning rate; falls linearly to 0."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the target spread over all classes: keeps logits on scale."""
+
+
+class RewardModelConfig(Config):
+    """A classifier whose positive-class logit is the score: more of it is better."""
+
+    classifier: Classifier
+    """Architecture."""
+    training: ClassifierTraining | None = None
+    """How to train it; none: use it as it is (pretrained only)."""
+    positive_class: int = Field(default=1, ge=0)
+    """Index of the logit that is the score."""
+    max_tokens: int = Field(default=256, ge=1)
+    """Longer texts are cut, in the classifier's own tokens."""
+
+    @model_validator(mode="after")
+    def _fresh_ones_are_trained(self) -> "RewardModelConfig":
+        if self.training is None and self.classifier.type != "pretrained":
+            raise ValueError(f'classifier type "{self.classifier.type}" starts untrained; add a training table to it')
+        return self
+
+
+class EvaluateConfig(Config):
+    """Before and after PPO, on the same held-out prompts."""
+
+    prompts: int = Field(default=512, ge=1)
+    """Held-out prompts."""
+    shown: int = Field(default=12, ge=0)
+    """Prompts whose texts are kept, before and after, in samples.jsonl and the report."""
+
+
+class Placement(Config):
+    """What one process of a role holds."""
+
+    num_cpus: float = Field(default=1.0, gt=0)
+    """Logical CPUs that Ray sets aside; above 0, so that an autoscaler sees the role."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs; fractions share one."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a process. Part of the recipe: another number changes the last bits of results."""
+    device: Device = "auto"
+    """`auto` takes CUDA where num_gpus > 0, else the CPU."""
+    start_timeout_s: float = Field(default=180.0, gt=0)
+    """Longest time from asking for the process to its first answer."""
+
+
+class RolloutConfig(Placement):
+    """The processes that generate."""
+
+    workers: int = Field(default=2, ge=1)
+    """Rollout workers."""
+    chunk_sequences: int = Field(default=64, ge=1)
+    """Prompts of one dispatch: the unit of work, whatever the number of workers."""
+    dtype: DType = "float32"
+    """Precision of the weights that generate."""
+
+
+class RewardServiceConfig(Placement):
+    """The processes that score and compute reference logprobs."""
+
+    replicas: int = Field(default=1, ge=1)
+    """Reward replicas."""
+    batch_sequences: int = Field(default=64, ge=1)
+    """Texts of one forward pass."""
+
+
+class LearnerConfig(Placement):
+    """The process that takes gradients."""
+
+    dtype: DType = "float32"
+    """Precision of the trained weights; below float32 needs care: updates may round to zero."""
+    update_timeout_s: float = Field(default=3600.0, gt=0)
+    """Longest time that one update may take."""
+    stage_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest silence of a supervised stage."""
+
+
+class MetricsConfig(Config):
+    """The Prometheus endpoint of the driver, on while a run trains."""
+
+    enabled: bool = True
+    """Serve /metrics."""
+    host: str = "127.0.0.1"
+    """Address to bind; loopback by default."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port to bind; 0 takes a free one, written to run.json and shown at the start."""
+
+
+class RunConfig(Config):
+    """One run: its data, its model, its stages and its processes."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Name of the run and of its folder."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed from which every random number of the run follows."""
+    data: dict[str, DataSource] = {}
+    """Data sources by name; the stages refer to them."""
+    heldout_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the documents that no stage trains on, by a stable hash of the text."""
+    model: Model
+    """The policy before training."""
+    pretrain: LanguageModelTraining | None = None
+    """Pre-training of a fresh model."""
+    sft: LanguageModelTraining | None = None
+    """Supervised fine-tuning on demonstrations."""
+    reward_model: RewardModelConfig | None = None
+    """What PPO maximises."""
+    judge: RewardModelConfig | None = None
+    """An independent classifier that PPO never sees and that scores the evaluation."""
+    ppo: PPOConfig | None = None
+    """PPO."""
+    evaluate: EvaluateConfig | None = None
+    """Evaluation before and after PPO."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Rollout workers."""
+    reward_service: RewardServiceConfig = RewardServiceConfig()
+    """Reward replicas."""
+    learner: LearnerConfig = LearnerConfig()
+    """The learner."""
+    metrics: MetricsConfig = MetricsConfig()
+    """Monitoring."""
+
+    @model_validator(mode="after")
+    def _names_resolve(self) -> "RunConfig":
+        for stage, names in self._data_used().items():
+            for name in names:
+                if name not in self.data:
+                    raise ValueError(
+                        f"{stage}.data names {name!r}, which is no data source; "
+                        f"defined are: {', '.join(self.data) or 'none'} (add [data.{name}])"
+                    )
+        return self
+
+    def _data_used(self) -> dict[str, list[str]]:
+        used: dict[str, list[str]] = {}
+        for stage in ("pretrain", "sft", "ppo"):
+            table = getattr(self, stage)
+            if table is not None:
+                used[stage] = table.data
+        for stage in ("reward_model", "judge"):
+            table = getattr(self, stage)
+            if table is not None and table.training is not None:
+                used[f"{stage}.training"] = table.training.data
+        return used
+
+    @model_validator(mode="after")
+    def _labels_where_needed(self) -> "RunConfig":
+        for stage in ("reward_model", "judge"):
+            table = getattr(self, stage)
+            for name in table.training.data if table is not None and table.training else []:
+                source = self.data[name]
+                labelled = source.labels if source.type == "inline" else source.label_column
+                if labelled is None:
+                    key = "labels" if source.type == "inline" else "label_column"
+                    raise ValueError(f"{stage} trains on data.{name}, which has no labels; set data.{name}.{key}")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit_together(self) -> "RunConfig":
+        if self.model.type == "fresh" and self.pretrain is None:
+            raise ValueError("a fresh model knows nothing; add a [pretrain] table or choose a pretrained model")
+        if self.model.type == "pretrained" and self.pretrain is not None:
+            raise ValueError("[pretrain] is for fresh models; remove the table, or use [sft]")
+        if self.ppo is not None and self.reward_model is None:
+            raise ValueError("[ppo] has nothing to maximise; add a [reward_model] table")
+        if self.evaluate is not None and self.ppo is None:
+            raise ValueError("[evaluate] compares before and after PPO; add a [ppo] table")
+        if self.evaluate is not None and self.judge is None:
+            raise ValueError("[evaluate] needs a judge that PPO never sees; add a [judge] table")
+        self._check_independent_judge()
+        self._check_lengths()
+        return self
+
+    def _check_independent_judge(self) -> None:
+        a, b = self.reward_model, self.judge
+        if a is None or b is None or a.training is None or b.training is None:
+            return
+        shared = set(a.training.data) & set(b.training.data)
+        halves = {a.training.half, b.training.half}
+        if shared and (len(halves) == 1 or "all" in halves):
+            raise ValueError(
+                f"reward_model and judge train on the same labels of {', '.join(sorted(shared))} "
+                f"(halves {a.training.half!r} and {b.training.half!r}); set half to 'a' in one and 'b' in the other"
+            )
+
+    def _check_lengths(self) -> None:
+        if self.ppo is None or self.model.type != "fresh":
+            return
+        longest = self.ppo.prompt_tokens.max + self.ppo.response_tokens.max
+        if longest > self.model.max_tokens:
+            raise ValueError(
+                f"prompts of {self.ppo.prompt_tokens.max} and responses of {self.ppo.response_tokens.max} tokens "
+                f"exceed model.max_tokens={self.model.max_tokens}; set it to {longest} or more"
+            )

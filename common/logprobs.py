@@ -1,0 +1,68 @@
+"""Logits and ids to logprobs and entropy: THE one place of the next-token shift and of the temperature.
+
+Legend: B sequences, T tokens of a padded sequence, R response slots, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+
+def log_distribution(logits: Tensor, temperature: float) -> Tensor:
+    """The distribution that is sampled from, and the only one whose logprobs are ever recorded.
+
+    Args:
+        logits: [..., V] as the model gives them; raw, never processed by a generation config.
+        temperature: positive; divides the logits before the softmax.
+
+    Returns:
+        [..., V] float32 (float64 stays) natural logarithms of probabilities.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide / temperature, dim=-1)
+
+
+def response_positions(prompt_lengths: Tensor, num_slots: int) -> Tensor:
+    """Where the logits of each response token stand: the logits at t are about token t + 1.
+
+    Args:
+        prompt_lengths: [B] int64, at least 1.
+        num_slots: R.
+
+    Returns:
+        [B, R] int64 positions into [B, T]; slot j is prompt_length - 1 + j.
+    """
+    slots = torch.arange(num_slots, device=prompt_lengths.device)
+    return prompt_lengths[:, None] - 1 + slots[None, :]
+
+
+def gather_response(per_position: Tensor, prompt_lengths: Tensor, num_slots: int) -> Tensor:
+    """Pick each response token's position out of a padded tensor.
+
+    Args:
+        per_position: [B, T, ...] one entry per input position.
+        prompt_lengths: [B] int64.
+        num_slots: R; slots past a row's end repeat its last position, and are dead by the mask.
+
+    Returns:
+        [B, R, ...].
+    """
+    index = response_positions(prompt_lengths, num_slots).clamp(max=per_position.shape[1] - 1)
+    rows = torch.arange(per_position.shape[0], device=per_position.device)[:, None]
+    return per_position[rows, index]
+
+
+def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Logprobs of the given tokens and the entropy of their distributions.
+
+    Args:
+        logits: [..., V] those that predict `ids`.
+        ids: [...] int64.
+        temperature: see `log_distribution`.
+
+    Returns:
+        logprobs [...] and entropy [...], in nats; gradients flow through both.
+    """
+    log_p = log_distribution(logits, temperature)
+    logprobs = log_p.gather(-1, ids[..., None]).squeeze(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    return logprobs, entropy

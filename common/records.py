@@ -1,0 +1,228 @@
+"""Exactly what crosses a process boundary: frozen records of compact numpy arrays. No text, logits or torch tensors.
+
+    Prompt ─▶ actors ─▶ Rollout ─▶ reward_service ─▶ Judgement ─▶ learner ─▶ UpdateReport
+       ▲                                                            │
+       └──────────── WeightsHandle rides on every request ◀─────────┘
+
+A *chunk* is the unit of dispatch: a fixed number of prompts in draw order. The driver holds references to the
+payloads of a chunk (`RolloutChunk`, `JudgementChunk`, `ReferenceChunk`) and reads only the small `Stats` beside them.
+
+Legend: P prompt tokens, R response tokens.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Ids = npt.NDArray[np.int32]
+Logprobs = npt.NDArray[np.float32]
+Finish = Literal["stop", "length"]
+
+
+class Identity(NamedTuple):
+    """Which weights: a lineage (a new one after a rewind) and the number of updates behind them."""
+
+    lineage: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"{self.lineage}.{self.step}"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The beginning of a text, at one position of the prompt stream.
+
+    Example: `Prompt(draw_index=7, prompt_id=3021, token_ids=[12, 9], max_new_tokens=16)`
+    """
+
+    draw_index: int
+    """Position in the prompt stream; never reset."""
+    prompt_id: int
+    """Index of the text that it begins, in its data source."""
+    token_ids: Ids
+    """[P] token ids, without padding."""
+    max_new_tokens: int
+    """Most response tokens; drawn with the prompt, so that it does not depend on who generates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """One sampled response."""
+
+    draw_index: int
+    sample_index: int
+    """Which of a prompt's samples this is."""
+    attempt: int
+    """How often the chunk was dispatched before; the tokens do not depend on it."""
+    seed: int
+    """Seed of this sample's noise: f(run seed, draw_index, sample_index)."""
+    response_ids: Ids
+    """[R] sampled ids, the EOS token included where one was sampled."""
+    logprobs: Logprobs
+    """[R] natural logarithms of the probabilities under the distribution that was sampled from."""
+    identity: Identity
+    """Weights that generated it."""
+    finish: Finish
+    """`stop`: ended by an EOS token; `length`: cut at max_new_tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the reward service says of one rollout."""
+
+    draw_index: int
+    sample_index: int
+    score: float
+    """What PPO maximises, before scaling and clipping."""
+    parts: Mapping[str, float]
+    """The scorers' own numbers, by name, as in `{"reward_model": 1.3, "prompt": -0.2}`."""
+    scorer_version: str
+    """Hash of the scorer's weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """All of one sample: what the learner trains on and what is recorded."""
+
+    prompt: Prompt
+    rollout: Rollout
+    judgement: Judgement
+    ref_logprobs: Logprobs | None
+    """[R] logprobs of the same tokens under the frozen reference; None where the learner computes them, or nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """The small half of every result: all that the driver reads."""
+
+    samples: int = 0
+    prompt_tokens: int = 0
+    response_tokens: int = 0
+    stops: int = 0
+    """Responses that ended with an EOS token."""
+    score_sum: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall seconds by phase, as in `{"fetch": 0.01, "load": 0.002, "generate": 0.8}`."""
+    identity: Identity | None = None
+    weights_hash: int = 0
+    """64-bit hash of the weights buffer in use."""
+    probe_gap: float = 0.0
+    """Largest difference from the learner's logprobs on the probe prompts, in nats."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutChunk:
+    """Payload of `generate`."""
+
+    prompts: tuple[Prompt, ...]
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgementChunk:
+    """Payload of `score`, in the order of the chunk's rollouts."""
+
+    judgements: tuple[Judgement, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceChunk:
+    """Payload of `reference`, in the order of the chunk's rollouts."""
+
+    logprobs: tuple[Logprobs, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one tensor lies in the flat buffer."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    """In elements, from the start of the buffer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A fixed prompt and the learner's own logprobs of it, by which a worker checks what it loaded."""
+
+    token_ids: Ids
+    """[N, T] ids, equal lengths."""
+    logprobs: Logprobs
+    """[N, T-1] logprobs of the ids 1 … T-1."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsHandle:
+    """A published policy: small; the buffer itself stays where `ref` points."""
+
+    identity: Identity
+    ref: Any
+    """The flat numpy buffer, or an object reference to it; nested here, so that Ray does not resolve it."""
+    hash: int
+    """xxh3-64 of the buffer's bytes."""
+    manifest: tuple[TensorSpec, ...]
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One chunk of work for a rollout worker."""
+
+    chunk_index: int
+    attempt: int
+    prompts: tuple[Prompt, ...]
+    fill: int
+    """Rows at the end that only bring the chunk to its fixed size and are thrown away."""
+    run_seed: int
+    temperature: float
+    weights: WeightsHandle
+    sample_index: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkHandle:
+    """A chunk that is generated and judged: references to payloads, and the draws that it holds."""
+
+    chunk_index: int
+    draw_indices: tuple[int, ...]
+    rollouts: Any
+    judgements: Any
+    reference: Any | None
+    """None where the learner computes reference logprobs, or nobody does."""
+    rollout_stats: Stats
+    judge_stats: Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One text worth showing."""
+
+    kind: Literal["best", "worst"]
+    draw_index: int
+    prompt_ids: Ids
+    response_ids: Ids
+    score: float
+    kl_seq_sum: float
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateReport:
+    """What one update did."""
+
+    step: int
+    """Updates done, this one included."""
+    identity: Identity
+    trained: tuple[tuple[int, int], ...]
+    """(draw_index, sample_index) of every sample that was trained on, sorted."""
+    metrics: Mapping[str, float]
+    """By name, as declared in common/metrics.py; times excluded."""
+    seconds: Mapping[str, float]
+    """Wall seconds by phase."""
+    samples: tuple[Sample, ...] = ()
+    """Best and worst texts of the update."""

@@ -1,0 +1,1 @@
+"""The roof: how a run is launched, reached, watched and measured. May import all; nobody imports it."""

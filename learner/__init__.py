@@ -1,0 +1,1 @@
+"""Take gradients: everything that trains a model."""

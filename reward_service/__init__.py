@@ -1,0 +1,1 @@
+"""Judge text: rollouts in, scores and reference logprobs out."""
