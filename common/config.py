@@ -264,6 +264,11 @@ class RunConfig(Config):
     metrics: MetricsConfig = MetricsConfig()
     """Monitoring."""
 
+    def data_of_language_models(self) -> list[str]:
+        """Data sources of pre-training and fine-tuning: perplexity is measured on all, so that forgetting is seen."""
+        tables = [table for table in (self.pretrain, self.sft) if table is not None]
+        return list(dict.fromkeys(name for table in tables for name in table.data))
+
     @model_validator(mode="after")
     def _names_resolve(self) -> "RunConfig":
         for stage, names in self._data_used().items():

@@ -66,3 +66,33 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Ten
     logprobs = log_p.gather(-1, ids[..., None]).squeeze(-1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     return logprobs, entropy
+
+
+def next_token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
+    """Logprob of every token but the first, given those before it.
+
+    Args:
+        logits: [B, T, V].
+        ids: [B, T] int64.
+        temperature: see `log_distribution`.
+
+    Returns:
+        [B, T-1]; gradients flow.
+    """
+    return token_logprobs(logits[:, :-1], ids[:, 1:], temperature)[0]
+
+
+def next_token_loss(logits: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the live tokens of right-padded texts, the first token of each left out.
+
+    Args:
+        logits: [B, T, V].
+        ids: [B, T] int64.
+        lengths: [B] int64 live tokens per row.
+
+    Returns:
+        [] sum of nats, gradients flow; [] number of tokens in it.
+    """
+    live = torch.arange(1, ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
+    nats = torch.nn.functional.cross_entropy(logits[:, :-1][live].float(), ids[:, 1:][live], reduction="sum")
+    return nats, live.sum()

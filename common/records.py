@@ -226,3 +226,22 @@ class UpdateReport:
     """Wall seconds by phase."""
     samples: tuple[Sample, ...] = ()
     """Best and worst texts of the update."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a supervised stage is."""
+
+    step: int
+    total: int
+    message: str = ""
+    """What is being done or the latest figure, as in `loss 3.61`."""
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a supervised stage measured, and what it left in its folder."""
+
+    metrics: Mapping[str, Any]
+    """JSON-able, by name."""
+    seconds: Mapping[str, float]

@@ -70,4 +70,5 @@ def uniform_noise(seeds: np.ndarray, positions: np.ndarray, num_values: int, dev
     index = torch.arange(num_values, dtype=torch.int32, device=device) * -1640531527  # 0x9E3779B9
     h = _fmix32(index[None, :] ^ low[:, None])
     h = _fmix32(h + high[:, None])
-    return (h.float() + (2.0**31 + 0.5)) * 2.0**-32
+    unsigned = torch.where(h < 0, h.float() + 2.0**32, h.float())  # exact near 0, where adding 2^31 first would round
+    return (unsigned + 0.5) * 2.0**-32

@@ -1,0 +1,126 @@
+"""The rollout worker: a plain class that turns a GenerateRequest into a RolloutChunk. No Ray, no queue, no thread.
+
+It is called by its shell (`actors/ray_actor.py`) or directly (`deploy/local.py`); both give it its parts built.
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from actors.engine import SamplingEngine
+from common.errors import WeightsMismatchError
+from common.logprobs import token_logprobs
+from common.records import GenerateRequest, Identity, Probe, Rollout, RolloutChunk, Stats, WeightsHandle
+from common.seeds import sample_seed
+from common.weights import Buffer, buffer_hash, load_flat
+
+PROBE_TOLERANCE = 1e-3
+"""Nats by which a worker's logprobs may differ from the learner's at equal weights in float32."""
+
+
+class RolloutWorker:
+    """Generates with the weights that a request names, fetching them first where it holds others.
+
+    Args:
+        engine: sampling engine over this worker's own copy of the policy.
+        fetch: brings the flat buffer of a handle: identity in one process, the object store under Ray.
+        name: for error messages.
+    """
+
+    def __init__(
+        self, engine: SamplingEngine, *, fetch: Callable[[WeightsHandle], Buffer], name: str = "worker"
+    ) -> None:
+        self.engine = engine
+        self.fetch = fetch
+        self.name = name
+        self.identity: Identity | None = None
+        self.weights_hash = 0
+        self.probe_gap = 0.0
+
+    def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
+        """Sample one response to each prompt of the request.
+
+        Returns:
+            The rollouts in the order of the prompts, and what the driver needs to know of them.
+
+        Raises:
+            WeightsMismatchError: the weights that arrived are not those that were published.
+        """
+        seconds = self._adopt(request.weights)
+        start = time.perf_counter()
+        prompts = request.prompts + request.prompts[:1] * request.fill
+        seeds = [sample_seed(request.run_seed, p.draw_index, request.sample_index) for p in request.prompts]
+        sampled = self.engine.sample(
+            [p.token_ids for p in prompts],
+            max_new_tokens=[p.max_new_tokens for p in prompts],
+            seeds=seeds + seeds[:1] * request.fill,
+            temperature=request.temperature,
+        )[: len(request.prompts)]
+        seconds["generate"] = time.perf_counter() - start
+        rollouts = tuple(
+            Rollout(
+                draw_index=prompt.draw_index,
+                sample_index=request.sample_index,
+                attempt=request.attempt,
+                seed=seed,
+                response_ids=one.ids,
+                logprobs=one.logprobs,
+                identity=request.weights.identity,
+                finish=one.finish,
+            )
+            for prompt, seed, one in zip(request.prompts, seeds, sampled, strict=True)
+        )
+        return RolloutChunk(request.prompts, rollouts), self._stats(request, rollouts, seconds)
+
+    def _stats(self, request: GenerateRequest, rollouts: tuple[Rollout, ...], seconds: dict[str, float]) -> Stats:
+        return Stats(
+            samples=len(rollouts),
+            prompt_tokens=sum(len(p.token_ids) for p in request.prompts),
+            response_tokens=sum(len(r.response_ids) for r in rollouts),
+            stops=sum(r.finish == "stop" for r in rollouts),
+            seconds=seconds,
+            identity=self.identity,
+            weights_hash=self.weights_hash,
+            probe_gap=self.probe_gap,
+        )
+
+    def _adopt(self, handle: WeightsHandle) -> dict[str, float]:
+        """Make the handle's weights this worker's own; returns seconds by phase."""
+        if handle.identity == self.identity and handle.hash == self.weights_hash:
+            return {}
+        start = time.perf_counter()
+        buffer = self.fetch(handle)
+        fetched = time.perf_counter()
+        arrived = buffer_hash(buffer)
+        if arrived != handle.hash:
+            raise WeightsMismatchError(
+                f"{self.name}: weights {handle.identity} arrived with hash {arrived:016x}, "
+                f"but {handle.hash:016x} was published; the buffer changed on its way"
+            )
+        self.identity = None  # until all is copied, the model is of no version
+        load_flat(self.engine.policy, buffer, handle.manifest)
+        self.identity, self.weights_hash = handle.identity, handle.hash
+        loaded = time.perf_counter()
+        if handle.probe is not None:
+            self._check_probe(handle.probe)
+        return {
+            "fetch": fetched - start,
+            "load": loaded - fetched,
+            "probe": time.perf_counter() - loaded,
+        }
+
+    @torch.inference_mode()
+    def _check_probe(self, probe: Probe) -> None:
+        """Compare this model's logprobs with the learner's: catches what a hash of the buffer cannot."""
+        ids = torch.from_numpy(probe.token_ids.astype(np.int64)).to(self.engine.device)
+        logits = self.engine.policy(input_ids=ids, use_cache=False).logits[:, :-1]
+        mine, _ = token_logprobs(logits, ids[:, 1:], 1.0)
+        self.probe_gap = float(np.abs(mine.cpu().numpy() - probe.logprobs).max())
+        reduced = next(self.engine.policy.parameters()).dtype != torch.float32
+        if not reduced and not self.probe_gap <= PROBE_TOLERANCE:
+            raise WeightsMismatchError(
+                f"{self.name}: at weights {self.identity} the probe prompt's logprobs differ from the learner's by "
+                f"{self.probe_gap:.2g} nats (at most {PROBE_TOLERANCE:g}); the model was not loaded as it was sent"
+            )

@@ -1,0 +1,259 @@
+"""Loads a data source into cleaned texts with labels, and splits them by a stable hash: what every stage learns from.
+
+    files | package ─▶ table_files ─▶ where ─▶ check text, label ─▶ clean, cut ─▶ Corpus ─▶ split ─▶ Corpus
+    inline ───────────────────────────────────────┘
+
+It knows no tokenizer and no model. In-process, quiet, without network; the same source gives the same corpus anywhere.
+"""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from common.cleaning import count_words, paragraphs, sentences
+from common.data_config import Columns, DataSource, FilesSource, InlineSource, PackageSource, TextPrep
+from common.errors import DataError
+from common.seeds import mix
+from common.table_diagnosis import place
+from common.table_files import find_files, find_in_package, read_columns
+
+Which = Literal["train", "heldout"]
+Half = Literal["all", "a", "b"]
+
+_HELDOUT, _HALF = 0x68656C64, 0x68616C66  # purposes of the split hashes; another number would move every document
+_INTEGER = re.compile(r"[+-]?\d{1,18}")
+
+
+@dataclass(frozen=True, slots=True)
+class Corpus:
+    """Texts in the order of their source, N of them."""
+
+    texts: list[str]
+    """N cleaned documents or sentences."""
+    labels: npt.NDArray[np.int64] | None
+    """[N] classes, or None for unlabelled texts; a sentence has its document's."""
+    document_ids: npt.NDArray[np.uint64]
+    """[N] xxh3-64 of the whole document, cleaned and lower-cased; equal documents and sentences of one share it."""
+    fingerprint: str
+    """Hash of the content and of the settings that made it; not of paths."""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Checked rows before cleaning."""
+
+    texts: list[str]
+    labels: list[int] | None
+
+
+def load_corpus(source: DataSource) -> Corpus:
+    """Read, check, clean and cut a data source.
+
+    Raises:
+        DataError: a file, package, column, text or label is not as it should be, or no text is left; the message names
+            file, row and column where there is one, and what to change.
+    """
+    match source:
+        case InlineSource():
+            name, rows = "inline texts", _inline_rows(source)
+        case FilesSource():
+            name, rows = ", ".join(source.paths), _table_rows(find_files(source.paths), source)
+        case PackageSource():
+            path = find_in_package(source.package, source.file, source.install)
+            name, rows = str(path), _table_rows([path], source)
+    settings = source.model_dump_json(exclude={"paths", "package", "file", "install", "texts", "labels"})
+    return _prepare(rows, source.prepare, name=name, settings=settings)
+
+
+def split(corpus: Corpus, heldout_fraction: float, which: Which = "train", half: Half = "all") -> Corpus:
+    """The documents whose hash puts them into a split: the same whatever their order and their neighbours.
+
+    Args:
+        corpus: What to split.
+        heldout_fraction: Share of the documents that are held out, in 0 … 1.
+        which: The training split or the held-out one.
+        half: Both halves of it, or one: `a` and `b` are disjoint, and independent of what is held out.
+
+    Raises:
+        DataError: the split is empty.
+    """
+    if not 0 <= heldout_fraction <= 1:
+        raise ValueError(f"heldout_fraction={heldout_fraction} is no share; choose one from 0 to 1")
+    documents, where = np.unique(corpus.document_ids, return_inverse=True)
+    bound = math.floor(heldout_fraction * 2**64)
+    keep = np.array([(mix(_HELDOUT, int(d)) < bound) == (which == "heldout") for d in documents], dtype=bool)
+    if half != "all":
+        keep &= np.array([(mix(_HALF, int(d)) >> 63 == 0) == (half == "a") for d in documents], dtype=bool)
+    rows = np.flatnonzero(keep[where])
+    if not rows.size:
+        raise DataError(
+            f"the {which} split (heldout_fraction={heldout_fraction}, half={half!r}) is empty: "
+            f"there are only {len(documents)} different documents; add some, or change heldout_fraction"
+        )
+    return Corpus(
+        texts=[corpus.texts[row] for row in rows],
+        labels=None if corpus.labels is None else corpus.labels[rows],
+        document_ids=corpus.document_ids[rows],
+        fingerprint=_digest(f"{corpus.fingerprint} {heldout_fraction!r} {which} {half}"),
+    )
+
+
+def _inline_rows(source: InlineSource) -> _Rows:
+    def locate(row: int) -> str:
+        return f"inline texts, row {row}"
+
+    rows = range(1, len(source.texts) + 1)
+    labels = None
+    if source.labels is not None:
+        labels = _checked_labels(source.labels, rows, column="labels", num_labels=source.num_labels, locate=locate)
+    return _Rows(source.texts, labels)
+
+
+def _table_rows(paths: Sequence[Path], source: Columns) -> _Rows:
+    texts: list[str] = []
+    labels: list[int] = []
+    num_rows = 0
+    seen: dict[str, set[str]] = {column: set() for column in source.where}
+    label_column = [] if source.label_column is None else [source.label_column]
+    for path in paths:
+        table = read_columns(path, [source.text_column, *label_column, *source.where])
+        num_rows += len(table[source.text_column])
+        for column, values in seen.items():
+            values.update(map(str, table[column]))
+        rows = _selected(table, source)
+
+        def locate(row: int, path: Path = path) -> str:
+            return place(path, row)
+
+        texts += _checked_texts(table[source.text_column], rows, column=source.text_column, locate=locate)
+        if source.label_column is not None:
+            values_of = table[source.label_column]
+            labels += _checked_labels(
+                values_of, rows, column=source.label_column, num_labels=source.num_labels, locate=locate
+            )
+    if not texts:
+        raise _nothing_selected(paths, source, num_rows, seen)
+    return _Rows(texts, labels if source.label_column is not None else None)
+
+
+def _selected(table: dict[str, list[Any]], source: Columns) -> list[int]:
+    """Rows, from 1, that `where` keeps; csv cells are strings, so values are compared as they are written."""
+    rows: Sequence[int] = range(1, len(table[source.text_column]) + 1)
+    for column, legal in source.where.items():
+        cells, written = table[column], str(legal)
+        rows = [row for row in rows if cells[row - 1] == legal or str(cells[row - 1]) == written]
+    return list(rows)
+
+
+def _nothing_selected(paths: Sequence[Path], source: Columns, num_rows: int, seen: dict[str, set[str]]) -> DataError:
+    asked = ", ".join(f"{column} = {value!r}" for column, value in source.where.items())
+    held = "; ".join(
+        f"{column} holds {', '.join(sorted(values)[:10])}{', …' if len(values) > 10 else ''}"
+        for column, values in seen.items()
+    )
+    files = ", ".join(map(str, paths))
+    return DataError(f"{files}: where ({asked}) keeps none of {num_rows} rows: {held}; change where")
+
+
+def _checked_texts(
+    values: Sequence[object], rows: Sequence[int], *, column: str, locate: Callable[[int], str]
+) -> list[str]:
+    texts: list[str] = []
+    for row in rows:
+        value = values[row - 1]
+        if not isinstance(value, str):
+            what = "is missing" if value is None else f"is {value!r}, which is no string"
+            raise DataError(f"{locate(row)}, column {column!r}: the text {what}; fill it in or delete the row")
+        texts.append(value)
+    return texts
+
+
+def _checked_labels(
+    values: Sequence[object], rows: Sequence[int], *, column: str, num_labels: int, locate: Callable[[int], str]
+) -> list[int]:
+    labels: list[int] = []
+    for row in rows:
+        value = values[row - 1]
+        label = _integer(value)
+        if label is None or not 0 <= label < num_labels:
+            if value is None or value == "":
+                what = "the label is missing"
+            else:
+                what = f"the label {value!r} is {'no integer' if label is None else 'out of range'}"
+            raise DataError(
+                f"{locate(row)}, column {column!r}: {what}; legal are the integers from 0 to {num_labels - 1} "
+                "(num_labels sets how many)"
+            )
+        labels.append(label)
+    return labels
+
+
+def _integer(value: object) -> int | None:
+    """The integer that a cell holds, `1`, `"1"`, `1.0` and true alike; None if it holds none."""
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    if isinstance(value, str) and _INTEGER.fullmatch(value.strip()):
+        return int(value)
+    return None
+
+
+def _prepare(rows: _Rows, prep: TextPrep, *, name: str, settings: str) -> Corpus:
+    texts: list[str] = []
+    origins: list[int] = []
+    ids = np.empty(len(rows.texts), dtype=np.uint64)
+    for index, raw in enumerate(rows.texts):
+        parts = paragraphs(raw)
+        document = " ".join(parts)
+        ids[index] = xxhash.xxh3_64_intdigest(document.lower())
+        units = [document] if prep.unit == "document" else [unit for part in parts for unit in sentences(part)]
+        texts += units
+        origins += [index] * len(units)
+    kept = _of_legal_length(texts, prep, name)
+    texts = [texts[i].lower() if prep.lowercase else texts[i] for i in kept]
+    origin = np.array(origins, dtype=np.int64)[kept]
+    labels = None if rows.labels is None else np.array(rows.labels, dtype=np.int64)[origin]
+    content = "\n".join([settings, *texts, "" if labels is None else " ".join(map(str, labels))])
+    return Corpus(texts, labels, ids[origin], _digest(content, ids[origin].tobytes()))
+
+
+def _of_legal_length(texts: Sequence[str], prep: TextPrep, name: str) -> npt.NDArray[np.int64]:
+    """Indices of the units of min_words … max_words words.
+
+    Raises:
+        DataError: none is left; says which step removed the last.
+    """
+    words = np.fromiter(map(count_words, texts), dtype=np.int64, count=len(texts))
+    if not words.any():
+        raise DataError(f"{name}: cleaning leaves no word in any text; look at text_column, and at the texts")
+    long_enough = words >= prep.min_words
+    if not long_enough.any():
+        raise DataError(
+            f"{name}: min_words={prep.min_words} removes all {len(texts)} {prep.unit}s, whose longest has "
+            f"{words.max()} words; set prepare.min_words to that or less"
+        )
+    kept = long_enough & (words <= prep.max_words)
+    if not kept.any():
+        raise DataError(
+            f"{name}: max_words={prep.max_words} removes all {np.count_nonzero(long_enough)} {prep.unit}s that min_words "
+            f"leaves, whose shortest has {words[long_enough].min()} words; set prepare.max_words to that or more"
+        )
+    return np.flatnonzero(kept)
+
+
+def _digest(text: str, data: bytes = b"") -> str:
+    """xxh3-128 in hexadecimal digits."""
+    state = xxhash.xxh3_128(text)
+    state.update(data)
+    return state.hexdigest()

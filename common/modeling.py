@@ -1,0 +1,141 @@
+"""The networks: policy, policy with value head, and how models get on disk and back, in Hugging Face's format.
+
+Legend: B sequences, T tokens of a padded sequence, R response slots, H width, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from common.config import DType, FreshModel
+from common.errors import ConfigError
+from common.logprobs import gather_response, token_logprobs
+
+
+def resolve_device(device: str, num_gpus: float) -> torch.device:
+    """`auto` is CUDA where the role holds a GPU and one is there, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if num_gpus > 0 and torch.cuda.is_available() else "cpu")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError('device = "cuda", but torch sees no GPU here; set device = "auto" or num_gpus')
+    return torch.device(device)
+
+
+def fresh_policy(config: FreshModel, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A Llama-shaped model with random weights for the given tokenizer."""
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.hidden_size,
+            intermediate_size=int(config.mlp_ratio * config.hidden_size) // 8 * 8,
+            num_hidden_layers=config.num_layers,
+            num_attention_heads=config.num_heads,
+            max_position_embeddings=config.max_tokens,
+            tie_word_embeddings=config.tie_embeddings,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+        )
+    )
+
+
+def load_policy(path: str, *, revision: str | None = None, dtype: DType = "float32") -> PreTrainedModel:
+    """A causal language model from a folder or the hub, dropout off, in evaluation mode."""
+    model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=getattr(torch, dtype))
+    return without_dropout(model)
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """Set every dropout to 0 and leave training mode: else old and new logprobs of equal weights differ."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.eval()
+
+
+def decoder_layers(policy: PreTrainedModel) -> nn.ModuleList:
+    """The stack of decoder layers, whatever the architecture calls it: the longest ModuleList."""
+    stacks = [module for module in policy.modules() if isinstance(module, nn.ModuleList)]
+    if not stacks:
+        raise ConfigError(f"{type(policy).__name__} has no stack of layers; set ppo.trainable_layers to none")
+    return max(stacks, key=len)
+
+
+def freeze_below(policy: PreTrainedModel, trainable_layers: int) -> None:
+    """Leave only the top layers and what follows them (the final norm) trainable.
+
+    The embeddings stay frozen, and with them the output head, tied or not: the trunk is then the same network for
+    the policy and for its reference.
+    """
+    layers = decoder_layers(policy)
+    if trainable_layers > len(layers):
+        raise ConfigError(f"trainable_layers={trainable_layers} exceeds the model's {len(layers)} layers; lower it")
+    for parameter in policy.parameters():
+        parameter.requires_grad_(False)
+    for layer in layers[len(layers) - trainable_layers :]:
+        for parameter in layer.parameters():
+            parameter.requires_grad_(True)
+    inside = {id(p) for p in layers.parameters()}
+    for parameter in policy.parameters():
+        if parameter.ndim == 1 and id(parameter) not in inside:
+            parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyOutput:
+    """What one pass says of the response tokens; gradients flow through all but padding."""
+
+    logprobs: Tensor
+    """[B, R] of the response tokens."""
+    entropy: Tensor
+    """[B, R] of the distributions that they were drawn from."""
+    values: Tensor
+    """[B, R] of the states before each token."""
+    last_values: Tensor
+    """[B] of the state after the last token."""
+
+
+class PolicyWithValueHead(nn.Module):
+    """A causal language model with a scalar value of each state, on a shared trunk.
+
+    Args:
+        policy: any Hugging Face causal language model; its dropout is turned off.
+    """
+
+    def __init__(self, policy: PreTrainedModel) -> None:
+        super().__init__()
+        self.policy = without_dropout(policy)
+        self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def forward(
+        self, input_ids: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, num_slots: int, temperature: float
+    ) -> PolicyOutput:
+        """One pass for logprobs, entropy and values.
+
+        Right padding needs no attention mask: under causal attention no live position sees what follows it.
+
+        Args:
+            input_ids: [B, T] int64, prompt then response then padding.
+            prompt_lengths: [B] int64.
+            response_lengths: [B] int64.
+            num_slots: R, the padded number of response tokens.
+            temperature: of the distribution that was sampled from.
+        """
+        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :].expand_as(input_ids)
+        out = self.policy(input_ids=input_ids, position_ids=positions, use_cache=False, output_hidden_states=True)
+        hidden = out.hidden_states[-1]
+        response_ids = gather_response(input_ids, prompt_lengths + 1, num_slots)
+        logits = gather_response(out.logits, prompt_lengths, num_slots)
+        logprobs, entropy = token_logprobs(logits, response_ids, temperature)
+        values = self._value(gather_response(hidden, prompt_lengths, num_slots))
+        last = prompt_lengths + response_lengths - 1
+        last_values = self._value(hidden[torch.arange(len(last), device=last.device), last])
+        return PolicyOutput(logprobs, entropy, values, last_values)
+
+    def _value(self, hidden: Tensor) -> Tensor:
+        """[..., H] to [...] float32, whatever the trunk's precision."""
+        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()

@@ -1,0 +1,88 @@
+"""Text to ids and back: one place for SFT, reward model, PPO and samples, so that all see the same text."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from common.errors import ConfigError
+from common.records import Ids
+
+PAD, UNKNOWN, EOS = "<pad>", "<unk>", "<eos>"
+WORD = r"\p{L}+(?:['’]\p{L}+)*|\p{N}+|[^\s\p{L}\p{N}]"
+"""A word with its contractions, a number, or one mark."""
+
+
+def train_word_tokenizer(texts: Iterable[str], *, vocabulary_size: int, max_tokens: int) -> PreTrainedTokenizerFast:
+    """A lower-casing word-level tokenizer of the most frequent words.
+
+    Pad, unknown and EOS are three different tokens, and none is added to a text by itself.
+    """
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(WORD), behavior="removed", invert=True)
+    tokenizer.decoder = decoders.WordPiece(cleanup=True)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocabulary_size, special_tokens=[PAD, UNKNOWN, EOS], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        eos_token=EOS,
+        model_max_length=max_tokens,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name; a missing pad token becomes the EOS token.
+
+    Masks follow from lengths and never from comparing ids, so that pad and EOS may be one token.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {path} has no EOS token, so no response could ever end; choose another")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None = None) -> list[Ids]:
+    """Ids of each text, without special tokens, cut at `max_tokens`."""
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, truncation=max_tokens is not None, max_length=max_tokens
+    )["input_ids"]
+    return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+
+
+def encode_documents(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int, drop_unknown: bool
+) -> list[Ids]:
+    """Ids of each text with an EOS token at its end where the whole text fitted.
+
+    Args:
+        tokenizer: its EOS token is appended.
+        texts: what the language model shall learn to write.
+        max_tokens: longest result, EOS included.
+        drop_unknown: leave out texts with a word that the vocabulary lacks.
+    """
+    kept = []
+    for ids in encode(tokenizer, texts):
+        if drop_unknown and tokenizer.unk_token_id is not None and (ids == tokenizer.unk_token_id).any():
+            continue
+        kept.append(np.append(ids, np.int32(tokenizer.eos_token_id))[:max_tokens])
+    return kept
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Ids) -> str:
+    """Text of ids, special tokens left out."""
+    return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
+
+
+def eos_token_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end a response."""
+    return frozenset({int(tokenizer.eos_token_id)})

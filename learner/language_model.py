@@ -1,0 +1,158 @@
+"""Next-token training: pre-training of a fresh model, and supervised fine-tuning on demonstrations."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from common.config import LanguageModelTraining, RunConfig
+from common.corpus import Corpus, load_corpus, split
+from common.errors import DataError
+from common.logprobs import next_token_loss
+from common.modeling import fresh_policy, load_policy
+from common.padding import pad_right
+from common.records import Ids, Progress, StageResult
+from common.seeds import mix, seed_everything
+from common.text import encode_documents, load_tokenizer, train_word_tokenizer
+from learner.optimizers import build_optimizers
+from learner.supervised import Schedule, batches, train
+
+EVALUATION_BATCH = 64
+
+
+def perplexity(model: PreTrainedModel, documents: Sequence[Ids]) -> float:
+    """Exp of the mean cross-entropy per token, EOS included and the first token of each text left out.
+
+    Args:
+        model: in evaluation mode.
+        documents: ids of each text.
+    """
+    total, count = 0.0, 0
+    by_length = sorted(documents, key=len)
+    device = next(model.parameters()).device
+    with torch.inference_mode():
+        for start in range(0, len(by_length), EVALUATION_BATCH):
+            ids, lengths = pad_right(by_length[start : start + EVALUATION_BATCH], 0, device)
+            nats, tokens = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids, lengths)
+            total, count = total + float(nats), count + int(tokens)
+    return math.exp(total / max(1, count))
+
+
+def train_language_model(
+    config: RunConfig, table: LanguageModelTraining, *, source: str | None, folder: Path, accelerator: Accelerator
+) -> Iterator[Progress | StageResult]:
+    """Train on the texts that the table names and leave model and tokenizer in `folder`.
+
+    Args:
+        config: the run; its data, its seed and, for a fresh model, its shape.
+        table: `config.pretrain` or `config.sft`.
+        source: folder or name of the model to go on from; None: a fresh model and tokenizer.
+        folder: where the result goes, in Hugging Face's format.
+        accelerator: device and processes.
+
+    Yields:
+        Progress, and last a StageResult with held-out perplexity before and after, by data source.
+    """
+    start = time.perf_counter()
+    yield Progress(0, 1, "reading texts")
+    corpora = {name: load_corpus(config.data[name]) for name in config.data_of_language_models()}
+    learned = {name: split(corpora[name], config.heldout_fraction, "train") for name in table.data}
+    seed_everything(mix(config.seed, 3))
+    model, tokenizer = _start(config, source, learned)
+    documents = _encode(learned, tokenizer, table)
+    heldout = _heldout(config, table, corpora, tokenizer)
+    model.to(accelerator.device)
+    before = {name: perplexity(model, texts) for name, texts in heldout.items()} if source is not None else {}
+    prepared = time.perf_counter()
+
+    def loss_of(wrapped: nn.Module, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        ids, lengths = pad_right([documents[i] for i in index], 0, accelerator.device)
+        return next_token_loss(wrapped(input_ids=ids, use_cache=False).logits, ids, lengths)
+
+    size = min(table.batch_sequences, len(documents))
+    schedule = Schedule(
+        max(1, round(table.epochs * len(documents) / size)),
+        table.warmup_fraction,
+        table.decay_fraction,
+        table.final_fraction,
+    )
+    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(config.seed, 4))
+    optimizers = build_optimizers(table.optimizer, model.named_parameters())
+    yield from train(
+        model,
+        optimizers,
+        loss_of,
+        order,
+        schedule=schedule,
+        max_grad_norm=table.max_grad_norm,
+        accelerator=accelerator,
+    )
+    trained = time.perf_counter()
+    after = {name: perplexity(model, texts) for name, texts in heldout.items()}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    tokens = sum(len(d) for d in documents)
+    yield StageResult(
+        {
+            "perplexity_before": before,
+            "perplexity_after": after,
+            "texts": len(documents),
+            "texts_left_out": sum(len(c.texts) for c in learned.values()) - len(documents),
+            "tokens": tokens,
+            "steps": schedule.steps,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        {
+            "prepare": prepared - start,
+            "train": trained - prepared,
+            "measure": time.perf_counter() - trained,
+        },
+    )
+
+
+def _start(
+    config: RunConfig, source: str | None, learned: dict[str, Corpus]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model to train and its tokenizer."""
+    if source is not None:
+        return load_policy(source), load_tokenizer(source)
+    assert config.model.type == "fresh", "only a fresh model starts from nothing"
+    texts = [text for corpus in learned.values() for text in corpus.texts]
+    tokenizer = train_word_tokenizer(
+        texts, vocabulary_size=config.model.vocabulary_size, max_tokens=config.model.max_tokens
+    )
+    return fresh_policy(config.model, tokenizer).eval(), tokenizer
+
+
+def _encode(corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining) -> list[Ids]:
+    documents = [
+        ids
+        for corpus in corpora.values()
+        for ids in encode_documents(
+            tokenizer, corpus.texts, max_tokens=table.max_tokens, drop_unknown=table.drop_unknown
+        )
+        if len(ids) > 1
+    ]
+    if not documents:
+        raise DataError(
+            f"no text of {', '.join(corpora)} is left to train on: all have words outside of the vocabulary of "
+            f"{len(tokenizer)}; raise model.vocabulary_size or set drop_unknown = false"
+        )
+    return documents
+
+
+def _heldout(
+    config: RunConfig, table: LanguageModelTraining, corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Ids]]:
+    """Held-out documents by data source, of this stage and of the other one, so that forgetting is seen."""
+    heldout = {}
+    for name, corpus in corpora.items():
+        texts = _encode({name: split(corpus, config.heldout_fraction, "heldout")}, tokenizer, table)
+        heldout[name] = texts[: table.heldout_texts]
+    return heldout

@@ -1,0 +1,297 @@
+"""PPO: trajectories in, better weights out. A plain class; knows no Ray, files or processes.
+
+One update (arXiv:1707.06347, algorithm 1; for language models arXiv:1909.08593):
+
+    trajectories ─▶ Batch ─▶ old logprobs, values ─▶ rewards ─▶ advantages ─▶ epochs × minibatches × microbatches
+
+Read `update` first, then `_minibatch_step`. The maths is in advantages.py, kl.py and losses.py.
+
+Legend: B sequences of an update, R response slots.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.func import functional_call
+
+from common.errors import NonFiniteError
+from common.masked import masked_mean, whiten
+from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
+from common.ppo_config import PPOConfig
+from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
+from common.seeds import permutation
+from common.weights import buffer_hash, flatten
+from learner.advantages import explained_variance, gae, shaped_scores, token_rewards
+from learner.batch import Batch, in_order
+from learner.kl import k1, k3, kl_seq_sum, kl_token_mean, make_controller
+from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
+from learner.optimizers import build_optimizers, set_rate
+from learner.tally import Tally, extremes, score_metrics
+
+_SHUFFLE = 2
+"""Names the purpose of the minibatch order among the run's random numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What the epochs of one update learn from: constants, [B, R] float32."""
+
+    old_logprobs: Tensor
+    old_values: Tensor
+    ref_logprobs: Tensor | None
+    advantages: Tensor
+    returns: Tensor
+
+    def rows(self, index: Tensor, slots: int) -> "Targets":
+        """The chosen rows and the first `slots` columns."""
+        ref = None if self.ref_logprobs is None else self.ref_logprobs[index, :slots]
+        parts = (self.old_logprobs, self.old_values, self.advantages, self.returns)
+        logprobs, values, advantages, returns = (part[index, :slots] for part in parts)
+        return Targets(logprobs, values, ref, advantages, returns)
+
+
+class PPOLearner:
+    """Owner of the policy, its value head and their optimizers.
+
+    Args:
+        model: policy with value head; `config.trainable_layers` freezes its trunk.
+        config: the PPO stage.
+        run_seed: the minibatch order follows from it.
+        accelerator: places the model and averages gradients over processes, where there are several.
+        probe_ids: [N, T] ids of equal lengths, by which workers check what they loaded.
+    """
+
+    def __init__(
+        self,
+        model: PolicyWithValueHead,
+        config: PPOConfig,
+        *,
+        run_seed: int,
+        accelerator: Accelerator,
+        probe_ids: Tensor | None = None,
+    ) -> None:
+        self.config = config
+        self.run_seed = run_seed
+        self.accelerator = accelerator
+        self.probe_ids = probe_ids
+        self.step = 0
+        self.lineage = 0
+        self.controller = make_controller(config.kl)
+        if config.trainable_layers is not None:
+            freeze_below(model.policy, config.trainable_layers)
+        self._ref_weights = self._frozen_copy(model) if config.reference == "shared_trunk" else None
+        optimizers = build_optimizers(
+            config.optimizer,
+            model.policy.named_parameters(),
+            head=list(model.value_head.parameters()),
+            head_lr=config.value_head_lr,
+        )
+        self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
+        self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
+
+    @staticmethod
+    def _frozen_copy(model: PolicyWithValueHead) -> dict[str, Tensor]:
+        """The trained layers as they are now; the frozen rest serves policy and reference alike."""
+        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @property
+    def identity(self) -> Identity:
+        """Which weights these are."""
+        return Identity(self.lineage, self.step)
+
+    @torch.no_grad()
+    def weights(self) -> WeightsHandle:
+        """A copy of the policy as it is now, without the value head."""
+        buffer, manifest = flatten(self.plain.policy)
+        probe = None
+        if self.probe_ids is not None and self.step % self.config.probe_every == 0:
+            ids = self.probe_ids.to(self.accelerator.device)
+            ones = torch.ones(len(ids), dtype=torch.int64, device=ids.device)
+            width = ids.shape[1] - 1
+            out = self.plain(ids, ones, ones * width, width, 1.0)
+            probe = Probe(self.probe_ids.int().numpy(), out.logprobs.cpu().numpy())
+        return WeightsHandle(self.identity, buffer, buffer_hash(buffer), manifest, probe)
+
+    def update(self, trajectories: Sequence[Trajectory]) -> UpdateReport:
+        """Train on trajectories once.
+
+        Args:
+            trajectories: in any order; sorted here.
+
+        Returns:
+            What the update did; `seconds` by phase.
+
+        Raises:
+            ValueError: a trajectory is malformed, comes twice, or was generated by other weights.
+            NonFiniteError: no optimizer step of the update was finite; the weights are as they were.
+        """
+        start = time.perf_counter()
+        ordered = in_order(trajectories, expected=self.identity)
+        batch = Batch.of(ordered, self.accelerator.device)
+        targets, measured = self._targets(batch)
+        prepared = time.perf_counter()
+        tally = self._train(batch, targets)
+        self.controller.update(measured, len(batch))
+        self.step += 1
+        metrics = score_metrics(ordered) | measured | tally.means()
+        return UpdateReport(
+            step=self.step,
+            identity=self.identity,
+            trained=tuple((t.rollout.draw_index, t.rollout.sample_index) for t in ordered),
+            metrics=metrics,
+            seconds={"prepare": prepared - start, "train": time.perf_counter() - prepared},
+            samples=extremes(ordered),
+        )
+
+    @torch.no_grad()
+    def _targets(self, batch: Batch) -> tuple[Targets, dict[str, float]]:
+        """Everything that stays fixed over the epochs, and what is measured on the way."""
+        config, mask = self.config, batch.response_mask
+        old = self._forward_all(batch)
+        refs = batch.ref_logprobs
+        if config.reference == "shared_trunk":
+            refs = self._forward_all(batch, weights=self._ref_weights).logprobs
+        scores = shaped_scores(
+            batch.scores,
+            batch.is_truncated,
+            scale=config.score_scale,
+            clip=config.score_clip,
+            missing_eos_penalty=config.missing_eos_penalty,
+        )
+        kl_coef = self.controller.coef
+        rewards = token_rewards(scores, mask, kl_coef=kl_coef, logprobs=old.logprobs, ref_logprobs=refs)
+        goes_on = batch.is_truncated & config.bootstrap_truncated
+        advantages, returns = gae(
+            rewards,
+            old.values,
+            mask,
+            gamma=config.gamma,
+            gae_lambda=config.gae_lambda,
+            bootstrap_values=torch.where(goes_on, old.last_values, 0.0),
+        )
+        measured = {
+            "kl_coef": kl_coef,
+            "explained_variance": float(explained_variance(old.values, returns, mask)),
+            "return_mean": float(masked_mean(returns, mask)),
+            "advantage_std": float(masked_mean(advantages.square(), mask).sqrt()),
+            "logprob_gap_max": float(_live_max((old.logprobs - batch.behaviour_logprobs).abs(), mask)),
+        }
+        if refs is not None:
+            log_ratio = old.logprobs - refs
+            measured["kl_seq_sum"] = float(kl_seq_sum(k1(log_ratio), mask))
+            measured["kl_token_mean"] = float(kl_token_mean(k1(log_ratio), mask))
+            measured["kl_k3_token_mean"] = float(kl_token_mean(k3(log_ratio), mask))
+        if config.advantage_whitening == "batch":
+            advantages = whiten(advantages, mask)
+        return Targets(old.logprobs, old.values, refs, advantages, returns), measured
+
+    def _forward_all(self, batch: Batch, weights: dict[str, Tensor] | None = None) -> PolicyOutput:
+        """One pass over all rows in microbatches; `weights` replace the trained layers' own."""
+        size = self.config.microbatch_sequences or self.config.minibatch_sequences
+        slots = batch.num_slots
+        pieces = []
+        for index in torch.arange(len(batch), device=self.accelerator.device).split(size):
+            part = batch.rows(index)
+            arguments = (part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots)
+            out = functional_call(self.plain, weights or {}, (*arguments, self.config.temperature))
+            pieces.append([_widen(out.logprobs, slots), _widen(out.entropy, slots), _widen(out.values, slots),
+                           out.last_values])  # fmt: skip
+        return PolicyOutput(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+
+    def _train(self, batch: Batch, targets: Targets) -> Tally:
+        """All epochs; returns the sums of what was seen."""
+        config, tally = self.config, Tally()
+        scale = learning_rate_scale(self.step, config)
+        set_rate(self.optimizers, scale)
+        for epoch in range(config.epochs):
+            order = torch.from_numpy(permutation(len(batch), self.run_seed, _SHUFFLE, self.step, epoch))
+            for index in order.to(self.accelerator.device).split(config.minibatch_sequences):
+                self._minibatch_step(batch, targets, index, tally)
+        if tally.steps == 0:
+            raise NonFiniteError(
+                f"update {self.step + 1}: none of {tally.skipped} optimizer steps was finite; weights {self.identity} "
+                "are as they were. Lower the learning rate or look at the scores"
+            )
+        tally.last["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
+        return tally
+
+    def _minibatch_step(self, batch: Batch, targets: Targets, index: Tensor, tally: Tally) -> None:
+        """One optimizer step: the microbatches' gradients add up to the minibatch's, over all processes."""
+        mask = batch.response_mask[index]
+        tokens = mask.sum()
+        advantages = targets.advantages[index]
+        if self.config.advantage_whitening == "minibatch":
+            advantages = whiten(advantages, mask)
+        world = self.accelerator.num_processes
+        denominator = self.accelerator.reduce(tokens, "sum") / world  # gradients are averaged over processes
+        pieces = torch.arange(len(index), device=index.device).split(self.config.microbatch_sequences or len(index))
+        for number, piece in enumerate(pieces):
+            with self.accelerator.no_sync(self.model) if number + 1 < len(pieces) else nullcontext():
+                part = batch.rows(index[piece])
+                rows = targets.rows(index[piece], part.num_slots)
+                loss = self._loss(part, rows, advantages[piece, : part.num_slots], denominator, tally)
+                self.accelerator.backward(loss)
+        self._apply(tally)
+        tally.tokens += int(tokens)
+
+    def _loss(self, part: Batch, rows: Targets, advantages: Tensor, denominator: Tensor, tally: Tally) -> Tensor:
+        """[] the microbatch's share of the minibatch's loss."""
+        config, mask = self.config, part.response_mask
+        out = self.model(part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots, config.temperature)
+        critic, critic_seen = value_loss(
+            out.values, rows.old_values, rows.returns, mask, clip_eps=config.value_clip_eps, denominator=denominator
+        )
+        actor, actor_seen = policy_loss(
+            out.logprobs, rows.old_logprobs, advantages, mask, clip_eps=config.clip_eps, denominator=denominator
+        )
+        bonus, bonus_seen = entropy_bonus(out.entropy, mask, denominator=denominator)
+        tally.add(policy_loss_sum=actor.detach() * denominator, value_loss_sum=critic.detach() * denominator)
+        tally.add(**actor_seen, **critic_seen, **bonus_seen)
+        if self.step < config.value_warmup_updates:
+            return config.value_coef * critic
+        loss = actor + config.value_coef * critic - config.entropy_coef * bonus
+        if config.kl_loss_coef > 0:
+            assert rows.ref_logprobs is not None, "the configuration demands a reference for a KL loss"
+            penalty, penalty_seen = kl_loss(out.logprobs, rows.ref_logprobs, mask, denominator=denominator)
+            tally.add(**penalty_seen)
+            loss = loss + config.kl_loss_coef * penalty
+        return loss
+
+    def _apply(self, tally: Tally) -> None:
+        """Clip and step, or leave the weights alone if the gradient is not finite."""
+        if self.step < self.config.value_warmup_updates:
+            for parameter in self.plain.policy.parameters():
+                parameter.grad = None
+        parameters = [p for p in self.plain.parameters() if p.grad is not None]
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
+        if math.isfinite(float(norm)):
+            for optimizer in self.optimizers:
+                optimizer.step()
+            tally.steps += 1
+            tally.grad_norm_sum += float(norm)
+        else:
+            tally.skipped += 1
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+def learning_rate_scale(step: int, config: PPOConfig) -> float:
+    """Share of the peak rate in the update after `step` updates: linear warm-up, then linear to the final share."""
+    warmup = min(1.0, (step + 1) / (config.lr_warmup_updates + 1))
+    progress = step / max(1, config.updates - 1)
+    return warmup * (1 - (1 - config.lr_final_fraction) * progress)
+
+
+def _widen(narrow: Tensor, slots: int) -> Tensor:
+    """[B, r] to [B, R] with zeros."""
+    return torch.nn.functional.pad(narrow, (0, slots - narrow.shape[1]))
+
+
+def _live_max(values: Tensor, mask: Tensor) -> Tensor:
+    return torch.where(mask, values, 0.0).max()

@@ -1,0 +1,215 @@
+"""Labels to a classifier whose positive-class logit is the score; for the reward model and for the judge."""
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+
+from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier
+from common.config import (
+    BagOfNgrams,
+    ClassifierTraining,
+    ConvClassifier,
+    PretrainedClassifier,
+    RewardModelConfig,
+    RunConfig,
+)
+from common.corpus import Corpus, load_corpus, split
+from common.errors import ConfigError
+from common.padding import mask_of, pad_right
+from common.records import Ids, Progress, StageResult
+from common.seeds import mix, seed_everything
+from common.text import encode, load_tokenizer, train_word_tokenizer
+from learner.optimizers import build_optimizers
+from learner.supervised import Schedule, batches, train
+
+EVALUATION_BATCH = 256
+BINS = 10
+
+
+def train_reward_model(
+    config: RunConfig, table: RewardModelConfig, *, role: str, folder: Path, accelerator: Accelerator
+) -> Iterator[Progress | StageResult]:
+    """Train a classifier on labelled texts and leave it, with its tokenizer, in `folder`.
+
+    Args:
+        config: the run; its data and its seed.
+        table: `config.reward_model` or `config.judge`.
+        role: `reward_model` or `judge`; names the random numbers.
+        folder: where the result goes, in Hugging Face's format.
+        accelerator: device and processes.
+
+    Yields:
+        Progress, and last a StageResult with held-out accuracy, by data source, and calibration.
+    """
+    training = table.training
+    assert training is not None, "a classifier without training is used as it is"
+    start = time.perf_counter()
+    yield Progress(0, 1, "reading texts")
+    corpora = {name: load_corpus(config.data[name]) for name in training.data}
+    learned = [split(c, config.heldout_fraction, "train", training.half) for c in corpora.values()]
+    texts = [text for corpus in learned for text in corpus.texts]
+    labels = np.concatenate([_labels(corpus) for corpus in learned])
+    seed_everything(mix(config.seed, 5 if role == "reward_model" else 6))
+    model, tokenizer = _start(table, texts, num_labels=_num_labels(config, training))
+    documents = encode(tokenizer, texts, table.max_tokens)
+    if isinstance(model, BagClassifier):
+        start_from_naive_bayes(model, documents, labels)
+    model.to(accelerator.device)
+    prepared = time.perf_counter()
+    yield from _train(model, documents, labels, training, tokenizer, seed=config.seed, accelerator=accelerator)
+    trained = time.perf_counter()
+    heldout = {name: split(c, config.heldout_fraction, "heldout") for name, c in corpora.items()}
+    metrics = _measure(model, tokenizer, heldout, table)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    yield StageResult(
+        {"texts": len(texts), **metrics},
+        {"prepare": prepared - start, "train": trained - prepared, "measure": time.perf_counter() - trained},
+    )
+
+
+def _num_labels(config: RunConfig, training: ClassifierTraining) -> int:
+    numbers = {config.data[name].num_labels for name in training.data}
+    if len(numbers) > 1:
+        raise ConfigError(f"data sources {training.data} have different num_labels {sorted(numbers)}; make them equal")
+    return numbers.pop()
+
+
+def _labels(corpus: Corpus) -> npt.NDArray[np.int64]:
+    assert corpus.labels is not None, "the configuration demands labels"
+    return corpus.labels
+
+
+def _start(
+    table: RewardModelConfig, texts: Sequence[str], *, num_labels: int
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An untrained, or a pre-trained, classifier and its tokenizer."""
+    match table.classifier:
+        case PretrainedClassifier(path=path, revision=revision):
+            model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, num_labels=num_labels)
+            return model, load_tokenizer(path, revision)
+        case BagOfNgrams() | ConvClassifier() if num_labels != 2:
+            raise ConfigError(f'classifier type "{table.classifier.type}" tells two classes apart, got {num_labels}')
+        case BagOfNgrams() as shape:
+            tokenizer = _tokenizer(texts, shape.vocabulary_size, table)
+            bag = BagConfig(vocab_size=len(tokenizer), pair_buckets=shape.pair_buckets)
+            return BagClassifier(bag), tokenizer
+        case ConvClassifier() as shape:
+            tokenizer = _tokenizer(texts, shape.vocabulary_size, table)
+            conv = ConvConfig(
+                vocab_size=len(tokenizer),
+                embedding_size=shape.embedding_size,
+                num_filters=shape.num_filters,
+                kernel_words=shape.kernel_words,
+                dropout=shape.dropout,
+            )
+            return ConvTextClassifier(conv), tokenizer
+
+
+def _tokenizer(texts: Sequence[str], vocabulary_size: int, table: RewardModelConfig) -> PreTrainedTokenizerBase:
+    return train_word_tokenizer(texts, vocabulary_size=vocabulary_size, max_tokens=table.max_tokens)
+
+
+def start_from_naive_bayes(
+    model: BagClassifier, documents: Sequence[Ids], labels: npt.NDArray[np.int64], *, scale: float = 0.25
+) -> None:
+    """Set each weight to `scale` times its log-count ratio (Wang & Manning 2012, eq. 2), each word once a text.
+
+    Args:
+        model: changed in place.
+        documents: ids of each text.
+        labels: [N] 0 or 1.
+        scale: below 1, for words of a text repeat each other's evidence.
+    """
+    with torch.no_grad():
+        for weight, ids_of in (
+            (model.words.weight, lambda d: d),
+            (model.pairs.weight, lambda d: model.pair_ids(torch.from_numpy(d.astype(np.int64))[None])[0].numpy()),
+        ):
+            counts = np.ones((2, weight.shape[0]))
+            for document, label in zip(documents, labels, strict=True):
+                counts[label, np.unique(ids_of(document))] += 1
+            ratio = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
+            seen = counts.sum(0) > 2
+            weight.copy_(torch.from_numpy(np.where(seen, scale * ratio, 0.0)[:, None]))
+
+
+def _train(
+    model: PreTrainedModel,
+    documents: Sequence[Ids],
+    labels: npt.NDArray[np.int64],
+    training: ClassifierTraining,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+) -> Iterator[Progress]:
+    def loss_of(wrapped: nn.Module, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        ids, mask = _padded([documents[i] for i in index], tokenizer, accelerator.device)
+        logits = wrapped(input_ids=ids, attention_mask=mask).logits
+        target = torch.from_numpy(labels[index]).to(accelerator.device)
+        total = nn.functional.cross_entropy(logits, target, reduction="sum", label_smoothing=training.label_smoothing)
+        return total, torch.tensor(len(index))
+
+    size = min(training.batch_sequences, len(documents))
+    schedule = Schedule(max(1, training.epochs * (len(documents) // size)), 0.0, 1.0, 0.0)
+    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(seed, 7))
+    optimizers = build_optimizers(training.optimizer, model.named_parameters())
+    yield from train(model, optimizers, loss_of, order, schedule=schedule, max_grad_norm=None, accelerator=accelerator)
+
+
+def _padded(rows: Sequence[Ids], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Tensor, Tensor]:
+    ids, lengths = pad_right(rows, tokenizer.pad_token_id, device)
+    return ids, mask_of(lengths, ids.shape[1]).long()
+
+
+def _measure(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    heldout: dict[str, Corpus],
+    table: RewardModelConfig,
+) -> dict[str, object]:
+    """Accuracy by data source and over all, and how far stated probabilities are from what is true."""
+    accuracy, all_p, all_right = {}, [], []
+    device = next(model.parameters()).device
+    for name, corpus in heldout.items():
+        documents, labels = encode(tokenizer, corpus.texts, table.max_tokens), _labels(corpus)
+        probabilities = []
+        with torch.inference_mode():
+            for start in range(0, len(documents), EVALUATION_BATCH):
+                ids, mask = _padded(documents[start : start + EVALUATION_BATCH], tokenizer, device)
+                probabilities.append(model(input_ids=ids, attention_mask=mask).logits.softmax(-1).cpu())
+        p = torch.cat(probabilities)
+        right = p.argmax(-1).numpy() == labels
+        accuracy[name] = float(right.mean())
+        all_p.append(p.amax(-1).numpy())
+        all_right.append(right)
+    confidence, right = np.concatenate(all_p), np.concatenate(all_right)
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_by_source": accuracy,
+        "calibration_error": expected_calibration_error(confidence, right),
+        "heldout_texts": len(right),
+    }
+
+
+def expected_calibration_error(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> float:
+    """Mean gap between stated confidence and accuracy, over equal bins of confidence (arXiv:1706.04599, eq. 3).
+
+    Args:
+        confidence: [N] probability of the chosen class.
+        right: [N] whether it was the true one.
+    """
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    error = 0.0
+    for b in np.unique(bins):
+        inside = bins == b
+        error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    return float(error)

@@ -1,0 +1,29 @@
+"""Batches of texts of like length: little padding, results in the caller's order."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from common.records import Ids
+
+
+def by_length(
+    rows: Sequence[Ids], batch_sequences: int, compute: Callable[[list[Ids]], npt.NDArray[np.float64]]
+) -> npt.NDArray[np.float64]:
+    """Apply `compute` to batches of rows of like length.
+
+    Args:
+        rows: ids.
+        batch_sequences: most rows of a batch.
+        compute: rows to [B] numbers.
+
+    Returns:
+        [N] float64, in the order of `rows`.
+    """
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+    results = np.empty(len(rows), dtype=np.float64)
+    for start in range(0, len(rows), batch_sequences):
+        batch = order[start : start + batch_sequences]
+        results[batch] = compute([rows[i] for i in batch])
+    return results

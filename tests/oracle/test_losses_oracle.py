@@ -1,0 +1,117 @@
+"""The losses and their gradients against the papers, token by token, and against finite differences."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.kl import k1, k2, k3, kl_seq_sum, kl_token_mean
+from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
+
+lengths = st.lists(st.integers(1, 7), min_size=1, max_size=4)
+seeds = st.integers(0, 2**31)
+close = {"rtol": 1e-9, "atol": 1e-10}
+
+
+def rows(*tensors):
+    return zip(*(t.tolist() for t in tensors), strict=True)
+
+
+def gradient_of(loss, leaf):
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=lengths, seed=seeds, eps=st.sampled_from([0.1, 0.2, 0.5]), denominator=st.integers(1, 100))
+def test_policy_loss_and_gradient_are_those_of_the_paper(oracle, ragged, lengths, seed, eps, denominator):
+    mask, (logprobs, old, advantages) = ragged(lengths, seed, 3)
+    logprobs = torch.where(mask, old + 0.4 * logprobs, logprobs).requires_grad_()
+    loss, metrics = policy_loss(logprobs, old, advantages, mask, clip_eps=eps, denominator=denominator)
+    batch = list(rows(logprobs, old, advantages, mask))
+    expected = -sum(oracle.policy_objective(*row, eps) for row in batch) / denominator
+    gradient = [[-g / denominator for g in oracle.policy_objective_gradient(*row, eps)] for row in batch]
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
+    torch.testing.assert_close(gradient_of(loss, logprobs), torch.tensor(gradient, dtype=torch.float64), **close)
+
+    clipped = sum(
+        g == 0.0 and alive
+        for row in batch
+        for g, alive in zip(oracle.policy_objective_gradient(*row, eps), row[-1], strict=True)
+    )
+    drift = list(rows(old, logprobs, mask))
+    assert metrics["num_clipped"].item() == clipped
+    assert metrics["approx_kl_k2_sum"].item() == pytest.approx(sum(oracle.k2_sum(*r) for r in drift), rel=1e-9)
+    assert metrics["approx_kl_k3_sum"].item() == pytest.approx(sum(oracle.k3_sum(*r) for r in drift), rel=1e-9)
+    assert metrics["ratio_max"].item() == pytest.approx((logprobs - old).detach()[mask].exp().max().item())
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=lengths, seed=seeds, eps=st.sampled_from([None, 0.2, 1.0]), denominator=st.integers(1, 100))
+def test_value_loss_and_gradient_are_the_pessimistic_squares(oracle, ragged, lengths, seed, eps, denominator):
+    mask, (values, old, returns) = ragged(lengths, seed, 3)
+    values.requires_grad_()
+    loss, metrics = value_loss(values, old, returns, mask, clip_eps=eps, denominator=denominator)
+    batch = list(rows(values, old, returns, mask))
+    expected = sum(oracle.value_error(*row, eps) for row in batch) / denominator
+    by_token = [oracle.value_error_gradient(*row, eps) for row in batch]
+    gradient = torch.tensor(by_token, dtype=torch.float64) / denominator
+    assert loss.item() == pytest.approx(expected, rel=1e-9)
+    torch.testing.assert_close(gradient_of(loss, values), gradient, **close)
+    assert metrics["num_value_clipped"].item() == (gradient[mask] == 0).sum().item()
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=lengths, seed=seeds, denominator=st.integers(1, 100))
+def test_kl_loss_is_k2_and_its_gradient_is_the_log_ratio(oracle, ragged, lengths, seed, denominator):
+    mask, (logprobs, ref) = ragged(lengths, seed, 2)
+    logprobs.requires_grad_()
+    loss, metrics = kl_loss(logprobs, ref, mask, denominator=denominator)
+    batch = list(rows(logprobs, ref, mask))
+    assert loss.item() == pytest.approx(sum(oracle.k2_sum(*r) for r in batch) / denominator, rel=1e-9)
+    assert metrics["ref_kl_k2_sum"].item() == pytest.approx(sum(oracle.k2_sum(*r) for r in batch), rel=1e-9)
+    assert metrics["ref_kl_k1_sum"].item() == pytest.approx(sum(oracle.k1_sum(*r) for r in batch), rel=1e-9)
+    expected = torch.where(mask, logprobs.detach() - ref, 0.0) / denominator
+    torch.testing.assert_close(gradient_of(loss, logprobs), expected, **close)
+
+
+@settings(max_examples=50, deadline=None)
+@given(lengths=lengths, seed=seeds, denominator=st.integers(1, 100))
+def test_entropy_bonus_is_the_sum_over_live_tokens(ragged, lengths, seed, denominator):
+    mask, (entropy,) = ragged(lengths, seed, 1)
+    entropy.requires_grad_()
+    bonus, metrics = entropy_bonus(entropy, mask, denominator=denominator)
+    total = sum(x for row, live in rows(entropy, mask) for x, alive in zip(row, live, strict=True) if alive)
+    assert bonus.item() == pytest.approx(total / denominator, rel=1e-9, abs=1e-12)
+    assert metrics["entropy_sum"].item() == pytest.approx(total, rel=1e-9, abs=1e-12)
+    torch.testing.assert_close(gradient_of(bonus, entropy), mask.double() / denominator, **close)
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=lengths, seed=seeds)
+def test_kl_measures_are_sums_of_schulmans_estimators(oracle, ragged, lengths, seed):
+    mask, (logprobs, ref) = ragged(lengths, seed, 2)
+    for estimator, slow in ((k1, oracle.k1_sum), (k2, oracle.k2_sum), (k3, oracle.k3_sum)):
+        kl = estimator(logprobs - ref)
+        by_row = [slow(*row) for row in rows(logprobs, ref, mask)]
+        assert kl_seq_sum(kl, mask).item() == pytest.approx(sum(by_row) / len(lengths), rel=1e-9, abs=1e-10)
+        assert kl_token_mean(kl, mask).item() == pytest.approx(sum(by_row) / sum(lengths), rel=1e-9, abs=1e-10)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=lengths, seed=seeds)
+def test_autograd_agrees_with_finite_differences_away_from_the_kinks(ragged, lengths, seed):
+    mask, (logprobs, old, advantages, returns) = ragged(lengths, seed, 4)
+    logprobs = torch.where(mask, old + 0.1 * logprobs, logprobs)
+    near_a_kink = ((logprobs - old).exp() - 1).abs().sub(0.2).abs() < 1e-4
+    mask = mask & ~near_a_kink
+
+    def total(live):
+        lp = logprobs.masked_scatter(mask, live)
+        policy, _ = policy_loss(lp, old, advantages, mask, clip_eps=0.2, denominator=7)
+        value, _ = value_loss(lp, old, returns, mask, clip_eps=None, denominator=7)
+        kl, _ = kl_loss(lp, old, mask, denominator=7)
+        return policy + 0.1 * value + 0.3 * kl
+
+    live = logprobs[mask].clone().requires_grad_()
+    if live.numel():
+        assert torch.autograd.gradcheck(total, (live,), eps=1e-6, atol=1e-6)
