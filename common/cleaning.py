@@ -71,9 +71,9 @@ def paragraphs(raw: str) -> list[str]:
 
 
 def clean(raw: str) -> str:
-    """The whole document as one line of plain text.
+    r"""The whole document as one line of plain text.
 
-    >>> clean("Great&nbsp;film!<br /><br />See <i>it</i>\\x85  twice.")
+    >>> clean("Great&nbsp;film!<br /><br />See <i>it</i>\x85  twice.")
     'Great film! See it... twice.'
     """
     return " ".join(paragraphs(raw))
@@ -96,7 +96,7 @@ def sentences(paragraph: str) -> list[str]:
     for match in _END.finditer(paragraph):
         if match.end() <= start:
             continue
-        end = _after_closing_quote(paragraph, start, match)
+        end = _after_closer(paragraph, start, match)
         if _ends_sentence(paragraph, start, end, match):
             _append(pieces, paragraph[start:end].strip())
             start = end
@@ -112,12 +112,12 @@ def _append(pieces: list[str], piece: str) -> None:
         pieces.append(piece)
 
 
-def _after_closing_quote(text: str, start: int, match: re.Match[str]) -> int:
-    """Where the sentence would end: a quote that stands apart, as in `he came . "`, still belongs to it if one is open."""
+def _after_closer(text: str, start: int, match: re.Match[str]) -> int:
+    """Where the sentence would end: a bracket or quote that closes apart, as in `he came . "`, is taken along."""
     end = match.end()
-    if text[end : end + 2] == ' "' and text[end + 2 : end + 3] in ("", " ") and text.count('"', start, end) % 2:
-        return end + 2
-    return end
+    apart, beyond = text[end : end + 2], text[end + 2 : end + 3]
+    closes = apart in (" )", " ]") or (apart == ' "' and text.count('"', start, end) % 2 == 1)
+    return end + 2 if closes and beyond in ("", " ") else end
 
 
 def _ends_sentence(text: str, start: int, end: int, match: re.Match[str]) -> bool:

@@ -216,7 +216,7 @@ def _prepare(rows: _Rows, prep: TextPrep, *, name: str, settings: str) -> Corpus
     for index, raw in enumerate(rows.texts):
         parts = paragraphs(raw)
         document = " ".join(parts)
-        ids[index] = xxhash.xxh3_64_intdigest(document.lower())
+        ids[index] = xxhash.xxh3_64_intdigest(document.lower().encode())
         units = [document] if prep.unit == "document" else [unit for part in parts for unit in sentences(part)]
         texts += units
         origins += [index] * len(units)
@@ -246,14 +246,15 @@ def _of_legal_length(texts: Sequence[str], prep: TextPrep, name: str) -> npt.NDA
     kept = long_enough & (words <= prep.max_words)
     if not kept.any():
         raise DataError(
-            f"{name}: max_words={prep.max_words} removes all {np.count_nonzero(long_enough)} {prep.unit}s that min_words "
-            f"leaves, whose shortest has {words[long_enough].min()} words; set prepare.max_words to that or more"
+            f"{name}: max_words={prep.max_words} removes all {np.count_nonzero(long_enough)} {prep.unit}s that "
+            f"min_words leaves, whose shortest has {words[long_enough].min()} words; set prepare.max_words to at "
+            "least that"
         )
     return np.flatnonzero(kept)
 
 
 def _digest(text: str, data: bytes = b"") -> str:
     """xxh3-128 in hexadecimal digits."""
-    state = xxhash.xxh3_128(text)
+    state = xxhash.xxh3_128(text.encode())
     state.update(data)
     return state.hexdigest()

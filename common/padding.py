@@ -1,4 +1,4 @@
-"""Ragged rows of ids to a rectangle; one place, so that padding is always on the right and masks follow from lengths."""
+"""Ragged rows of ids to a rectangle, in one place: padding is on the right, and masks follow from lengths."""
 
 from collections.abc import Sequence
 

@@ -59,13 +59,14 @@ class Pool:
         """Whether the reply answers a call of this pool that is still open."""
         return reply.call_id in self._work
 
-    def settle(self, reply: Reply) -> None:
-        """Close a call.
+    def settle(self, reply: Reply) -> str:
+        """Close a call; returns the member that answered it.
 
         Raises:
             MemberFailedError: the call failed; names role, member, phase and cause.
         """
         member = self._dispatcher.finish(reply.call_id)
+        assert member is not None, "a reply is settled once"
         method, _ = self._work.pop(reply.call_id)
         if isinstance(reply.error, MiniChatGPTError):
             raise reply.error
@@ -73,6 +74,7 @@ class Pool:
             raise MemberFailedError(
                 f"{self.role} member {member} failed in {method}: {type(reply.error).__name__}: {reply.error}"
             ) from reply.error
+        return member
 
     def check_deadlines(self, now: float) -> None:
         """Raise PhaseTimeoutError if a call is late; names who holds it and what else is open."""

@@ -245,3 +245,14 @@ class StageResult:
     metrics: Mapping[str, Any]
     """JSON-able, by name."""
     seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPaths:
+    """Folders or hub names of the models that a PPO or evaluation stage starts from."""
+
+    policy: str
+    """The policy before PPO, which is also the reference."""
+    reward_model: str
+    judge: str | None = None
+    """Set for evaluation only: PPO never sees it."""

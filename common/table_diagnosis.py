@@ -12,6 +12,9 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from common.errors import DataError
 
@@ -20,7 +23,7 @@ _BLOCK_BYTES = 1 << 24
 
 
 def place(path: Path, row: int) -> str:
-    """`reviews.csv, row 3 (line 5)`: where the row is, for an error message; the line is left out if it says no more."""
+    """`reviews.csv, row 3 (line 5)`: where the row is, for an error message; without the line where it says no more."""
     line = next((line for number, line in _rows(path) if number == row), row)
     return f"{path}, row {row}" if line == row else f"{path}, row {row} (line {line})"
 
@@ -132,17 +135,26 @@ def _wrong_width(path: Path, row: int, line: int, got: int, legal: int) -> DataE
     )
 
 
-def explain_unreadable(path: Path, error: Exception) -> DataError:
-    """An error that names the first row that cannot be parsed; `error` is what the reader said."""
+def explain_unreadable(path: Path, error: Exception, wanted: Sequence[str]) -> DataError:
+    """An error that names the first row of a csv or parquet file that cannot be read; `error` comes from the reader."""
     said = str(error.__cause__ or error).strip().splitlines()
     reason = said[0] if said else type(error).__name__
-    match FORMATS[path.suffix.lower()]:
-        case "csv":
-            return _explain_csv(path, reason)
-        case "json":
-            return _explain_json(path, reason)
-        case _:
-            return DataError(f"{path} is not a parquet file that can be read: {reason}; write it again")
+    if FORMATS[path.suffix.lower()] == "csv":
+        return _explain_csv(path, reason)
+    if isinstance(error, UnicodeDecodeError):
+        return _explain_parquet_text(path, wanted, reason)
+    return DataError(f"{path} is not a parquet file that can be read: {reason}; write it again")
+
+
+def _explain_parquet_text(path: Path, wanted: Sequence[str], reason: str) -> DataError:
+    table = pq.read_table(path, columns=list(wanted))
+    for name in wanted:
+        for row, value in enumerate(table[name], start=1):
+            try:
+                value.as_py()
+            except UnicodeDecodeError as error:
+                return DataError(f"{path}, row {row}, column {name!r}: not UTF-8 ({error}); write the column as UTF-8")
+    return DataError(f"{path} holds text that is not UTF-8: {reason}; write it as UTF-8")
 
 
 def _explain_csv(path: Path, reason: str) -> DataError:
@@ -164,31 +176,39 @@ def _explain_csv(path: Path, reason: str) -> DataError:
     return DataError(f"{path} cannot be read as csv: {reason}")
 
 
-def _explain_json(path: Path, reason: str) -> DataError:
+def json_objects(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, or of one that is a JSON list, read with the standard library.
+
+    Raises:
+        DataError: something is not JSON or no object; names row and line.
+    """
     text = path.read_text(encoding="utf-8-sig")
-    if text.lstrip().startswith("["):
-        try:
-            json.loads(text)
-        except json.JSONDecodeError as error:
-            return DataError(
-                f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); mend the line"
-            )
-        return DataError(f"{path} cannot be read as a list of JSON objects: {reason}")
-    row = 0
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        row += 1
-        try:
-            value = json.loads(content)
-        except json.JSONDecodeError as error:
-            return DataError(
-                f"{path}, row {row} (line {line}), character {error.colno}: not JSON ({error.msg}); "
-                "each line must be one whole JSON object"
-            )
+    if not text.lstrip().startswith("["):
+        lines = [(line, content) for line, content in enumerate(text.split("\n"), start=1) if content.strip()]
+        return [_json_object(path, row, line, content) for row, (line, content) in enumerate(lines, start=1)]
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}); mend it"
+        ) from error
+    for row, value in enumerate(values, start=1):
         if not isinstance(value, dict):
-            return DataError(f"{path}, row {row} (line {line}): {content[:40]} is no JSON object; write {{…}}")
-    return DataError(f"{path} cannot be read as JSON lines: {reason}; all rows need the same keys and types")
+            raise DataError(f"{path}, row {row}: {str(value)[:40]!r} is no JSON object; write {{…}}")
+    return list(values)
+
+
+def _json_object(path: Path, row: int, line: int, content: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{path}, row {row} (line {line}), character {error.colno}: not JSON ({error.msg}); "
+            "each line must be one whole JSON object"
+        ) from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}, row {row} (line {line}): {content[:40]} is no JSON object; write {{…}}")
+    return value
 
 
 def _is_filled(cells: Sequence[str]) -> bool:

@@ -23,6 +23,7 @@ from common.table_diagnosis import (
     check_utf8,
     explain_unreadable,
     file_missing,
+    json_objects,
     nothing_matches,
     unknown_column,
 )
@@ -72,7 +73,7 @@ def find_in_package(package: str, file: str, install: str | None) -> Path:
 
 
 def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
-    """The wanted columns of one file as Python values, all of one length; cells of csv files are strings.
+    """The wanted columns of one file as Python values, all of one length; a csv cell is a string, or None if empty.
 
     Raises:
         DataError: a column is absent, or the file cannot be read; names file and, as far as known, row and column.
@@ -87,7 +88,9 @@ def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
             raise
         if _NO_ROWS in str(error):
             raise DataError(f"{path} holds no rows; it needs at least one") from error
-        raise explain_unreadable(path, error) from error
+        if FORMATS[path.suffix.lower()] == "json":
+            return _reread_json(path, wanted)
+        raise explain_unreadable(path, error, wanted) from error
     except OSError as error:
         raise DataError(
             f"{path} cannot be read or its cached copy not be written ({error}); check its rights, and "
@@ -114,7 +117,22 @@ def _load(path: Path, wanted: list[str]) -> dict[str, list[Any]]:
         FORMATS[path.suffix.lower()], data_files=glob.escape(str(path.resolve())), split="train", **options
     )
     _require(path, wanted, table.column_names)
-    return {name: list(table[name][:]) for name in wanted}
+    columns = {name: list(table[name][:]) for name in wanted}
+    if path.suffix.lower() == ".csv":
+        return {name: [cell or None for cell in cells] for name, cells in columns.items()}
+    return columns
+
+
+def _reread_json(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """Read without `datasets`, which refuses some legal files: types that vary with an empty line between, late keys.
+
+    Raises:
+        DataError: the file is not legal; names the row.
+    """
+    objects = json_objects(path)
+    present = list(dict.fromkeys(key for value in objects for key in value))
+    _require(path, wanted, present)
+    return {name: [value.get(name) for value in objects] for name in wanted}
 
 
 def _require(path: Path, wanted: Sequence[str], present: Sequence[str]) -> None:

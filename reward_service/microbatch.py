@@ -14,16 +14,16 @@ def by_length(
     """Apply `compute` to batches of rows of like length.
 
     Args:
-        rows: ids.
+        rows: ids, at least one row.
         batch_sequences: most rows of a batch.
-        compute: rows to [B] numbers.
+        compute: rows to [B, K] numbers.
 
     Returns:
-        [N] float64, in the order of `rows`.
+        [N, K] float64, in the order of `rows`.
     """
     order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
-    results = np.empty(len(rows), dtype=np.float64)
-    for start in range(0, len(rows), batch_sequences):
-        batch = order[start : start + batch_sequences]
-        results[batch] = compute([rows[i] for i in batch])
-    return results
+    starts = range(0, len(rows), batch_sequences)
+    parts = [compute([rows[i] for i in order[start : start + batch_sequences]]) for start in starts]
+    back = np.empty(len(rows), dtype=np.int64)
+    back[order] = np.arange(len(rows))
+    return np.concatenate(parts)[back]

@@ -18,6 +18,13 @@ from common.text import decode, encode
 from common.weights import buffer_hash, flatten
 from reward_service.microbatch import by_length
 
+Numbers = npt.NDArray[np.float64]
+
+
+def p_positive(name: str) -> str:
+    """Name of the part that holds a classifier's probability of the positive class."""
+    return f"{name}_p_positive"
+
 
 class Scorer(Protocol):
     """Anything that judges rollouts."""
@@ -57,13 +64,10 @@ class TextClassifier:
         self.device = next(model.parameters()).device
         self.version = f"{buffer_hash(flatten(model)[0]):016x}"
 
-    def logits(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """[N] positive logits; a text's score does not depend on its neighbours."""
-        return by_length(self._ids(texts), self.batch_sequences, lambda rows: self._forward(rows)[0])
-
-    def p_positive(self, texts: Sequence[str]) -> npt.NDArray[np.float64]:
-        """[N] probabilities of the positive class."""
-        return by_length(self._ids(texts), self.batch_sequences, lambda rows: self._forward(rows)[1])
+    def judge(self, texts: Sequence[str]) -> tuple[Numbers, Numbers]:
+        """Positive logits and probabilities, [N] each; a text's do not depend on its neighbours."""
+        table = by_length(self._ids(texts), self.batch_sequences, self._forward)
+        return table[:, 0], table[:, 1]
 
     def _ids(self, texts: Sequence[str]) -> list[Ids]:
         special = self.tokenizer.num_special_tokens_to_add()
@@ -73,12 +77,13 @@ class TextClassifier:
         return [np.asarray(ids, dtype=np.int32) for ids in encoded]
 
     @torch.inference_mode()
-    def _forward(self, rows: list[Ids]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    def _forward(self, rows: list[Ids]) -> Numbers:
+        """[B, 2]: positive logit and probability of each row."""
         ids, lengths = pad_right(rows, self.tokenizer.pad_token_id, self.device)
         mask = mask_of(lengths, ids.shape[1]).long()
         logits = self.model(input_ids=ids, attention_mask=mask).logits.double()
-        chosen = logits[:, self.positive_class]
-        return chosen.cpu().numpy(), logits.softmax(-1)[:, self.positive_class].cpu().numpy()
+        both = torch.stack([logits, logits.softmax(-1)], dim=-1)[:, self.positive_class]
+        return np.asarray(both.cpu().numpy())
 
 
 class ModelScorer:
@@ -101,7 +106,7 @@ class ModelScorer:
         self.policy_tokenizer = policy_tokenizer
         self.prompt_baseline = prompt_baseline
         versions = "".join(c.version for c in classifiers.values())
-        self.version = xxhash.xxh3_64_hexdigest(versions)
+        self.version = xxhash.xxh3_64_hexdigest(versions.encode())
 
     def judge(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
         """Score every rollout of a chunk.
@@ -111,11 +116,13 @@ class ModelScorer:
         """
         start = time.perf_counter()
         texts = [self._text(p, r) for p, r in zip(chunk.prompts, chunk.rollouts, strict=True)]
-        parts = {name: classifier.logits(texts) for name, classifier in self.classifiers.items()}
-        score = next(iter(parts.values()))
+        parts: dict[str, Numbers] = {}
+        for name, classifier in self.classifiers.items():
+            parts[name], parts[p_positive(name)] = classifier.judge(texts)
+        first_name, first = next(iter(self.classifiers.items()))
+        score = parts[first_name]
         if self.prompt_baseline:
-            first = next(iter(self.classifiers.values()))
-            parts["prompt"] = first.logits([decode(self.policy_tokenizer, p.token_ids) for p in chunk.prompts])
+            parts["prompt"], _ = first.judge([decode(self.policy_tokenizer, p.token_ids) for p in chunk.prompts])
             score = score - parts["prompt"]
         judgements = tuple(
             Judgement(

@@ -20,7 +20,7 @@ def table_model():
 
 
 def test_logprobs_of_a_response_are_those_of_each_token_given_the_one_before(table_model):
-    # Trap 4. Row 0: prompt [0], response [1, 2]. Row 1: prompt [2, 1], response [0]. Row 2: prompt [1], response [2, 0, 1].
+    # Trap 4. Prompt and response: [0] [1, 2], then [2, 1] [0], then [1] [2, 0, 1].
     input_ids = torch.tensor([[0, 1, 2, 0], [2, 1, 0, 0], [1, 2, 0, 1]])
     response_ids = torch.tensor([[1, 2, 0], [0, 0, 0], [2, 0, 1]])
     logits = gather_response(table_model(input_ids), torch.tensor([1, 2, 1]), 3)

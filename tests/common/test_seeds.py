@@ -14,6 +14,10 @@ from common import seeds
 CPU = torch.device("cpu")
 
 
+ZERO_BEFORE = ((1, 21, 12607), (40, 111, 7988), (14, 150, 1093))
+"""(draw, position, token) whose 32 hashed bits, as a signed integer, round to -2^31 in float32: once noise of 0."""
+
+
 def noise(keys, positions, num_values):
     return seeds.uniform_noise(np.array(keys, dtype=np.uint64), np.array(positions), num_values, CPU)
 
@@ -79,6 +83,26 @@ def test_noise_of_a_row_does_not_depend_on_its_neighbours_or_on_the_vocabulary()
     assert torch.equal(noise(keys, positions, 60), together[:, :60])
 
 
+def test_one_part_is_mixed_as_the_second_number_of_splitmix64():
+    assert seeds.mix(1234567) == 3203168211198807973
+
+
+def test_noise_is_two_rounds_of_murmur3s_finaliser_bit_for_bit():
+    def fmix32(h):
+        h = (h ^ (h >> 16)) * 0x85EBCA6B % 2**32
+        h = (h ^ (h >> 13)) * 0xC2B2AE35 % 2**32
+        return h ^ (h >> 16)
+
+    def to_unit(h):
+        wide = np.float32(h) if h < 2**31 else np.float32(h - 2**32) + np.float32(2**32)
+        return float((wide + np.float32(0.5)) * np.float32(2**-32))
+
+    for key, position in ((0, 0), (seeds.sample_seed(5, 6, 7), 11), (2**64 - 1, 3)):
+        high, low = divmod(seeds.mix(key, position), 2**32)
+        hashed = [fmix32((fmix32(i * 0x9E3779B9 % 2**32 ^ low) + high) % 2**32) for i in range(5000)]
+        assert noise([key], [position], 5000)[0].tolist() == [to_unit(h) for h in hashed]
+
+
 def test_noise_is_uniform():
     values = sample_noise(64, 16384)
     assert_plausible(torch.histc(values, 1000, 0, 1), torch.full((1000,), values.numel() / 1000))
@@ -90,14 +114,14 @@ def test_noise_is_above_zero_up_to_one_and_resolves_2_to_the_minus_33():
     assert values.min() > 0
     assert values.max() <= 1
     small = values[values < 2**-10].double() * 2**33
-    assert len(small) > 2000
     assert (small % 2 == 1).all()
+    finest_bits = ((small - 1) / 2).long() % 64
+    assert_plausible(torch.bincount(finest_bits, minlength=64), torch.full((64,), len(small) / 64))
 
 
-def test_noise_is_never_zero_where_rounding_once_made_it_zero():
-    assert ZERO_BEFORE
-    for key, position, index in ZERO_BEFORE:
-        assert 0 < noise([key], [position], index + 1)[0, index] <= 1
+@pytest.mark.parametrize(("draw", "position", "token"), ZERO_BEFORE)
+def test_noise_is_not_zero_where_rounding_once_made_it_zero(draw, position, token):
+    assert noise([seeds.sample_seed(0, draw, 0)], [position], token + 1)[0, token] > 0
 
 
 def test_neighbouring_positions_samples_and_tokens_are_independent():
@@ -126,9 +150,7 @@ def test_an_exponential_race_on_the_noise_draws_from_the_softmax():
 def test_consecutive_draws_of_one_response_are_independent():
     p = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
     n = 40_000
-    first, second = (
-        (-torch.log1p(-sample_noise(n, 3, position).double()) / p).argmin(dim=1) for position in (0, 1)
-    )
+    first, second = ((-torch.log1p(-sample_noise(n, 3, position).double()) / p).argmin(dim=1) for position in (0, 1))
     assert_plausible(torch.bincount(first * 3 + second, minlength=9), torch.outer(p, p) * n)
 
 

@@ -1,4 +1,4 @@
-"""The estimators against exact divergences of a 3-symbol policy, the measures by hand, the controllers by arithmetic."""
+"""Estimators against the exact divergences of a 3-symbol policy; measures and controllers by hand."""
 
 import json
 import math

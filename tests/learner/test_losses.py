@@ -37,9 +37,7 @@ def test_policy_loss_of_three_tokens_by_hand():
 def test_value_loss_of_three_tokens_by_hand():
     # V = (3, 3, 0.1), old = 0, R = (4, 1, 1), eps 1: max(1, 9), max(4, 0), max(0.81, 0.81); halved, divided by 4
     values = f64([[3, 3, 0.1]], requires_grad=True)
-    loss, metrics = value_loss(
-        values, f64([[0, 0, 0]]), f64([[4, 1, 1]]), live([3], 3), clip_eps=1.0, denominator=4
-    )
+    loss, metrics = value_loss(values, f64([[0, 0, 0]]), f64([[4, 1, 1]]), live([3], 3), clip_eps=1.0, denominator=4)
     assert loss.item() == pytest.approx(0.5 * (9 + 4 + 0.81) / 4)
     loss.backward()
     assert values.grad.tolist() == [[0, pytest.approx(2 / 4), pytest.approx(-0.9 / 4)]]
@@ -48,9 +46,7 @@ def test_value_loss_of_three_tokens_by_hand():
 
 def test_value_loss_without_clip_is_half_the_squared_error():
     values = f64([[3, 3, 0.1]], requires_grad=True)
-    loss, metrics = value_loss(
-        values, f64([[NAN] * 3]), f64([[4, 1, 1]]), live([3], 3), clip_eps=None, denominator=4
-    )
+    loss, metrics = value_loss(values, f64([[NAN] * 3]), f64([[4, 1, 1]]), live([3], 3), clip_eps=None, denominator=4)
     assert loss.item() == pytest.approx(0.5 * (1 + 4 + 0.81) / 4)
     assert metrics["num_value_clipped"].item() == 0
 
@@ -107,55 +103,57 @@ def test_rounding_counts_no_value_as_clipped():
     assert metrics["num_value_clipped"].item() == 0
 
 
-def all_losses(tensors, mask):
-    """(name, loss, leaves) of every loss, over six tensors of one shape."""
-    for i in range(6):
-        yield from _losses_with_leaf(tensors, mask, i)
+READS = {
+    "policy": ("logprobs", "old", "advantages"),
+    "value": ("logprobs", "old", "returns"),
+    "kl": ("logprobs", "ref"),
+    "entropy": ("entropy",),
+}
+"""What each loss is computed from; the value loss borrows the logprobs as values. The first carries gradients."""
+NAMES = ("logprobs", "old", "advantages", "returns", "ref", "entropy")
 
 
-def _losses_with_leaf(tensors, mask, broken):
-    logprobs, old, advantages, returns, ref, entropy = (t.clone() for t in tensors)
-    logprobs.requires_grad_()
-    entropy.requires_grad_()
-    by_reads = {
-        "policy": ({0, 1, 2}, lambda: policy_loss(logprobs, old, advantages, mask, clip_eps=0.2, denominator=3)),
-        "value": ({0, 1, 3}, lambda: value_loss(logprobs, old, returns, mask, clip_eps=0.2, denominator=3)),
-        "kl": ({0, 4}, lambda: kl_loss(logprobs, ref, mask, denominator=3)),
-        "entropy": ({5}, lambda: entropy_bonus(entropy, mask, denominator=3)),
-    }
-    for name, (reads, compute) in by_reads.items():
-        if broken in reads:
-            loss, metrics = compute()
-            yield name, loss, metrics, entropy if name == "entropy" else logprobs
+def random_tensors():
+    mask = live([2, 4, 1], 4)
+    noise = torch.randn(len(NAMES), 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return dict(zip(NAMES, noise, strict=True)), mask
+
+
+def compute(loss, tensors, mask):
+    """Loss, metrics and gradient."""
+    leaf, *constants = (tensors[name] for name in READS[loss])
+    leaf = leaf.clone().requires_grad_()
+    value, metrics = {
+        "policy": lambda: policy_loss(leaf, *constants, mask, clip_eps=0.2, denominator=3),
+        "value": lambda: value_loss(leaf, *constants, mask, clip_eps=0.2, denominator=3),
+        "kl": lambda: kl_loss(leaf, *constants, mask, denominator=3),
+        "entropy": lambda: entropy_bonus(leaf, mask, denominator=3),
+    }[loss]()
+    return value, metrics, torch.autograd.grad(value, leaf)[0]
 
 
 @pytest.mark.parametrize("garbage", [NAN, math.inf, -math.inf, 1e30])
-def test_garbage_at_dead_slots_reaches_neither_loss_nor_metrics_nor_gradients(garbage):
+@pytest.mark.parametrize("loss", READS)
+def test_garbage_at_dead_slots_reaches_neither_loss_nor_metrics_nor_gradients(loss, garbage):
     # Trap 10: 0 * NaN is NaN, in the backward pass too.
-    mask = live([2, 4, 1], 4)
-    clean = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    dirty = torch.where(mask, clean, garbage)
-    num_compared = 0
-    for a, b in zip(all_losses(clean, mask), all_losses(dirty, mask), strict=True):
-        assert torch.equal(a[1], b[1]), b[0]
-        assert a[2] == b[2], b[0]
-        expected, got = (torch.autograd.grad(x[1], x[3])[0] for x in (a, b))
-        assert torch.equal(expected, got), b[0]
-        assert (got[~mask] == 0).all(), b[0]
-        num_compared += 1
-    assert num_compared == 9
+    tensors, mask = random_tensors()
+    clean, clean_metrics, clean_gradient = compute(loss, tensors, mask)
+    dirty = {name: torch.where(mask, t, garbage) for name, t in tensors.items()}
+    value, metrics, gradient = compute(loss, dirty, mask)
+    assert clean.isfinite()
+    assert torch.equal(value, clean)
+    assert metrics == clean_metrics
+    assert torch.equal(gradient, clean_gradient)
+    assert (gradient[~mask] == 0).all()
 
 
-@pytest.mark.parametrize("broken", range(6))
-def test_nan_in_a_live_slot_makes_every_loss_that_reads_it_nan(broken):
+@pytest.mark.parametrize(("loss", "broken"), [(loss, name) for loss, names in READS.items() for name in names])
+def test_nan_in_a_live_slot_makes_every_loss_that_reads_it_nan(loss, broken):
     # Trap 10, the other half: hiding it would train on nonsense.
-    mask = live([2, 4, 1], 4)
-    tensors = torch.randn(6, 3, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    tensors[broken, 1, 3] = NAN
-    found = list(_losses_with_leaf(tensors, mask, broken))
-    assert found
-    for name, loss, _, _ in found:
-        assert loss.isnan(), name
+    tensors, mask = random_tensors()
+    tensors[broken][1, 3] = NAN
+    value, _, _ = compute(loss, tensors, mask)
+    assert value.isnan()
 
 
 def test_an_overflowing_ratio_is_not_hidden():
@@ -195,12 +193,8 @@ class TablePolicy:
         logprobs, entropy, values = self.forward(table, values, rows)
         mask, n = self.mask[rows], denominator
         return {
-            "policy": policy_loss(
-                logprobs, self.old[rows], self.advantages[rows], mask, clip_eps=0.2, denominator=n
-            ),
-            "value": value_loss(
-                values, self.old_values[rows], self.returns[rows], mask, clip_eps=0.5, denominator=n
-            ),
+            "policy": policy_loss(logprobs, self.old[rows], self.advantages[rows], mask, clip_eps=0.2, denominator=n),
+            "value": value_loss(values, self.old_values[rows], self.returns[rows], mask, clip_eps=0.5, denominator=n),
             "kl": kl_loss(logprobs, self.ref[rows], mask, denominator=n),
             "entropy": entropy_bonus(entropy, mask, denominator=n),
         }
@@ -231,11 +225,11 @@ def test_finite_differences_of_the_total_loss_agree_with_autograd():
 def test_the_kl_term_counts_once():
     # Trap 17: its gradient grows in proportion to its coefficient, from what it is without a reference.
     toy = TablePolicy()
-    none, once, twice = (torch.autograd.grad(toy.total(toy.table, toy.values, kl_coef=c), toy.table)[0] for c in (0, 1, 2))
+    none, once, twice = (
+        torch.autograd.grad(toy.total(toy.table, toy.values, kl_coef=c), toy.table)[0] for c in (0, 1, 2)
+    )
     logprobs, _, _ = toy.forward(toy.table, toy.values, slice(None))
-    by_hand = torch.autograd.grad(
-        (logprobs * ((logprobs - toy.ref).detach() * toy.mask)).sum() / 22, toy.table
-    )[0]
+    by_hand = torch.autograd.grad((logprobs * ((logprobs - toy.ref).detach() * toy.mask)).sum() / 22, toy.table)[0]
     torch.testing.assert_close(once - none, by_hand, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(twice - none, 2 * by_hand, rtol=1e-10, atol=1e-12)
 

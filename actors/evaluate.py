@@ -1,0 +1,51 @@
+"""Numbers that compare responses before and after training. Pure functions over arrays and ids.
+
+Legend: N prompts, the same before and after.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from common.records import Ids
+from common.seeds import generator
+
+RESAMPLES = 10_000
+
+
+def distinct_n(responses: Sequence[Ids], n: int, *, ignore: frozenset[int] = frozenset()) -> float:
+    """Distinct n-grams over all n-grams of all responses (arXiv:1510.03055): 1 if none repeats.
+
+    Args:
+        responses: ids of each response.
+        n: words of an n-gram.
+        ignore: ids that are no words, as EOS.
+    """
+    grams = [
+        tuple(words[i : i + n])
+        for words in ([int(t) for t in r if int(t) not in ignore] for r in responses)
+        for i in range(len(words) - n + 1)
+    ]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def win_rate(
+    before: npt.NDArray[np.float64], after: npt.NDArray[np.float64], *, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """Share of prompts on which the judge prefers the response after; a tie counts half.
+
+    Args:
+        before: [N] the judge's number for the responses before.
+        after: [N] for those after, in the same order.
+        seed: of the bootstrap.
+
+    Returns:
+        The rate and its 95 % interval, by the percentile bootstrap over prompts.
+    """
+    if before.shape != after.shape or before.size == 0:
+        raise ValueError(f"win rate needs the same prompts before and after, got {before.shape} and {after.shape}")
+    wins = (after > before) + 0.5 * (after == before)
+    index = generator(seed, 10).integers(0, len(wins), size=(RESAMPLES, len(wins)))
+    low, high = np.quantile(wins[index].mean(axis=1), [0.025, 0.975])
+    return float(wins.mean()), (float(low), float(high))

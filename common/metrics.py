@@ -1,0 +1,97 @@
+"""Every Prometheus metric of a run, declared once, on a registry that is handed in. Base units; counters end in _total."""
+
+from collections.abc import Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from common.records import Stats, UpdateReport
+from common.supervision import Ledger
+
+SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+
+UPDATE_GAUGES = {
+    "score_mean": ("score_mean", "Mean score of the last update's samples, in the scorer's logits."),
+    "score_std": ("score_std", "Standard deviation of the last update's scores."),
+    "kl_seq_sum": ("kl_seq_sum_nats", "KL to the reference, summed over a response, mean over the last update."),
+    "kl_token_mean": ("kl_token_mean_nats", "KL to the reference per response token, mean over the last update."),
+    "kl_coef": ("kl_coefficient", "Weight of the KL penalty."),
+    "entropy": ("entropy_nats", "Entropy of the policy per response token."),
+    "policy_loss": ("policy_loss", "Clipped surrogate, per token."),
+    "value_loss": ("value_loss", "Half the squared error of the values, per token."),
+    "approx_kl": ("approx_kl_nats", "KL between the policy before and during the update, per token (k3)."),
+    "clip_fraction": ("clip_fraction", "Share of tokens whose gradient the ratio clip took."),
+    "value_clip_fraction": ("value_clip_fraction", "Share of tokens whose gradient the value clip took."),
+    "explained_variance": ("explained_variance", "Share of the returns' variance that the values foresaw."),
+    "grad_norm": ("gradient_norm", "Norm of the gradient before clipping, mean over optimizer steps."),
+    "learning_rate": ("learning_rate", "Learning rate of the last update."),
+    "response_tokens_mean": ("response_length_tokens", "Mean response length of the last update."),
+    "truncated_fraction": ("truncated_fraction", "Share of responses cut by their length limit."),
+    "logprob_gap_max": ("logprob_gap_max_nats", "Largest gap between the workers' and the learner's logprobs."),
+}
+"""UpdateReport.metrics name to Prometheus name (without prefix) and meaning."""
+
+
+class RunMetrics:
+    """The metrics of one run.
+
+    Args:
+        registry: where they are declared; a fresh one per run.
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        prefix = "minichatgpt_"
+
+        def counter(name: str, meaning: str, *labels: str) -> Counter:
+            return Counter(prefix + name, meaning, labels, registry=registry)
+
+        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
+            return Gauge(prefix + name, meaning, labels, registry=registry)
+
+        self._updates = counter("updates", "PPO updates done.")
+        self._samples = gauge("samples", "Samples by fate; the fates add up to those dispatched.", "fate")
+        self._dispatched = gauge("samples_dispatched", "Samples dispatched since the start.")
+        self._generated = counter("tokens_generated", "Response tokens generated.", "worker")
+        self._trained = counter("tokens_trained", "Response tokens trained on, each counted once.")
+        self._nonfinite = counter("nonfinite_steps", "Optimizer steps left out for a gradient that was not finite.")
+        self._seconds = Histogram(
+            prefix + "phase_seconds",
+            "Seconds by role and phase.",
+            ("role", "phase"),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
+        self._probe_gap = gauge("probe_gap_nats", "Gap to the learner's logprobs on the probe prompts.", "worker")
+        self._update_gauges = {key: gauge(name, meaning) for key, (name, meaning) in UPDATE_GAUGES.items()}
+
+    def member(self, role: str, member: str, stats: Stats) -> None:
+        """What a pool's member says of one call."""
+        for phase, seconds in stats.seconds.items():
+            self._seconds.labels(role, phase).observe(seconds)
+        if stats.response_tokens:
+            self._generated.labels(member).inc(stats.response_tokens)
+        if stats.identity is not None:
+            self._weights_step.labels(member).set(stats.identity.step)
+            self._probe_gap.labels(member).set(stats.probe_gap)
+
+    def phases(self, role: str, seconds: Mapping[str, float]) -> None:
+        """Seconds that driver or learner spent."""
+        for phase, value in seconds.items():
+            self._seconds.labels(role, phase).observe(value)
+
+    def update(self, report: UpdateReport) -> None:
+        """What the learner says of an update."""
+        self._updates.inc()
+        self._trained.inc(report.metrics.get("response_tokens", 0.0))
+        self._nonfinite.inc(report.metrics.get("nonfinite_steps", 0.0))
+        for key, gauge in self._update_gauges.items():
+            if key in report.metrics:
+                gauge.set(report.metrics[key])
+
+    def ledger(self, ledger: Ledger) -> None:
+        """Where every sample is."""
+        self._dispatched.set(ledger.dispatched)
+        for fate in ("trained", "rolled_back", "buffered", "in_flight"):
+            self._samples.labels(fate).set(getattr(ledger, fate))
+        self._samples.labels("dropped").set(sum(ledger.dropped.values()))

@@ -1,0 +1,5 @@
+"""`python -m deploy` is `minichatgpt`."""
+
+from deploy.cli import main
+
+main()

@@ -1,0 +1,125 @@
+"""The command `minichatgpt`. Heavy packages are imported after parsing, so that `--help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="RLHF end to end: supervised fine-tuning, reward model and PPO, on Ray or in one process.",
+)
+config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
+app.add_typer(config_app, name="config")
+
+ConfigArgument = Annotated[
+    str, typer.Argument(metavar="CONFIG", help="TOML file, or the name of one that comes along: demo, tiny, imdb-gpt2.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Change one setting, as in --set ppo.clip_eps=0.1; may be repeated."),
+]
+RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders go.")]
+
+EXAMPLES = """
+[bold]Examples[/]
+
+  minichatgpt run demo                                     the whole pipeline on film reviews, on a local Ray cluster
+
+  minichatgpt run tiny --local                             seconds long, in one process, for debugging
+
+  minichatgpt run demo --set rollout.workers=4 --again ppo
+"""
+
+
+def find_config(name: str) -> Path:
+    """A file on disk, or one of those that come with the package."""
+    path = Path(name)
+    packaged = Path(__file__).parent / "configs" / f"{name}.toml"
+    return packaged if not path.exists() and packaged.is_file() else path
+
+
+@app.command(epilog=EXAMPLES)
+def run(
+    config: ConfigArgument,
+    changes: SetOption = None,
+    local: Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")] = False,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a running Ray cluster; else one is started on this machine.")
+    ] = None,
+    again: Annotated[
+        list[str] | None, typer.Option("--again", metavar="STAGE", help="Run this stage even if it is done.")
+    ] = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Run the stages that CONFIG names; those done before with the same inputs are skipped."""
+    from common.config_file import load_config
+    from common.errors import ConfigError
+
+    settings = load_config(find_config(config), changes or [])
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch starts its threads
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    from deploy.launch import launch
+
+    if local and address:
+        raise ConfigError("--local runs without Ray, so --address means nothing; leave one of them out")
+    launch(settings, runs / settings.name, local=local, address=address, again=frozenset(again or ()))
+
+
+@app.command()
+def report(
+    run_name: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")],
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Write report.html of a run anew, and print its summary."""
+    from common.errors import DataError
+    from deploy.launch import show
+
+    folder = Path(run_name) if Path(run_name).is_dir() else runs / run_name
+    if not folder.is_dir():
+        there = ", ".join(sorted(p.name for p in runs.glob("[!.]*"))) if runs.is_dir() else ""
+        raise DataError(f"{folder} does not exist; runs in {runs}: {there or 'none'}")
+    show(folder, Console())
+
+
+@config_app.command("show")
+def config_show(config: ConfigArgument, changes: SetOption = None) -> None:
+    """Print the resolved configuration, every default included, as TOML."""
+    from common.config_file import load_config, to_toml
+
+    sys.stdout.write(to_toml(load_config(find_config(config), changes or [])))
+
+
+@config_app.command("validate")
+def config_validate(config: ConfigArgument, changes: SetOption = None) -> None:
+    """Check a configuration; errors say what to change."""
+    from common.config_file import load_config
+
+    settings = load_config(find_config(config), changes or [])
+    Console().print(f"[green]✓[/] {settings.name} is valid")
+
+
+def main() -> None:
+    """Entry point: errors of ours become one message and exit code 1, Ctrl-C becomes 130."""
+    from common.errors import MiniChatGPTError
+
+    console = Console(stderr=True)
+    try:
+        app()
+    except MiniChatGPTError as error:
+        console.print(f"[bold red]{type(error).__name__}[/]", highlight=False)
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("\n[yellow]Interrupted.[/] Finished stages are kept: the same command goes on after them.")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Whether a stage is done already: a hash of all that its result depends on.
+
+A stage's fingerprint covers its own part of the configuration, the contents of its data files, the outputs of the
+stages before it, and a format version. The number of workers is not in it: it changes no result.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from common.checkpoint import file_hash
+from common.config import Placement, RunConfig
+from common.data_config import DataSource, FilesSource, PackageSource
+from common.table_files import find_files, find_in_package
+
+FORMAT = 1
+"""Raise it whenever the same settings give other results than before: finished stages then run anew."""
+
+SUPERVISED = ("pretrain", "sft", "reward_model", "judge")
+NOT_A_RESULT = {"num_cpus", "num_gpus", "start_timeout_s", "update_timeout_s", "stage_timeout_s", "workers", "replicas"}
+"""Settings of a placement that say where and how long, not what."""
+
+
+def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str:
+    """Hash of what a stage depends on.
+
+    Args:
+        config: the run.
+        stage: its name.
+        inputs: hashes of the models that it starts from, by role.
+    """
+    parts: dict[str, Any] = {
+        "format": FORMAT,
+        "stage": stage,
+        "seed": config.seed,
+        "heldout_fraction": config.heldout_fraction,
+        "settings": _dump(getattr(config, stage)),
+        "data": {name: data_hash(config.data[name]) for name in _data_names(config, stage)},
+        "inputs": dict(inputs),
+        "learner": _placement(config.learner),
+    }
+    if stage == "pretrain":
+        parts["model"] = _dump(config.model)
+    if stage in ("ppo", "evaluate"):
+        parts["ppo"] = _dump(config.ppo)
+        parts["rollout"] = _placement(config.rollout)
+        parts["reward_service"] = _placement(config.reward_service)
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _dump(table: Any) -> Any:
+    return table.model_dump(mode="json")
+
+
+def _placement(placement: Placement) -> dict[str, Any]:
+    return placement.model_dump(mode="json", exclude=NOT_A_RESULT)
+
+
+def _data_names(config: RunConfig, stage: str) -> Sequence[str]:
+    if stage in ("pretrain", "sft"):
+        return config.data_of_language_models()
+    if stage in ("reward_model", "judge"):
+        training = getattr(config, stage).training
+        return training.data if training is not None else []
+    return config.ppo.data if config.ppo is not None else []
+
+
+def data_hash(source: DataSource) -> str:
+    """Hash of a source's settings and of its files' contents, without reading them as tables."""
+    digest = xxhash.xxh3_128(source.model_dump_json(exclude={"paths", "package", "file", "install"}).encode())
+    match source:
+        case FilesSource():
+            paths = find_files(source.paths)
+        case PackageSource():
+            paths = [find_in_package(source.package, source.file, source.install)]
+        case _:
+            paths = []
+    for path in paths:
+        digest.update(file_hash(path).encode())
+    return digest.hexdigest()
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of the files of a model folder, their names included."""
+    digest = xxhash.xxh3_128()
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        digest.update(f"{path.relative_to(folder)} {file_hash(path)}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,60 @@
+"""From a checked configuration to a finished run folder: what `minichatgpt run` does after parsing."""
+
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+
+from common.config import RunConfig
+from common.errors import ConfigError
+from deploy.console import print_summary
+from deploy.pipeline import STAGES, Pipeline
+from deploy.report import write_report
+from deploy.runtime import Runtime
+from deploy.summary import write_summary
+
+
+def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:
+    """Run the pipeline, then write and show summary and report.
+
+    Raises:
+        ConfigError: `again` names no stage of the configuration.
+    """
+    stages = [stage for stage in STAGES if getattr(config, stage) is not None]
+    if unknown := sorted(again - set(stages)):
+        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
+    _quiet()
+    console = Console()
+
+    def start_runtime() -> Runtime:
+        if local:
+            from deploy.local import LocalRuntime
+
+            return LocalRuntime()
+        from deploy.cluster import RayRuntime
+
+        return RayRuntime(config, address=address)
+
+    ran = Pipeline(config, folder.absolute(), start_runtime=start_runtime, console=console, again=again).run()
+    if ran or not (folder / "report.html").is_file():
+        write_summary(folder)
+        write_report(folder)
+    print_summary(folder, console)
+
+
+def show(folder: Path, console: Console) -> None:
+    """Write summary and report of a finished run anew, and print the summary."""
+    write_summary(folder)
+    write_report(folder)
+    print_summary(folder, console)
+
+
+def _quiet() -> None:
+    """Leave the terminal to our own progress: libraries' bars and remarks go."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)

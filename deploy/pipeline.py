@@ -1,0 +1,206 @@
+"""The stages of a run, in order: what is done already is skipped, what each leaves is the next one's start.
+
+pretrain ─▶ sft ─┬▶ ppo ─▶ evaluate ─▶ summary.json, report.html
+reward_model ────┘          │
+judge ──────────────────────┘
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from common.config import RunConfig
+from common.config_file import to_toml
+from common.records import Progress, StageResult
+from deploy.files import read_json, write_json
+from deploy.fingerprint import fingerprint, folder_hash
+from deploy.ppo_stage import evaluate_stage, ppo_stage
+from deploy.progress import stage_bar
+from deploy.runtime import Runtime
+from learner.stages import StageRequest
+
+STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
+OUTPUT = {"pretrain": "pretrained", "sft": "sft", "reward_model": "reward_model", "judge": "judge", "ppo": "ppo"}
+"""Folder under models/ that a stage leaves."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model to start from."""
+
+    path: str
+    hash: str
+    """Of its content, or its name and revision where it comes from a hub."""
+
+
+class Pipeline:
+    """Runs the stages that a configuration names.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        start_runtime: starts the place to run; called only if some stage is to be run.
+        console: where progress goes.
+        again: stages to run even if they are done.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        folder: Path,
+        *,
+        start_runtime: Callable[[], Runtime],
+        console: Console,
+        again: frozenset[str] = frozenset(),
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.console = console
+        self.again = again
+        self._start_runtime = start_runtime
+        self._runtime: Runtime | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        """The place to run, started on first use."""
+        if self._runtime is None:
+            with self.console.status("starting Ray"):
+                self._runtime = self._start_runtime()
+        return self._runtime
+
+    def run(self) -> bool:
+        """Run all stages; returns whether any had to be run."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
+        wanted = [stage for stage in STAGES if getattr(self.config, stage) is not None and self._is_work(stage)]
+        try:
+            ran = [self._stage(stage) for stage in wanted]
+        finally:
+            if self._runtime is not None:
+                self._runtime.close()
+        return any(ran)
+
+    def _is_work(self, stage: str) -> bool:
+        """A classifier that is used as it is needs no stage."""
+        table = getattr(self.config, stage)
+        return stage not in ("reward_model", "judge") or table.training is not None
+
+    def _stage(self, stage: str) -> bool:
+        inputs = self._inputs(stage)
+        mark = fingerprint(self.config, stage, {role: model.hash for role, model in inputs.items()})
+        path = self.folder / "stages" / f"{stage}.json"
+        if stage not in self.again and _done(path, mark):
+            self.console.print(f"[green]✓[/] {stage} [dim]done before, same inputs[/]")
+            return False
+        path.unlink(missing_ok=True)
+        start = time.monotonic()
+        result = self._cached(mark) if stage == "pretrain" and stage not in self.again else None
+        from_cache = result is not None
+        if result is None:
+            result = self._run(stage, inputs)
+        seconds = time.monotonic() - start
+        output = self.folder / "models" / OUTPUT[stage] if stage in OUTPUT else None
+        record = {
+            "stage": stage,
+            "fingerprint": mark,
+            "output_hash": folder_hash(output) if output else "",
+            "from_cache": from_cache,
+            "seconds": seconds,
+            "seconds_by_phase": dict(result.seconds),
+            "metrics": dict(result.metrics),
+        }
+        if stage == "pretrain" and not from_cache:
+            self._keep(mark, record)
+        write_json(path, record)
+        self.console.print(f"[green]✓[/] {stage} [dim]{seconds:.0f} s{', from the cache' if from_cache else ''}[/]")
+        return True
+
+    def _run(self, stage: str, inputs: dict[str, Model]) -> StageResult:
+        paths = {role: model.path for role, model in inputs.items()}
+        if stage == "ppo":
+            return ppo_stage(self.config, self.runtime, self.folder, paths, self.console)
+        if stage == "evaluate":
+            return evaluate_stage(self.config, self.runtime, self.folder, paths, self.console)
+        output = self.folder / "models" / OUTPUT[stage]
+        shutil.rmtree(output, ignore_errors=True)
+        request = StageRequest(stage, self.config, paths.get("policy"), str(output))
+        runtime = self.runtime
+        with stage_bar(self.console, stage) as show:
+            for item in runtime.run_stage(request):
+                match item:
+                    case Progress():
+                        show(item.step, item.total, item.message)
+                    case StageResult():
+                        return item
+        raise RuntimeError(f"{stage} ended without a result")
+
+    def _inputs(self, stage: str) -> dict[str, Model]:
+        """The models that a stage starts from."""
+        match stage:
+            case "pretrain" | "reward_model" | "judge":
+                return {}
+            case "sft":
+                return {"policy": self._base()}
+            case "ppo":
+                return {"policy": self._start_of_ppo(), "reward_model": self._classifier("reward_model")}
+            case _:
+                return {
+                    "policy": self._start_of_ppo(),
+                    "reward_model": self._classifier("reward_model"),
+                    "judge": self._classifier("judge"),
+                    "ppo": self._output("ppo"),
+                }
+
+    def _base(self) -> Model:
+        model = self.config.model
+        if model.type == "pretrained":
+            return self._named(model.path, model.revision)
+        return self._output("pretrain")
+
+    def _start_of_ppo(self) -> Model:
+        return self._output("sft") if self.config.sft is not None else self._base()
+
+    def _classifier(self, role: str) -> Model:
+        table = getattr(self.config, role)
+        if table.training is None:
+            return self._named(table.classifier.path, table.classifier.revision)
+        return self._output(role)
+
+    @staticmethod
+    def _named(path: str, revision: str | None) -> Model:
+        folder = Path(path)
+        return Model(path, folder_hash(folder) if folder.is_dir() else f"{path}@{revision}")
+
+    def _output(self, stage: str) -> Model:
+        record = read_json(self.folder / "stages" / f"{stage}.json")
+        return Model(str(self.folder / "models" / OUTPUT[stage]), record["output_hash"])
+
+    def _cache(self, mark: str) -> Path:
+        return self.folder.parent / ".cache" / f"pretrain-{mark}"
+
+    def _cached(self, mark: str) -> StageResult | None:
+        """A pre-trained model of another run with the same inputs."""
+        cache = self._cache(mark)
+        if not (cache / "stage.json").is_file():
+            return None
+        output = self.folder / "models" / OUTPUT["pretrain"]
+        shutil.rmtree(output, ignore_errors=True)
+        shutil.copytree(cache / "model", output)
+        record = read_json(cache / "stage.json")
+        return StageResult(record["metrics"], record["seconds_by_phase"])
+
+    def _keep(self, mark: str, record: dict[str, Any]) -> None:
+        """Put a pre-trained model where other runs find it; stage.json is written last."""
+        cache = self._cache(mark)
+        shutil.rmtree(cache, ignore_errors=True)
+        shutil.copytree(self.folder / "models" / OUTPUT["pretrain"], cache / "model")
+        write_json(cache / "stage.json", record)
+
+
+def _done(path: Path, mark: str) -> bool:
+    return path.is_file() and read_json(path).get("fingerprint") == mark

@@ -1,0 +1,97 @@
+"""Keeps what updates report: metrics.jsonl, samples.jsonl, the Prometheus registry and the progress bar."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
+from transformers import PreTrainedTokenizerBase
+
+from common.metrics import RunMetrics
+from common.records import Sample, UpdateReport
+from common.text import decode
+from deploy.conductor import Conductor
+
+
+def append_json(path: Path, row: Mapping[str, Any]) -> None:
+    """Add one line of JSON; numbers that are not finite become null, for JSON has none."""
+    clean = json.dumps(_finite(row), ensure_ascii=False)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(clean + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+class RunRecorder:
+    """Implements `common.ports.Recorder`.
+
+    Args:
+        folder: of the run.
+        tokenizer: the policy's, to show samples as text.
+        conductor: knows the ledger and the seconds.
+        metrics: the Prometheus registry's.
+        bar: progress bar and its task.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase,
+        conductor: Conductor,
+        metrics: RunMetrics,
+        bar: tuple[Bar, TaskID],
+    ) -> None:
+        self.folder = folder
+        self.tokenizer = tokenizer
+        self.conductor = conductor
+        self.metrics = metrics
+        self.bar, self.task = bar
+        self._since = time.monotonic()
+
+    def record(self, report: UpdateReport) -> None:
+        """Write one update down."""
+        now = time.monotonic()
+        seconds = {**self.conductor.take_seconds(), **report.seconds, "total": now - self._since}
+        seconds["update"] = sum(report.seconds.values())
+        self._since = now
+        append_json(
+            self.folder / "metrics.jsonl",
+            {
+                "step": report.step,
+                "identity": str(report.identity),
+                "metrics": dict(sorted(report.metrics.items())),
+                "seconds": seconds,
+                "ledger": self.conductor.ledger.as_dict(),
+            },
+        )
+        for sample in report.samples:
+            append_json(self.folder / "samples.jsonl", self._sample(report.step, sample))
+        self.metrics.update(report)
+        self.metrics.phases("learner", report.seconds)
+        shown = report.metrics
+        kl = f"  KL {shown['kl_token_mean']:.2f}/token" if "kl_token_mean" in shown else ""
+        self.bar.update(self.task, completed=report.step, message=f"score {shown['score_mean']:+.2f}{kl}")
+
+    def _sample(self, step: int, sample: Sample) -> dict[str, Any]:
+        return {
+            "kind": sample.kind,
+            "step": step,
+            "draw_index": sample.draw_index,
+            "prompt": decode(self.tokenizer, sample.prompt_ids),
+            "response": decode(self.tokenizer, sample.response_ids),
+            "score": sample.score,
+            "kl_seq_sum": sample.kl_seq_sum,
+        }

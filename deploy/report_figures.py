@@ -1,0 +1,161 @@
+"""The curves of the report, each an SVG to be put into a page: what is drawn is told in `deploy.report_curves`.
+
+Ink and colours are CSS variables of the page, so that curves follow its light or dark theme. The same numbers give the
+same bytes. Uses matplotlib's objects, never pyplot: nothing global is opened or changed.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from deploy.report_curves import Curve, Layer
+from deploy.run_files import Numbers, UpdateLine
+
+Series = npt.NDArray[np.float64]
+
+WIDTH_INCHES, HEIGHT_INCHES = 4.0, 2.35
+MAX_POINTS = 1000
+"""More updates than this are thinned, so that the page stays light."""
+MAX_MARKED = 60
+"""More updates than this are drawn as lines without dots."""
+LOG_FLOOR = 1e-9
+"""Where a zero is drawn on a logarithmic axis."""
+
+_INK, _FAINT = "#010101", "#020202"
+_COLOURS = [f"#0{i}000{i}" for i in range(1, 7)]
+_VARIABLES = {_INK: "var(--soft)", _FAINT: "var(--line)"} | {
+    colour: f"var(--series-{i})" for i, colour in enumerate(_COLOURS, start=1)
+}
+_RC = {
+    "svg.hashsalt": "minichatgpt",
+    "svg.fonttype": "none",
+    "font.size": 8.0,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.linewidth": 0.8,
+    "axes.formatter.limits": (-3, 4),
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+    "text.color": _INK,
+    "xtick.color": _FAINT,
+    "ytick.color": _FAINT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _INK,
+    "grid.color": _FAINT,
+    "grid.linewidth": 0.5,
+}
+
+
+def thinned(updates: Sequence[UpdateLine]) -> tuple[UpdateLine, ...]:
+    """At most MAX_POINTS updates at even distances, the last one included."""
+    stride = -(-len(updates) // MAX_POINTS) if updates else 1
+    return tuple(reversed(updates[::-1][::stride]))
+
+
+def series(updates: Sequence[UpdateLine], key: str) -> Series:
+    """[N] values of one metric or, as `seconds.NAME`, of one phase; NaN where absent, null or not finite."""
+    return np.array([_finite_or_nan(_numbers(update, key).get(key.removeprefix("seconds."))) for update in updates])
+
+
+def draw(curve: Curve, updates: Sequence[UpdateLine]) -> str:
+    """The curve as an `<svg>` element; what is not finite leaves a gap.
+
+    The caller has made sure that at least one layer has a finite value.
+    """
+    steps = np.array([update.step for update in updates], dtype=np.float64)
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
+        axes = figure.add_axes((0.135, 0.145, 0.85, 0.80))
+        _prepare(axes, curve)
+        if curve.is_stacked:
+            _stack(axes, curve, steps, updates)
+        else:
+            for layer in curve.layers:
+                _draw_layer(axes, layer, steps, updates, is_log=curve.is_log)
+        _limit(axes, curve, steps)
+        file = io.StringIO()
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    return _inline(file.getvalue(), curve)
+
+
+def has_values(layer: Layer, updates: Sequence[UpdateLine]) -> bool:
+    """Whether anything of the layer can be drawn."""
+    return all(bool(np.isfinite(series(updates, key)).any()) for key in layer.keys)
+
+
+def _numbers(update: UpdateLine, key: str) -> Numbers:
+    return update.seconds if key.startswith("seconds.") else update.metrics
+
+
+def _finite_or_nan(value: float | None) -> float:
+    return value if value is not None and np.isfinite(value) else float("nan")
+
+
+def _prepare(axes: Any, curve: Curve) -> None:
+    axes.set_xlabel("update", loc="right", labelpad=1)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(which="both", length=0, pad=3)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    if curve.is_log:
+        axes.set_yscale("log")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    if curve.rule is not None:
+        axes.axhline(curve.rule, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
+
+
+def _draw_layer(axes: Any, layer: Layer, steps: Series, updates: Sequence[UpdateLine], *, is_log: bool) -> None:
+    values = [series(updates, key) for key in layer.keys]
+    if is_log:
+        values = [np.where(one <= 0, LOG_FLOOR, one) for one in values]
+    colour = _COLOURS[layer.colour - 1]
+    match layer.shape, values:
+        case "line", [line]:
+            marker = "o" if len(steps) <= MAX_MARKED else None
+            axes.plot(steps, line, color=colour, linewidth=1.5, marker=marker, markersize=2.2)
+        case "range", [low, high]:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.13, linewidth=0)
+        case "spread", [middle, spread]:
+            axes.fill_between(steps, middle - spread, middle + spread, color=colour, alpha=0.25, linewidth=0)
+
+
+def _stack(axes: Any, curve: Curve, steps: Series, updates: Sequence[UpdateLine]) -> None:
+    """Steps of one update's width on top of each other; a phase that an update does not name took no time."""
+    middles = (steps[1:] + steps[:-1]) / 2
+    edges = np.concatenate([[steps[0] - 0.5], middles, [steps[-1] + 0.5]])
+    floor = np.zeros(len(steps))
+    for layer in curve.layers:
+        top = floor + np.nan_to_num(series(updates, layer.keys[0]))
+        axes.stairs(top, edges, baseline=floor, fill=True, color=_COLOURS[layer.colour - 1], alpha=0.85, linewidth=0)
+        floor = top
+
+
+def _limit(axes: Any, curve: Curve, steps: Series) -> None:
+    room = 0.5 if curve.is_stacked else max(0.5, 0.02 * (steps[-1] - steps[0]))
+    axes.set_xlim(steps[0] - room, steps[-1] + room)
+    if curve.starts_at_zero:
+        axes.set_ylim(bottom=0, top=axes.get_ylim()[1] or 1.0)
+
+
+def _inline(svg: str, curve: Curve) -> str:
+    """Without prologue, style sheet and fixed size; ids of its own; colours from the page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    view_box = re.search(r'viewBox="[^"]+"', svg)
+    assert view_box is not None, "matplotlib writes a viewBox"
+    label = f'role="img" aria-label="{curve.title} by update"'
+    svg = re.sub(r"<svg[^>]*>", f"<svg {view_box.group()} {label}>", svg, count=1)
+    svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\1{curve.slug}-", svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    return svg.strip()

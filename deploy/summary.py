@@ -1,0 +1,61 @@
+"""summary.json: the numbers of a run in one place, gathered from what its stages left."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from deploy.files import read_json, write_json
+
+FROM_EVALUATION = (
+    "reward_before",
+    "reward_after",
+    "p_positive_before",
+    "p_positive_after",
+    "judge_p_positive_before",
+    "judge_p_positive_after",
+    "kl_seq_sum",
+    "kl_token_mean",
+    "win_rate",
+    "win_rate_ci95",
+    "distinct_2_before",
+    "distinct_2_after",
+)
+
+
+def write_summary(folder: Path) -> dict[str, Any]:
+    """Gather the stages' results; a number whose stage was not run is null."""
+    records = {p.stem: read_json(p) for p in sorted((folder / "stages").glob("*.json"))}
+    metrics = {stage: record["metrics"] for stage, record in records.items()}
+    evaluation, ppo = metrics.get("evaluate", {}), metrics.get("ppo", {})
+    sft = metrics.get("sft", {})
+    summary: dict[str, Any] = {name: evaluation.get(name) for name in FROM_EVALUATION}
+    summary |= {
+        "evaluation_prompts": evaluation.get("prompts"),
+        "sft_perplexity_before": sft.get("perplexity_before"),
+        "sft_perplexity_after": sft.get("perplexity_after"),
+        "rm_accuracy": metrics.get("reward_model", {}).get("accuracy"),
+        "judge_accuracy": metrics.get("judge", {}).get("accuracy"),
+        "updates": ppo.get("updates"),
+        "trajectories": ppo.get("trajectories"),
+        "ledger": ppo.get("ledger"),
+        "seconds": {stage: round(record["seconds"], 2) for stage, record in records.items()},
+        "tokens_per_second": tokens_per_second(folder / "metrics.jsonl"),
+    }
+    write_json(folder / "summary.json", summary)
+    return summary
+
+
+def tokens_per_second(path: Path) -> dict[str, float]:
+    """Response tokens per wall second of the phases of PPO, over all updates.
+
+    `collect` is generating and judging together, `update` is the learner's, `loop` is everything.
+    """
+    if not path.is_file():
+        return {}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    tokens = sum(row["metrics"]["response_tokens"] for row in rows)
+    wall = {
+        name: sum(row["seconds"].get(key, 0.0) for row in rows)
+        for name, key in (("collect", "collect"), ("update", "update"), ("loop", "total"))
+    }
+    return {name: round(tokens / seconds, 1) for name, seconds in wall.items() if seconds > 0}

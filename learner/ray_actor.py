@@ -1,0 +1,77 @@
+"""The learner and the supervised stages as Ray actor and tasks: they build their parts and forward calls."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from common.config import RunConfig
+from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.weights import Buffer
+from learner.service import Payload, build_learner, weights_of
+from learner.stages import StageRequest
+from learner.stages import run_stage as run
+
+FETCH_TIMEOUT_S = 120.0
+"""Longest time in which an update's payloads must arrive."""
+
+
+def _detached(handle: WeightsHandle) -> tuple[Buffer, WeightsHandle]:
+    """Buffer and handle as two objects, so that the driver owns the buffer without holding it."""
+    return handle.ref, dataclasses.replace(handle, ref=None)
+
+
+@ray.remote
+class LearnerActor:
+    """Shell around LearnerService."""
+
+    def __init__(self, config: RunConfig, paths: ModelPaths, folder: str) -> None:
+        torch.set_num_threads(config.learner.threads)
+        self._service = build_learner(config, paths, Path(folder))
+        self._payloads: list[Payload] = []
+
+    def ready(self) -> dict[str, Any]:
+        """Answers once the model is loaded; says what the process uses."""
+        return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
+
+    @ray.method(num_returns=2)
+    def weights(self) -> tuple[Buffer, WeightsHandle]:
+        """The policy as it is now: the driver owns the result, so it outlives this process."""
+        return _detached(self._service.weights())
+
+    def prepare(self, chunks: Sequence[ChunkHandle]) -> int:
+        """Fetch an update's payloads; one that is lost fails here, before anything is trained."""
+        refs = [ref for chunk in chunks for ref in (chunk.rollouts, chunk.judgements, chunk.reference)]
+        fetched = iter(ray.get([ref for ref in refs if ref is not None], timeout=FETCH_TIMEOUT_S))
+        parts = [None if ref is None else next(fetched) for ref in refs]
+        self._payloads = [(parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
+        return len(self._payloads)
+
+    def update(self) -> UpdateReport:
+        """Train on what was prepared, once."""
+        payloads, self._payloads = self._payloads, []
+        return self._service.update(payloads)
+
+    def save(self, folder: str) -> None:
+        """Write a checkpoint."""
+        self._service.save(Path(folder))
+
+    def export(self, folder: str) -> None:
+        """Leave the policy in Hugging Face's format."""
+        self._service.export(Path(folder))
+
+
+@ray.remote(num_returns="streaming", max_retries=0)
+def run_stage(request: StageRequest) -> Iterator[Progress | StageResult]:
+    """A supervised stage; its progress streams to the driver."""
+    torch.set_num_threads(request.config.learner.threads)
+    yield from run(request)
+
+
+@ray.remote(num_returns=2, max_retries=0)
+def load_weights(path: str, identity: Identity) -> tuple[Buffer, WeightsHandle]:
+    """A model folder's weights into the object store."""
+    return _detached(weights_of(path, identity))

@@ -1,0 +1,130 @@
+"""The learner as others see it: payloads in, reports out, files where the data is. A plain class; Ray is optional."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedTokenizerBase
+
+from common.checkpoint import read_checkpoint, write_checkpoint
+from common.config import RunConfig
+from common.modeling import PolicyWithValueHead, load_policy, resolve_device
+from common.records import (
+    Identity,
+    JudgementChunk,
+    ModelPaths,
+    ReferenceChunk,
+    RolloutChunk,
+    UpdateReport,
+    WeightsHandle,
+)
+from common.seeds import mix, permutation, seed_everything
+from common.text import load_tokenizer
+from common.weights import buffer_hash, flatten
+from learner.batch import join
+from learner.optimizers import pack_state, unpack_state
+from learner.ppo import PPOLearner
+from learner.trajectory_file import trajectory_path, write_trajectories
+
+Payload = tuple[RolloutChunk, JudgementChunk, ReferenceChunk | None]
+
+_PROBE = 8
+PROBE_ROWS, PROBE_TOKENS = 4, 12
+
+
+class LearnerService:
+    """A PPO learner that records what it trains on and writes its own checkpoints.
+
+    Args:
+        learner: does the mathematics.
+        tokenizer: exported beside the policy.
+        folder: of the run; `trajectories/` goes there.
+    """
+
+    def __init__(self, learner: PPOLearner, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+        self.learner = learner
+        self.tokenizer = tokenizer
+        self.folder = folder
+
+    @property
+    def step(self) -> int:
+        """Updates done."""
+        return self.learner.step
+
+    def weights(self) -> WeightsHandle:
+        """The policy as it is now; the buffer is in the handle."""
+        return self.learner.weights()
+
+    def update(self, payloads: Sequence[Payload]) -> UpdateReport:
+        """Train on the chunks' samples once and record them; see PPOLearner.update."""
+        trajectories = [t for payload in payloads for t in join(*payload)]
+        report = self.learner.update(trajectories)
+        ordered = sorted(trajectories, key=lambda t: (t.rollout.draw_index, t.rollout.sample_index))
+        write_trajectories(trajectory_path(self.folder / "trajectories", report.step), ordered)
+        return report
+
+    def save(self, folder: Path) -> None:
+        """Write weights, value head, optimizer state, step, lineage and KL controller, whole or not at all."""
+        tensors = {f"model.{k}": v for k, v in self.learner.plain.named_parameters()}
+        groups = []
+        for number, optimizer in enumerate(self.learner.optimizers):
+            state, group = pack_state(optimizer)
+            tensors |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
+            groups.append(group)
+        state_json = {
+            "step": self.learner.step,
+            "lineage": self.learner.lineage,
+            "controller": self.learner.controller.state_dict(),
+            "optimizer_groups": groups,
+            "threads": torch.get_num_threads(),
+        }
+        write_checkpoint(folder, tensors, state_json)
+
+    def load(self, folder: Path) -> None:
+        """Put back what `save` wrote; raises CheckpointError if it is damaged or of another model."""
+        tensors, state = read_checkpoint(folder)
+        with torch.no_grad():
+            for name, parameter in self.learner.plain.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        for number, optimizer in enumerate(self.learner.optimizers):
+            prefix = f"optimizer.{number}."
+            mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            unpack_state(optimizer, mine, state["optimizer_groups"][number])
+        self.learner.step, self.learner.lineage = state["step"], state["lineage"]
+        self.learner.controller.load_state_dict(state["controller"])
+
+    def export(self, folder: Path) -> None:
+        """Leave the policy, without value head, and its tokenizer in Hugging Face's format."""
+        self.learner.plain.policy.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def build_accelerator(config: RunConfig) -> Accelerator:
+    """Device and processes of the learner, from its placement."""
+    device = resolve_device(config.learner.device, config.learner.num_gpus)
+    return Accelerator(cpu=device.type == "cpu")
+
+
+def build_learner(config: RunConfig, paths: ModelPaths, folder: Path) -> LearnerService:
+    """A learner that starts from `paths.policy`, in the process that calls this."""
+    assert config.ppo is not None, "a PPO learner is of a PPO stage"
+    seed_everything(mix(config.seed, 9))
+    tokenizer = load_tokenizer(paths.policy)
+    model = PolicyWithValueHead(load_policy(paths.policy, dtype=config.learner.dtype))
+    probe = permutation(len(tokenizer), config.seed, _PROBE)[: PROBE_ROWS * PROBE_TOKENS]
+    learner = PPOLearner(
+        model,
+        config.ppo,
+        run_seed=config.seed,
+        accelerator=build_accelerator(config),
+        probe_ids=torch.from_numpy(np.resize(probe, (PROBE_ROWS, PROBE_TOKENS))),
+    )
+    return LearnerService(learner, tokenizer, folder)
+
+
+def weights_of(path: str, identity: Identity) -> WeightsHandle:
+    """The weights of a model folder, as if a learner had published them: for evaluation."""
+    buffer, manifest = flatten(load_policy(path))
+    return WeightsHandle(identity, buffer, buffer_hash(buffer), manifest)

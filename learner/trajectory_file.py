@@ -1,0 +1,62 @@
+"""The recorded trajectories of one update: one safetensors file, byte for byte the same for the same samples.
+
+Ragged rows lie end to end; `*_offsets` [N+1] say where each begins. Times and names of workers are left out on purpose:
+the file must not depend on who generated a sample.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from common.records import Trajectory
+
+
+def trajectory_path(folder: Path, step: int) -> Path:
+    """Where the trajectories of an update are."""
+    return folder / f"update_{step:06d}.safetensors"
+
+
+def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
+    """Write the trajectories that an update trained on, in the order given."""
+    rollouts = [t.rollout for t in trajectories]
+    columns: dict[str, np.ndarray[Any, Any]] = {
+        "draw_index": np.array([r.draw_index for r in rollouts], dtype=np.int64),
+        "sample_index": np.array([r.sample_index for r in rollouts], dtype=np.int64),
+        "prompt_id": np.array([t.prompt.prompt_id for t in trajectories], dtype=np.int64),
+        "seed": np.array([r.seed for r in rollouts], dtype=np.uint64),
+        "lineage": np.array([r.identity.lineage for r in rollouts], dtype=np.int64),
+        "step": np.array([r.identity.step for r in rollouts], dtype=np.int64),
+        "truncated": np.array([r.finish == "length" for r in rollouts], dtype=np.bool_),
+        "score": np.array([t.judgement.score for t in trajectories], dtype=np.float64),
+    }
+    for name in trajectories[0].judgement.parts:
+        columns[f"score_part.{name}"] = np.array([t.judgement.parts[name] for t in trajectories], dtype=np.float64)
+    columns |= _ragged("prompt_ids", [t.prompt.token_ids for t in trajectories])
+    columns |= _ragged("response_ids", [r.response_ids for r in rollouts])
+    columns |= _ragged("logprobs", [r.logprobs for r in rollouts])
+    refs = [t.ref_logprobs for t in trajectories if t.ref_logprobs is not None]
+    if refs:
+        columns |= _ragged("ref_logprobs", refs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file(columns, partial)
+    partial.replace(path)
+
+
+def read_trajectories(path: Path) -> dict[str, Any]:
+    """Columns by name; ragged ones as lists of arrays."""
+    columns = load_file(path)
+    offsets = {name.removesuffix("_offsets") for name in columns if name.endswith("_offsets")}
+    return {
+        name: np.split(values, columns[f"{name}_offsets"][1:-1]) if name in offsets else values
+        for name, values in columns.items()
+        if not name.endswith("_offsets")
+    }
+
+
+def _ragged(name: str, rows: Sequence[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    lengths = [len(row) for row in rows]
+    return {name: np.concatenate(rows), f"{name}_offsets": np.cumsum([0, *lengths], dtype=np.int64)}

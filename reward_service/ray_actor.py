@@ -1,0 +1,34 @@
+"""A reward replica as a Ray actor: builds its parts in its own process and forwards calls. No logic here."""
+
+from typing import Any
+
+import ray
+import torch
+
+from common.config import RunConfig
+from common.records import JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk, Stats
+from reward_service.build import build_service
+
+
+@ray.remote
+class RewardActor:
+    """Shell around RewardService."""
+
+    def __init__(self, config: RunConfig, paths: ModelPaths, name: str) -> None:
+        torch.set_num_threads(config.reward_service.threads)
+        self._service = build_service(config, paths)
+        self._name = name
+
+    def ready(self) -> dict[str, Any]:
+        """Answers once the models are loaded; says what the process uses."""
+        return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
+
+    @ray.method(num_returns=2)
+    def score(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
+        """Payload and stats, as two objects; Ray brings the chunk from the worker that made it."""
+        return self._service.score(chunk)
+
+    @ray.method(num_returns=2)
+    def reference(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
+        """Payload and stats, as two objects."""
+        return self._service.reference(chunk)
