@@ -6,7 +6,6 @@ Actors are owned one by one, never restarted by Ray (their state would be gone),
 import dataclasses
 import logging
 import os
-import secrets
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -152,7 +151,8 @@ class RayRuntime:
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
-            _protect_local_cluster()
+            if "RAY_AUTH_MODE" not in os.environ:
+                raise ConfigError("call deploy.ray_environment.protect_local_cluster() before importing ray")
             ray.init(num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
             ray.init(address=address, **common)
@@ -236,11 +236,3 @@ def local_cpus(config: RunConfig) -> int:
         + config.learner.num_cpus
     )
     return max(os.cpu_count() or 1, int(-(-needed // 1)))
-
-
-def _protect_local_cluster() -> None:
-    """Bind a cluster of our own to loopback and give it a token that only its processes know."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -23,6 +23,7 @@ from common.ports import Reply, Transport
 from common.ppo_config import PPOConfig
 from common.records import ChunkHandle, GenerateRequest, Prompt, Stats, UpdateReport, WeightsHandle
 from common.supervision import Ledger
+from deploy.stopwatch import Stopwatch
 
 POLL_S = 1.0
 """Longest time between two looks at the deadlines."""
@@ -50,6 +51,7 @@ class Conductor:
         workers: names of the rollout workers.
         replicas: names of the reward replicas.
         metrics: told of every reply.
+        watch: told the driver's wall time of collecting, and the members' own seconds by phase, summed.
         clock: seconds, for deadlines; a test may turn it.
     """
 
@@ -62,6 +64,7 @@ class Conductor:
         workers: Sequence[str],
         replicas: Sequence[str],
         metrics: RunMetrics,
+        watch: Stopwatch,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert config.ppo is not None, "a conductor is of a PPO stage"
@@ -71,10 +74,9 @@ class Conductor:
         self.prompts = prompts
         self.transport = transport
         self.metrics = metrics
+        self.watch = watch
         self.clock = clock
         self.ledger = Ledger()
-        self.seconds: dict[str, float] = {}
-        """Since the last `take_seconds`: wall time of the driver, and the members' own by phase, summed."""
         ids = itertools.count()
         deadline_s = self.ppo.response_time_limit_s
         self.rollout_pool = Pool("rollout", workers, deadline_s=deadline_s, call_ids=ids)
@@ -101,12 +103,11 @@ class Conductor:
         )
         if num_samples > allowed:
             raise LedgerError(f"{num_samples} samples asked for where staleness admits {allowed}: {self.ledger}")
-        start = self.clock()
-        self.ledger.dispatch(num_samples)
-        handles = self._run(self.prompts.take(num_samples))
-        self.ledger.buffer(num_samples)
-        self.ledger.check()
-        self._spend("collect", self.clock() - start)
+        with self.watch.phase("collect"):
+            self.ledger.dispatch(num_samples)
+            handles = self._run(self.prompts.take(num_samples))
+            self.ledger.buffer(num_samples)
+            self.ledger.check()
         return handles
 
     def sample(self, prompts: Sequence[Prompt]) -> list[ChunkHandle]:
@@ -119,18 +120,10 @@ class Conductor:
         self.ledger.check()
         self.metrics.ledger(self.ledger)
 
-    def take_seconds(self) -> dict[str, float]:
-        """Seconds by phase since the last call."""
-        taken, self.seconds = self.seconds, {}
-        return taken
-
     def _current(self) -> WeightsHandle:
         if self._weights is None:
             raise RuntimeError("publish weights before collecting")
         return self._weights
-
-    def _spend(self, phase: str, seconds: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def _run(self, prompts: tuple[Prompt, ...]) -> list[ChunkHandle]:
         """Generate and judge prompts in fixed chunks; returns when all are done."""
@@ -169,8 +162,7 @@ class Conductor:
         member = pool.settle(reply)
         if reply.stats is not None:
             self.metrics.member(pool.role, member, reply.stats)
-            for phase, seconds in reply.stats.seconds.items():
-                self._spend(phase, seconds)
+            self.watch.add(reply.stats.seconds)
 
     def _follow_up(self, chunk: _Chunk, method: str, reply: Reply) -> dict[int, tuple[_Chunk, str]]:
         """Keep what came, and ask for what comes next."""

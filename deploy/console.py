@@ -1,5 +1,6 @@
 """The end of a run in the terminal: the numbers of the report in brief, from the same files. Draws no curves."""
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,7 @@ def print_summary(run_folder: Path, console: Console) -> None:
     """
     run = read_run(run_folder)
     console.print()
-    console.print(Text.assemble((f"{run.name}  ", "bold cyan"), words.result_sentence(run)))
-    console.print()
+    _print_result(run, console)
     _print_numbers(run, console)
     _print_stages(run, console)
     _print_texts(run.heldout[:MAX_TEXTS], console)
@@ -42,13 +42,21 @@ def one_line(text: str) -> str:
     return line if len(line) <= MAX_CHARACTERS else line[: MAX_CHARACTERS - 1] + "…"
 
 
+def _print_result(run: RunFiles, console: Console) -> None:
+    """Wrapped here, since rich would part a number from its percent sign."""
+    bound = words.result_sentence(run).replace(" %", "\N{NO-BREAK SPACE}%")
+    console.print(Text(run.name, "bold cyan"))
+    console.print(Text(textwrap.fill(bound, console.width).replace("\N{NO-BREAK SPACE}", " ")))
+    console.print()
+
+
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
 
 
 def _print_numbers(run: RunFiles, console: Console) -> None:
     rows = words.measures(run.summary)
-    table = _table("Before and after PPO")
+    table = _table("Before and after")
     table.add_column("", overflow="fold")
     for name in ("before", "after", "change"):
         table.add_column(Text(name, "dim"), justify="right", no_wrap=True)
@@ -99,6 +107,7 @@ def _print_texts(lines: Sequence[HeldoutLine], console: Console) -> None:
         after = _text(line.prompt, line.after, line.score_after, line.judge_after, style="bold")
         table.add_row(before, after)
     console.print(table)
+    console.print()
 
 
 def _text(prompt: str, response: str, score: float | None, judge: float | None, *, style: str) -> Text:

@@ -9,6 +9,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from deploy.console import print_summary
 from deploy.pipeline import STAGES, Pipeline
+from deploy.ray_environment import protect_local_cluster
 from deploy.report import write_report
 from deploy.runtime import Runtime
 from deploy.summary import write_summary
@@ -31,6 +32,8 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
             from deploy.local import LocalRuntime
 
             return LocalRuntime()
+        if address is None:
+            protect_local_cluster()
         from deploy.cluster import RayRuntime
 
         return RayRuntime(config, address=address)

@@ -14,6 +14,7 @@ from common.errors import MiniChatGPTError
 from common.ports import Call, Reply
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from deploy.runtime import Members
+from deploy.stopwatch import Stopwatch
 from learner.service import LearnerService, build_learner, weights_of
 from learner.stages import StageRequest, run_stage
 from reward_service.build import build_service
@@ -66,8 +67,9 @@ class LocalTransport:
 class LocalLearner:
     """A learner in this process: implements `common.ports.Learner`."""
 
-    def __init__(self, service: LearnerService, num_threads: int) -> None:
+    def __init__(self, service: LearnerService, num_threads: int, watch: Stopwatch) -> None:
         self._service = service
+        self._watch = watch
         self._threads = num_threads
 
     @property
@@ -77,12 +79,12 @@ class LocalLearner:
 
     def weights(self) -> WeightsHandle:
         """A copy of the policy as it is now."""
-        with threads(self._threads):
+        with threads(self._threads), self._watch.phase("publish"):
             return self._service.weights()
 
     def update(self, chunks: Sequence[ChunkHandle]) -> UpdateReport:
         """Train on the chunks once."""
-        with threads(self._threads):
+        with threads(self._threads), self._watch.phase("update"):
             return self._service.update([(c.rollouts, c.judgements, c.reference) for c in chunks])
 
     def save(self, folder: Path) -> None:
@@ -115,12 +117,12 @@ class LocalRuntime:
             built["rollout", name] = build_worker(config, paths, fetch=lambda handle: handle.ref, name=name)
         for name in replicas:
             built["reward", name] = build_service(config, paths)
-        learner = None
+        learner, watch = None, Stopwatch()
         if paths.judge is None:
             with threads(config.learner.threads):
-                learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads)
+                learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
         transport = LocalTransport(built, {"rollout": config.rollout.threads, "reward": config.reward_service.threads})
-        yield Members(transport, workers, replicas, learner, {name: {} for name in workers + replicas})
+        yield Members(transport, workers, replicas, learner, watch, {name: {} for name in workers + replicas})
 
     def load_weights(self, path: str, identity: Identity) -> WeightsHandle:
         """The weights of a model folder."""

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.build import build_prompts
 from actors.evaluate import distinct_n, win_rate
+from actors.prompts import PromptStream
 from common.config import RunConfig
 from common.metrics import RunMetrics
 from common.ports import Learner, Transport
@@ -72,7 +73,9 @@ def ppo_stage(
         train(
             learner=members.learner,
             rollouts=conductor,
-            recorder=RunRecorder(folder, tokenizer=tokenizer, conductor=conductor, metrics=metrics, bar=(bar, task)),
+            recorder=RunRecorder(
+                folder, tokenizer=tokenizer, conductor=conductor, metrics=metrics, watch=members.watch, bar=(bar, task)
+            ),
             checkpoints=FolderCheckpoints(folder / "checkpoints"),
             config=config.ppo,
         )
@@ -105,7 +108,7 @@ def _clear(folder: Path, *names: str) -> None:
             path.unlink(missing_ok=True)
 
 
-def _conductor(config: RunConfig, members: Members, metrics: RunMetrics, prompts: Any) -> Conductor:
+def _conductor(config: RunConfig, members: Members, metrics: RunMetrics, prompts: PromptStream) -> Conductor:
     return Conductor(
         config,
         prompts=prompts,
@@ -113,6 +116,7 @@ def _conductor(config: RunConfig, members: Members, metrics: RunMetrics, prompts
         workers=members.workers,
         replicas=members.replicas,
         metrics=metrics,
+        watch=members.watch,
     )
 
 

@@ -15,6 +15,7 @@ from common.metrics import RunMetrics
 from common.records import Sample, UpdateReport
 from common.text import decode
 from deploy.conductor import Conductor
+from deploy.stopwatch import Stopwatch
 
 
 def append_json(path: Path, row: Mapping[str, Any]) -> None:
@@ -40,8 +41,9 @@ class RunRecorder:
     Args:
         folder: of the run.
         tokenizer: the policy's, to show samples as text.
-        conductor: knows the ledger and the seconds.
+        conductor: knows the ledger.
         metrics: the Prometheus registry's.
+        watch: knows the seconds.
         bar: progress bar and its task.
     """
 
@@ -52,20 +54,21 @@ class RunRecorder:
         tokenizer: PreTrainedTokenizerBase,
         conductor: Conductor,
         metrics: RunMetrics,
+        watch: Stopwatch,
         bar: tuple[Bar, TaskID],
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
         self.conductor = conductor
         self.metrics = metrics
+        self.watch = watch
         self.bar, self.task = bar
         self._since = time.monotonic()
 
     def record(self, report: UpdateReport) -> None:
         """Write one update down."""
         now = time.monotonic()
-        seconds = {**self.conductor.take_seconds(), **report.seconds, "total": now - self._since}
-        seconds["update"] = sum(report.seconds.values())
+        seconds = {**self.watch.take(), **report.seconds, "total": now - self._since}
         self._since = now
         append_json(
             self.folder / "metrics.jsonl",

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from deploy.report_curves import Curve, Layer
 from deploy.run_files import Numbers, UpdateLine
@@ -108,6 +108,8 @@ def _prepare(axes: Any, curve: Curve) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
     if curve.is_log:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"1e{round(np.log10(value))}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
     else:
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if curve.rule is not None:

@@ -112,7 +112,7 @@ def duration(seconds: float | None) -> str:
     """Seconds as a person says them: `4.2 s`, `3 min 07 s`; a dash where not known."""
     if seconds is None:
         return NONE
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -122,6 +122,10 @@ def duration(seconds: float | None) -> str:
 def measures(summary: Summary | None) -> list[Measure]:
     """The rows of the before/after table, absent ones included."""
     s = summary or Summary()
+    return [*_gains(s), *_prices(s), *_perplexities(s), *_accuracies(s)]
+
+
+def _gains(s: Summary) -> list[Measure]:
     return [
         Measure(
             "Reward", "signed", "higher",
@@ -145,6 +149,11 @@ def measures(summary: Summary | None) -> list[Measure]:
             "beside it the 95 % interval.",
             "judge", None, s.win_rate, has_before=False, interval=s.win_rate_ci95,
         ),
+    ]  # fmt: skip
+
+
+def _prices(s: Summary) -> list[Measure]:
+    return [
         Measure(
             "Distinct word pairs", "percent", "hold",
             "Different word pairs as a share of all word pairs in the responses (distinct-2). "
@@ -162,7 +171,11 @@ def measures(summary: Summary | None) -> list[Measure]:
             "The same, summed over a response.",
             "evaluate", None, s.kl_seq_sum, has_before=False,
         ),
-        *_perplexities(s),
+    ]  # fmt: skip
+
+
+def _accuracies(s: Summary) -> list[Measure]:
+    return [
         Measure(
             "Reward model accuracy", "percent", "higher",
             "Share of held-out reviews whose label it gets right: no reward is better than its measure.",
@@ -179,16 +192,16 @@ def measures(summary: Summary | None) -> list[Measure]:
 def _perplexities(s: Summary) -> list[Measure]:
     before, after = s.sft_perplexity_before or {}, s.sft_perplexity_after or {}
     explanation = (
-        "How many words the language model hesitates between, on held-out reviews, before and after supervised "
-        "fine-tuning (sft), which comes before PPO. Where it rises, the model forgets."
+        "How many tokens the language model hesitates between, on held-out reviews, before and after supervised "
+        "fine-tuning (SFT), which comes before PPO. Where it rises, the model forgets."
     )
     rows: list[Measure] = []
     for source in dict.fromkeys([*before, *after]):
         told = f"The same on {source}." if rows else explanation
         rows.append(
-            Measure(f"Perplexity on {source}", "number", "lower", told, "sft", before.get(source), after.get(source))
+            Measure(f"SFT perplexity, {source}", "number", "lower", told, "sft", before.get(source), after.get(source))
         )
-    return rows or [Measure("Perplexity", "number", "lower", explanation, "sft")]
+    return rows or [Measure("SFT perplexity", "number", "lower", explanation, "sft")]
 
 
 def absences(rows: list[Measure]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Protocol
 from common.config import RunConfig
 from common.ports import Learner, Transport
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
+from deploy.stopwatch import Stopwatch
 from learner.stages import StageRequest
 
 
@@ -28,8 +29,10 @@ class Members:
     replicas: Sequence[str]
     learner: ExportingLearner | None
     """None for evaluation."""
+    watch: Stopwatch
+    """Told how long the learner's calls take."""
     described: dict[str, dict[str, object]]
-    """What each member said of itself at its start, for run.json."""
+    """What each member said of itself at its start."""
 
 
 class Runtime(Protocol):
