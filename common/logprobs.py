@@ -41,7 +41,7 @@ def gather_response(per_position: Tensor, prompt_lengths: Tensor, num_slots: int
     Args:
         per_position: [B, T, ...] one entry per input position.
         prompt_lengths: [B] int64.
-        num_slots: R; slots past a row's end repeat its last position, and are dead by the mask.
+        num_slots: R; what slots past a row's response hold is its padding: they are dead by the mask.
 
     Returns:
         [B, R, ...].

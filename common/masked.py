@@ -39,5 +39,6 @@ def whiten(values: Tensor, mask: Tensor, *, eps: float = 1e-8) -> Tensor:
     Returns:
         [...] float, 0 at dead slots.
     """
-    scaled = (values - masked_mean(values, mask)) * torch.rsqrt(masked_var(values, mask) + eps)
-    return torch.where(mask, scaled, torch.zeros((), dtype=values.dtype, device=values.device))
+    wide = torch.where(mask, values, 0.0).double()  # in float32 equal values would not give zeros
+    scaled = (wide - masked_mean(wide, mask)) * torch.rsqrt(masked_var(wide, mask) + eps)
+    return torch.where(mask, scaled, 0.0).to(values.dtype)

@@ -1,4 +1,4 @@
-"""Every Prometheus metric of a run, declared once, on a registry that is handed in. Base units; counters end in _total."""
+"""Every Prometheus metric of a run, declared once, on an injected registry. Base units; counters end in _total."""
 
 from collections.abc import Mapping
 

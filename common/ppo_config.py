@@ -191,6 +191,15 @@ class PPOConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _kl_coefficient_stays_positive(self) -> "PPOConfig":
+        if self.kl.type == "adaptive" and self.kl.horizon <= 0.2 * self.trajectories_per_update:
+            raise ValueError(
+                f"kl.horizon={self.kl.horizon} with trajectories_per_update={self.trajectories_per_update} could turn "
+                f"the KL coefficient negative; set it to {self.trajectories_per_update} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _what_works_so_far(self) -> "PPOConfig":
         if self.max_staleness > 0:
             raise ValueError(

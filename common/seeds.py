@@ -1,7 +1,7 @@
 """All randomness of a run follows from its seed by counters, so that no result depends on who computes it, or when.
 
 `mix` is splitmix64's finaliser (Steele, Lea & Flood, OOPSLA 2014); `uniform_noise` hashes (key, index) to a number in
-(0, 1) with murmur3's 32-bit finaliser, in integer arithmetic that gives the same bits on every device.
+(0, 1] with murmur3's 32-bit finaliser, in integer arithmetic that gives the same bits on every device.
 """
 
 import numpy as np

@@ -22,6 +22,7 @@ from common.ports import Call, Reply
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from deploy.preflight import check_placements
 from deploy.runtime import Members
+from deploy.stopwatch import Stopwatch
 from learner.ray_actor import LearnerActor, load_weights, run_stage
 from learner.stages import StageRequest
 from reward_service.ray_actor import RewardActor
@@ -101,7 +102,8 @@ class RayTransport:
 class RayLearner:
     """The learner actor: implements `common.ports.Learner`; payloads never pass through this process."""
 
-    def __init__(self, actor: Any, config: RunConfig) -> None:
+    def __init__(self, actor: Any, config: RunConfig, watch: Stopwatch) -> None:
+        self._watch = watch
         self._actor = actor
         self._update_timeout_s = config.learner.update_timeout_s
         self._step = 0
@@ -113,16 +115,18 @@ class RayLearner:
 
     def weights(self) -> WeightsHandle:
         """A handle whose buffer this process owns and does not hold."""
-        buffer, handle = self._actor.weights.remote()
-        ready: WeightsHandle = wait_for(handle, role="learner", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
+        with self._watch.phase("publish"):
+            buffer, handle = self._actor.weights.remote()
+            ready: WeightsHandle = wait_for(handle, role="learner", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
         return dataclasses.replace(ready, ref=buffer)
 
     def update(self, chunks: Sequence[ChunkHandle]) -> UpdateReport:
         """Let the learner fetch the payloads, then train on them."""
-        wait_for(self._actor.prepare.remote(list(chunks)), role="learner", phase="prepare", timeout_s=CONTROL_TIMEOUT_S)
-        report: UpdateReport = wait_for(
-            self._actor.update.remote(), role="learner", phase="update", timeout_s=self._update_timeout_s
-        )
+        with self._watch.phase("update"):
+            prepared = self._actor.prepare.remote(list(chunks))
+            wait_for(prepared, role="learner", phase="prepare", timeout_s=CONTROL_TIMEOUT_S)
+            updated = self._actor.update.remote()
+            report: UpdateReport = wait_for(updated, role="learner", phase="update", timeout_s=self._update_timeout_s)
         self._step = report.step
         return report
 
@@ -146,6 +150,7 @@ class RayRuntime:
     name = "ray"
 
     def __init__(self, config: RunConfig, *, address: str | None = None) -> None:
+        self._config = config
         if ray.is_initialized():
             raise ConfigError("Ray is already in use by this process; call ray.shutdown() first")
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -191,12 +196,13 @@ class RayRuntime:
             handles["learner", "learner"] = actor.remote(config, paths, str(folder))
         try:
             described = _await_ready(handles, config)
-            learner = handles.get(("learner", "learner"))
+            learner, watch = handles.get(("learner", "learner")), Stopwatch()
             yield Members(
                 transport=RayTransport(handles),
                 workers=[name for role, name in handles if role == "rollout"],
                 replicas=[name for role, name in handles if role == "reward"],
-                learner=RayLearner(learner, config) if learner is not None else None,
+                learner=RayLearner(learner, config, watch) if learner is not None else None,
+                watch=watch,
                 described=described,
             )
         finally:
@@ -205,7 +211,7 @@ class RayRuntime:
 
     def load_weights(self, path: str, identity: Identity) -> WeightsHandle:
         """The weights of a model folder, put into the object store by a task."""
-        buffer, handle = load_weights.remote(path, identity)
+        buffer, handle = load_weights.options(**options(self._config.learner)).remote(path, identity)
         ready: WeightsHandle = wait_for(handle, role="driver", phase="load weights", timeout_s=CONTROL_TIMEOUT_S)
         return dataclasses.replace(ready, ref=buffer)
 

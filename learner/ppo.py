@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from common.errors import NonFiniteError
-from common.masked import masked_mean, whiten
+from common.masked import masked_mean, masked_var, whiten
 from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
 from common.ppo_config import PPOConfig
 from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
@@ -135,9 +135,9 @@ class PPOLearner:
         ordered = in_order(trajectories, expected=self.identity)
         batch = Batch.of(ordered, self.accelerator.device)
         targets, measured = self._targets(batch)
+        self.controller.update(measured, len(batch))  # before training: it raises if the KL is not finite
         prepared = time.perf_counter()
         tally = self._train(batch, targets)
-        self.controller.update(measured, len(batch))
         self.step += 1
         metrics = score_metrics(ordered) | measured | tally.means()
         return UpdateReport(
@@ -179,7 +179,7 @@ class PPOLearner:
             "kl_coef": kl_coef,
             "explained_variance": float(explained_variance(old.values, returns, mask)),
             "return_mean": float(masked_mean(returns, mask)),
-            "advantage_std": float(masked_mean(advantages.square(), mask).sqrt()),
+            "advantage_std": float(masked_var(advantages, mask).sqrt()),
             "logprob_gap_max": float(_live_max((old.logprobs - batch.behaviour_logprobs).abs(), mask)),
         }
         if refs is not None:
