@@ -6,7 +6,7 @@ from actors.engine import SamplingEngine
 from actors.prompts import PromptStream
 from actors.worker import RolloutWorker
 from common.config import RunConfig
-from common.corpus import load_corpus, split
+from common.corpus import Which, load_corpus, split
 from common.errors import ConfigError
 from common.modeling import load_policy, resolve_device
 from common.records import ModelPaths, WeightsHandle
@@ -41,7 +41,7 @@ def build_prompts(config: RunConfig, paths: ModelPaths, *, heldout: bool = False
     ppo = config.ppo
     assert ppo is not None, "prompts are of a PPO stage"
     tokenizer = load_tokenizer(paths.policy)
-    which = "heldout" if heldout else "train"
+    which: Which = "heldout" if heldout else "train"
     texts = [
         text
         for name in ppo.data

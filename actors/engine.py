@@ -132,7 +132,8 @@ class SamplingEngine:
         out = self.policy(
             input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
         )
-        return out.logits[:, -1]
+        last: Tensor = out.logits[:, -1]
+        return last
 
     def _next_tokens(
         self, rows: _Rows, running: np.ndarray, position: int, logits: Tensor, temperature: float

@@ -48,7 +48,8 @@ class BagClassifier(PreTrainedModel):  # type: ignore[misc]
     def pair_ids(self, input_ids: Tensor) -> Tensor:
         """[B, T] ids to [B, T-1] buckets of adjacent pairs."""
         mixed = input_ids[:, :-1] * 1_000_003 + input_ids[:, 1:] * 7_919
-        return mixed % self.config.pair_buckets
+        buckets: Tensor = mixed % self.config.pair_buckets
+        return buckets
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None

@@ -4,6 +4,7 @@ Legend: B sequences, T tokens of a padded sequence, R response slots, H width, V
 """
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from common.config import DType, FreshModel
 from common.errors import ConfigError
 from common.logprobs import gather_response, token_logprobs
+
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def resolve_device(device: str, num_gpus: float) -> torch.device:
@@ -47,7 +51,7 @@ def load_policy(path: str, *, revision: str | None = None, dtype: DType = "float
     return without_dropout(model)
 
 
-def without_dropout(model: nn.Module) -> nn.Module:
+def without_dropout(model: Network) -> Network:
     """Set every dropout to 0 and leave training mode: else old and new logprobs of equal weights differ."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -138,4 +142,5 @@ class PolicyWithValueHead(nn.Module):
 
     def _value(self, hidden: Tensor) -> Tensor:
         """[..., H] to [...] float32, whatever the trunk's precision."""
-        return self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        values: Tensor = self.value_head(hidden.to(self.value_head.weight.dtype)).squeeze(-1).float()
+        return values

@@ -39,7 +39,7 @@ def flatten(model: nn.Module) -> tuple[Buffer, tuple[TensorSpec, ...]]:
 
 def buffer_hash(buffer: Buffer) -> int:
     """xxh3-64 of the buffer's bytes: fast, and no defence against an attacker."""
-    return xxhash.xxh3_64_intdigest(memoryview(buffer).cast("B"))
+    return xxhash.xxh3_64_intdigest(buffer.data)
 
 
 def load_flat(model: nn.Module, buffer: Buffer, manifest: tuple[TensorSpec, ...]) -> None:

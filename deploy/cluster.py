@@ -40,9 +40,15 @@ def options(placement: Placement) -> dict[str, Any]:
     }
 
 
+def spawn(actor_class: Any, placement: Placement, *arguments: Any) -> Any:
+    """Ask Ray for an actor; returns its handle at once."""
+    return actor_class.options(**options(placement)).remote(*arguments)
+
+
 def cause_of(error: RayError) -> BaseException:
     """The error that was raised in the other process, or Ray's own where the process is gone."""
-    return error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    cause: BaseException = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    return cause
 
 
 def wait_for(ref: Any, *, role: str, phase: str, timeout_s: float) -> Any:
@@ -185,15 +191,12 @@ class RayRuntime:
         handles: dict[tuple[str, str], Any] = {}
         for i in range(config.rollout.workers):
             name = f"worker-{i}"
-            actor = RolloutActor.options(**options(config.rollout))
-            handles["rollout", name] = actor.remote(config, paths, name)
+            handles["rollout", name] = spawn(RolloutActor, config.rollout, config, paths, name)
         for i in range(config.reward_service.replicas):
             name = f"replica-{i}"
-            actor = RewardActor.options(**options(config.reward_service))
-            handles["reward", name] = actor.remote(config, paths, name)
+            handles["reward", name] = spawn(RewardActor, config.reward_service, config, paths, name)
         if paths.judge is None:
-            actor = LearnerActor.options(**options(config.learner))
-            handles["learner", "learner"] = actor.remote(config, paths, str(folder))
+            handles["learner", "learner"] = spawn(LearnerActor, config.learner, config, paths, str(folder))
         try:
             described = _await_ready(handles, config)
             learner, watch = handles.get(("learner", "learner")), Stopwatch()

@@ -94,7 +94,7 @@ class Batch:
 
 
 def _pad(rows: Sequence[np.ndarray], width: int, dtype: type) -> np.ndarray:
-    padded = np.zeros((len(rows), width), dtype=dtype)
+    padded: np.ndarray = np.zeros((len(rows), width), dtype=dtype)
     for i, row in enumerate(rows):
         padded[i, : len(row)] = row
     return padded

@@ -196,7 +196,7 @@ class PPOLearner:
         size = self.config.microbatch_sequences or self.config.minibatch_sequences
         slots = batch.num_slots
         pieces = []
-        for index in torch.arange(len(batch), device=self.accelerator.device).split(size):
+        for index in torch.split(torch.arange(len(batch), device=self.accelerator.device), size):
             part = batch.rows(index)
             arguments = (part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots)
             out = functional_call(self.plain, weights or {}, (*arguments, self.config.temperature))
@@ -211,7 +211,7 @@ class PPOLearner:
         set_rate(self.optimizers, scale)
         for epoch in range(config.epochs):
             order = torch.from_numpy(permutation(len(batch), self.run_seed, _SHUFFLE, self.step, epoch))
-            for index in order.to(self.accelerator.device).split(config.minibatch_sequences):
+            for index in torch.split(order.to(self.accelerator.device), config.minibatch_sequences):
                 self._minibatch_step(batch, targets, index, tally)
         if tally.steps == 0:
             raise NonFiniteError(
@@ -230,7 +230,8 @@ class PPOLearner:
             advantages = whiten(advantages, mask)
         world = self.accelerator.num_processes
         denominator = self.accelerator.reduce(tokens, "sum") / world  # gradients are averaged over processes
-        pieces = torch.arange(len(index), device=index.device).split(self.config.microbatch_sequences or len(index))
+        size = self.config.microbatch_sequences or len(index)
+        pieces = torch.split(torch.arange(len(index), device=index.device), size)
         for number, piece in enumerate(pieces):
             with self.accelerator.no_sync(self.model) if number + 1 < len(pieces) else nullcontext():
                 part = batch.rows(index[piece])

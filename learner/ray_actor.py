@@ -46,7 +46,7 @@ class LearnerActor:
         """Fetch an update's payloads; one that is lost fails here, before anything is trained."""
         refs = [ref for chunk in chunks for ref in (chunk.rollouts, chunk.judgements, chunk.reference)]
         fetched = iter(ray.get([ref for ref in refs if ref is not None], timeout=FETCH_TIMEOUT_S))
-        parts = [None if ref is None else next(fetched) for ref in refs]
+        parts: list[Any] = [None if ref is None else next(fetched) for ref in refs]
         self._payloads = [(parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
         return len(self._payloads)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from common.checkpoint import read_checkpoint, write_checkpoint
@@ -67,7 +68,7 @@ class LearnerService:
 
     def save(self, folder: Path) -> None:
         """Write weights, value head, optimizer state, step, lineage and KL controller, whole or not at all."""
-        tensors = {f"model.{k}": v for k, v in self.learner.plain.named_parameters()}
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.learner.plain.named_parameters()}
         groups = []
         for number, optimizer in enumerate(self.learner.optimizers):
             state, group = pack_state(optimizer)
