@@ -99,12 +99,12 @@ class RolloutWorker:
                 f"{self.name}: weights {handle.identity} arrived with hash {arrived:016x}, "
                 f"but {handle.hash:016x} was published; the buffer changed on its way"
             )
-        self.identity = None  # until all is copied, the model is of no version
+        self.identity = None  # until all is copied and has passed the probe, the model is of no version
         load_flat(self.engine.policy, buffer, handle.manifest)
-        self.identity, self.weights_hash = handle.identity, handle.hash
         loaded = time.perf_counter()
         if handle.probe is not None:
-            self._check_probe(handle.probe)
+            self._check_probe(handle.probe, handle.identity)
+        self.identity, self.weights_hash = handle.identity, handle.hash
         return {
             "fetch": fetched - start,
             "load": loaded - fetched,
@@ -112,7 +112,7 @@ class RolloutWorker:
         }
 
     @torch.inference_mode()
-    def _check_probe(self, probe: Probe) -> None:
+    def _check_probe(self, probe: Probe, identity: Identity) -> None:
         """Compare this model's logprobs with the learner's: catches what a hash of the buffer cannot."""
         ids = torch.from_numpy(probe.token_ids.astype(np.int64)).to(self.engine.device)
         logits = self.engine.policy(input_ids=ids, use_cache=False).logits[:, :-1]
@@ -121,6 +121,6 @@ class RolloutWorker:
         reduced = next(self.engine.policy.parameters()).dtype != torch.float32
         if not reduced and not self.probe_gap <= PROBE_TOLERANCE:
             raise WeightsMismatchError(
-                f"{self.name}: at weights {self.identity} the probe prompt's logprobs differ from the learner's by "
+                f"{self.name}: at weights {identity} the probe prompt's logprobs differ from the learner's by "
                 f"{self.probe_gap:.2g} nats (at most {PROBE_TOLERANCE:g}); the model was not loaded as it was sent"
             )

@@ -76,6 +76,8 @@ def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{manifest} is damaged: {error}") from error
     if listed.get("format") != FORMAT:
         raise CheckpointError(f"{manifest} has format {listed.get('format')!r}; this version reads {FORMAT}")
+    if files.keys() != {TENSORS, STATE}:
+        raise CheckpointError(f"{manifest} lists {sorted(files)}; a checkpoint has {TENSORS} and {STATE}")
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():

@@ -92,12 +92,16 @@ class ConvConfig(PretrainedConfig):  # type: ignore[misc]
 
 
 class ConvTextClassifier(PreTrainedModel):  # type: ignore[misc]
-    """Word embeddings, one convolution, mean and max over the text (after Kim 2014, arXiv:1408.5882)."""
+    """A weight per word, plus a convolution over word embeddings, its mean and maximum over the text.
+
+    After Kim 2014 (arXiv:1408.5882); the weights per word are a linear classifier beside it.
+    """
 
     config_class = ConvConfig
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__(config)
+        self.words = nn.Embedding(config.vocab_size, 1)
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
         self.conv = nn.Conv1d(
             config.embedding_size, config.num_filters, config.kernel_words, padding=config.kernel_words // 2
@@ -107,20 +111,24 @@ class ConvTextClassifier(PreTrainedModel):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.1)
+        if isinstance(module, nn.Embedding) and module.embedding_dim > 1:
+            nn.init.normal_(module.weight, std=0.3)
+        elif isinstance(module, nn.Embedding):
+            nn.init.zeros_(module.weight)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
         """Two logits; arguments as in BagClassifier.forward."""
         live = attention_mask.bool()[:, :, None]
-        words = torch.where(live, self.embedding(input_ids), 0.0)
+        single = torch.where(live, self.words(input_ids), 0.0).sum((1, 2)) / 2
+        words = torch.where(live, self.dropout(self.embedding(input_ids)), 0.0)
         features = torch.relu(self.conv(words.transpose(1, 2))).transpose(1, 2)[:, : input_ids.shape[1]]
         features = torch.where(live, features, 0.0)  # relu makes 0 the least, so that the maximum ignores padding
         mean = features.sum(1) / live.sum(1).clamp(min=1)
         pooled = torch.cat([mean, features.amax(1)], dim=-1)
-        return SequenceClassifierOutput(logits=self.head(self.dropout(pooled)))
+        logits = self.head(self.dropout(pooled)) + torch.stack([-single, single], dim=-1)
+        return SequenceClassifierOutput(logits=logits)
 
 
 def register_classifiers() -> None:

@@ -47,6 +47,7 @@ _SENTENCE_OPENER = re.compile(
 # One or more end marks, blanks between them allowed, and the quotes and brackets that close after them; then a blank,
 # the end, or (as careless writers do) directly a capital.
 _END = re.compile(r"(?P<mark>[.!?…](?:\s?[.!?…])*)(?P<close>[\"')\]]*)(?=(?P<gap>\s|$)|[A-Z][a-z' ])")
+_LETTERS = re.compile(r"[^\W\d_]+")
 _LEFT_CONTEXT = 9  # characters: the longest abbreviation, a blank and what stands before it
 _RIGHT_CONTEXT = 12  # characters: enough to know the first word of what follows
 
@@ -82,6 +83,17 @@ def clean(raw: str) -> str:
 def count_words(text: str) -> int:
     """Pieces between blanks that hold a letter or a digit: `it 's , well -- good` has 4."""
     return len(_WORD.findall(text))
+
+
+def chunks(document: str, max_words: int) -> list[str]:
+    """Cut a cleaned document into pieces of `max_words` blank-separated words; the last one may be shorter."""
+    words = document.split()
+    return [" ".join(words[i : i + max_words]) for i in range(0, len(words), max_words)]
+
+
+def holds_any(text: str, words: frozenset[str]) -> bool:
+    """Whether one of the words, given in lower case, stands in the text as a whole word."""
+    return not words.isdisjoint(_LETTERS.findall(text.lower()))
 
 
 def sentences(paragraph: str) -> list[str]:

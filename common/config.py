@@ -38,9 +38,10 @@ class FreshModel(Config):
     @model_validator(mode="after")
     def _heads_divide(self) -> "FreshModel":
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            width = 2 * max(-(-4 // self.num_heads), round(self.hidden_size / self.num_heads / 2))
             raise ValueError(
                 f"hidden_size={self.hidden_size} must give an even width to each of num_heads={self.num_heads}; "
-                f"try hidden_size={max(2, round(self.hidden_size / self.num_heads / 2) * 2) * self.num_heads}"
+                f"try hidden_size={width * self.num_heads}"
             )
         return self
 
@@ -72,6 +73,9 @@ class LanguageModelTraining(Config):
     """Longer texts are cut."""
     drop_unknown: bool = False
     """Leave out texts with a word outside of the vocabulary; the share left out is reported."""
+    join: Literal["none", "document", "label"] = "none"
+    """Put texts that are left, of one document or of one class, one after the other up to max_tokens: passages of
+    several sentences that agree with each other."""
     optimizer: Optimizer
     """Optimizer and peak learning rates."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
@@ -80,8 +84,8 @@ class LanguageModelTraining(Config):
     """Share of the steps, at the end, over which the rates fall linearly to final_fraction."""
     final_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak rates at the last step."""
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm; None: never."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm; inf: never."""
     heldout_texts: int = Field(default=1000, ge=1)
     """Held-out texts on which perplexity is measured, per data source."""
 
@@ -109,7 +113,7 @@ class BagOfNgrams(Config):
 
 
 class ConvClassifier(Config):
-    """Word embeddings, one convolution, mean and max pooling (after Kim 2014, arXiv:1408.5882)."""
+    """Word embeddings, one convolution, mean and max pooling (after Kim 2014, arXiv:1408.5882), and a weight per word."""
 
     type: Literal["conv"] = "conv"
     """Tag of the union."""
@@ -135,12 +139,16 @@ class ClassifierTraining(Config):
     """Named, labelled data sources."""
     half: Literal["all", "a", "b"] = "all"
     """Which half of the training labels to learn from; `a` and `b` are disjoint, split by a hash of the document."""
+    repeat: dict[str, int] = {}
+    """How often a data source's texts stand in one epoch, by name; once if not named."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the texts."""
     batch_sequences: int = Field(default=256, ge=1)
     """Texts of one optimizer step."""
     optimizer: Optimizer
     """Optimizer and learning rate; falls linearly to 0."""
+    naive_bayes_scale: float = Field(default=0.25, ge=0)
+    """Weights of single words, and of pairs, start at this share of their naive-Bayes log-count ratios."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread over all classes: keeps logits on scale."""
 

@@ -1,6 +1,7 @@
 """TOML and `--set a.b=c` to a RunConfig, and back. Imports pydantic, never torch."""
 
 import json
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ def _explain(error: ValidationError) -> str:
     for problem in error.errors(include_url=False):
         place = ".".join(str(part) for part in problem["loc"]) or "the run"
         message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "union_tag_not_found":
+            message = 'type is missing, and the other keys depend on it; add type = "..." (an unknown one names the legal)'
         got = problem["input"]
         shown = "" if problem["type"] == "value_error" or isinstance(got, dict) else f" (got {got!r})"
         lines.append(f"  {place}: {message}{shown}")
@@ -68,9 +71,10 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        document = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return document["value"] if len(document) == 1 else text
 
 
 def to_toml(config: RunConfig) -> str:
@@ -91,11 +95,13 @@ def _table(lines: list[str], path: list[str], table: Mapping[str, Any]) -> None:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else json.dumps(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _literal(key)
 
 
 def _literal(value: Any) -> str:
     """A TOML value; JSON's strings, numbers, booleans and lists of them are TOML too."""
     if isinstance(value, list):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

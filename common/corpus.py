@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from common.cleaning import count_words, paragraphs, sentences
+from common.cleaning import chunks, count_words, holds_any, paragraphs, sentences
 from common.data_config import Columns, DataSource, FilesSource, InlineSource, PackageSource, TextPrep
 from common.errors import DataError
 from common.seeds import mix
@@ -217,15 +217,42 @@ def _prepare(rows: _Rows, prep: TextPrep, *, name: str, settings: str) -> Corpus
         parts = paragraphs(raw)
         document = " ".join(parts)
         ids[index] = xxhash.xxh3_64_intdigest(document.lower().encode())
-        units = [document] if prep.unit == "document" else [unit for part in parts for unit in sentences(part)]
+        units = _units(parts, document, prep)
         texts += units
         origins += [index] * len(units)
-    kept = _of_legal_length(texts, prep, name)
+    kept = _of_wanted_content(texts, _of_legal_length(texts, prep, name), prep, name)
     texts = [texts[i].lower() if prep.lowercase else texts[i] for i in kept]
     origin = np.array(origins, dtype=np.int64)[kept]
     labels = None if rows.labels is None else np.array(rows.labels, dtype=np.int64)[origin]
     content = "\n".join([settings, *texts, "" if labels is None else " ".join(map(str, labels))])
     return Corpus(texts, labels, ids[origin], _digest(content, ids[origin].tobytes()))
+
+
+def _units(parts: Sequence[str], document: str, prep: TextPrep) -> list[str]:
+    """What one document is cut into."""
+    match prep.unit:
+        case "document":
+            return [document]
+        case "sentence":
+            return [unit for part in parts for unit in sentences(part)]
+        case "chunk":
+            return chunks(document, prep.max_words)
+
+
+def _of_wanted_content(texts: Sequence[str], kept: npt.NDArray[np.int64], prep: TextPrep, name: str) -> list[int]:
+    """Indices, out of `kept`, of the units that pass with_any_of and without_characters; raises DataError if none."""
+    wanted, unwanted = frozenset(prep.with_any_of), frozenset(prep.without_characters)
+    passed = [
+        int(i)
+        for i in kept
+        if (not wanted or holds_any(texts[i], wanted)) and (not unwanted or unwanted.isdisjoint(texts[i]))
+    ]
+    if not passed:
+        raise DataError(
+            f"{name}: with_any_of and without_characters remove all {len(kept)} {prep.unit}s that are of legal length; "
+            "relax them"
+        )
+    return passed
 
 
 def _of_legal_length(texts: Sequence[str], prep: TextPrep, name: str) -> npt.NDArray[np.int64]:

@@ -25,14 +25,19 @@ class LengthRange(Config):
 class TextPrep(Config):
     """How raw documents become training texts. All steps are deterministic and keep the document's label."""
 
-    unit: Literal["document", "sentence"] = "document"
-    """`sentence` cuts documents at sentence ends; a document's sentences always stay in the same split."""
+    unit: Literal["document", "sentence", "chunk"] = "document"
+    """`sentence` cuts documents at sentence ends, `chunk` every max_words words; the pieces of a document always stay
+    in the same split."""
     lowercase: bool = False
     """Lower-case the text: halves the vocabulary of a word-level tokenizer."""
     min_words: int = Field(default=1, ge=1)
     """Shorter units are left out."""
     max_words: int = Field(default=100_000, ge=1)
-    """Longer units are left out."""
+    """Longer units are left out; longest chunk."""
+    with_any_of: list[str] = []
+    """Keep only units that hold one of these words, in lower case: keeps film reviews' opinions, drops their plots."""
+    without_characters: str = ""
+    """Leave out units that hold one of these characters, as in `"()` for sentences that are quotations or asides."""
 
 
 class Columns(Config):

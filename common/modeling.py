@@ -14,7 +14,6 @@ from common.config import DType, FreshModel
 from common.errors import ConfigError
 from common.logprobs import gather_response, token_logprobs
 
-
 Network = TypeVar("Network", bound=nn.Module)
 
 

@@ -8,6 +8,9 @@ from common.config_base import Config
 from common.data_config import LengthRange
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class AdamW(Config):
     """Adam with decoupled weight decay (arXiv:1711.05101), on all parameters."""
 
@@ -15,9 +18,9 @@ class AdamW(Config):
     """Tag of the union."""
     lr: float = Field(gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the first and second moment."""
-    eps: float = 1e-8
+    eps: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled decay, times the learning rate, per step."""
@@ -36,7 +39,7 @@ class Muon(Config):
     """How the rate of a matrix follows from its shape (torch.optim.Muon's `adjust_lr_fn`)."""
     adamw_lr: float = Field(gt=0)
     """Peak learning rate of everything else."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """AdamW's decay of the first and second moment."""
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled decay of both groups."""
@@ -108,8 +111,8 @@ class PPOConfig(Config):
     """Share of the peak rate at the last update, reached linearly; 1 keeps it constant."""
     value_warmup_updates: int = Field(default=0, ge=0)
     """First updates in which only the value head learns."""
-    max_grad_norm: float | None = Field(default=1.0, gt=0)
-    """Gradients are scaled down to this norm; None: never."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm; inf: never."""
     trainable_layers: int | None = Field(default=None, ge=1)
     """Train only the top k decoder layers and the final norm; None: everything."""
 
@@ -124,8 +127,8 @@ class PPOConfig(Config):
     """Where advantages are brought to mean 0 and variance 1: over each minibatch's, or the whole update's tokens."""
     clip_eps: float = Field(default=0.2, gt=0)
     """The probability ratio counts within 1 - eps … 1 + eps (arXiv:1707.06347, eq. 7)."""
-    value_clip_eps: float | None = Field(default=0.2, gt=0)
-    """Values may move this far from the old ones in one update, in units of returns; None: no clipping."""
+    value_clip_eps: float = Field(default=0.2, gt=0)
+    """Values may move this far from the old ones in one update, in units of returns; inf: no clipping."""
     value_coef: float = Field(default=0.1, ge=0)
     """Weight of the value loss."""
     entropy_coef: float = Field(default=0.0, ge=0)
@@ -165,7 +168,8 @@ class PPOConfig(Config):
     def _sizes_divide(self) -> "PPOConfig":
         n, m, u = self.trajectories_per_update, self.minibatch_sequences, self.microbatch_sequences
         if n % m:
-            fits = [d for d in range(1, n + 1) if n % d == 0]
+            divisors = [d for d in range(1, n + 1) if n % d == 0]
+            fits = [d for d in divisors if u is None or d % u == 0] or divisors
             near = min(fits, key=lambda d: abs(d - m))
             raise ValueError(
                 f"trajectories_per_update={n} must divide by minibatch_sequences={m}; "

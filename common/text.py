@@ -1,8 +1,10 @@
 """Text to ids and back: one place for SFT, reward model, PPO and samples, so that all see the same text."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -60,7 +62,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens:
 
 
 def encode_documents(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, max_tokens: int, drop_unknown: bool
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    *,
+    max_tokens: int,
+    drop_unknown: bool,
+    groups: npt.NDArray[Any] | None = None,
 ) -> list[Ids]:
     """Ids of each text with an EOS token at its end where the whole text fitted.
 
@@ -69,13 +76,21 @@ def encode_documents(
         texts: what the language model shall learn to write.
         max_tokens: longest result, EOS included.
         drop_unknown: leave out texts with a word that the vocabulary lacks.
+        groups: [N] texts of one number that follow each other become one passage, as long as it fits; None: each text
+            is one.
     """
-    kept = []
-    for ids in encode(tokenizer, texts):
+    eos = np.int32(tokenizer.eos_token_id)
+    passages: list[list[Ids]] = []
+    length, group = 0, None
+    for i, ids in enumerate(encode(tokenizer, texts)):
         if drop_unknown and tokenizer.unk_token_id is not None and (ids == tokenizer.unk_token_id).any():
             continue
-        kept.append(np.append(ids, np.int32(tokenizer.eos_token_id))[:max_tokens])
-    return kept
+        if groups is None or groups[i] != group or length + len(ids) + 1 > max_tokens:
+            passages.append([])
+            length, group = 0, None if groups is None else groups[i]
+        passages[-1].append(ids)
+        length += len(ids)
+    return [np.append(np.concatenate(parts), eos)[:max_tokens] for parts in passages]
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Ids) -> str:

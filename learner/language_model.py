@@ -4,8 +4,10 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -131,20 +133,30 @@ def _start(
 
 
 def _encode(corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining) -> list[Ids]:
-    documents = [
-        ids
-        for corpus in corpora.values()
-        for ids in encode_documents(
-            tokenizer, corpus.texts, max_tokens=table.max_tokens, drop_unknown=table.drop_unknown
-        )
-        if len(ids) > 1
-    ]
+    documents = [ids for corpus in corpora.values() for ids in _encode_corpus(corpus, tokenizer, table) if len(ids) > 1]
     if not documents:
         raise DataError(
             f"no text of {', '.join(corpora)} is left to train on: all have words outside of the vocabulary of "
             f"{len(tokenizer)}; raise model.vocabulary_size or set drop_unknown = false"
         )
     return documents
+
+
+def _encode_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining) -> list[Ids]:
+    """Ids of each text, or of each passage where texts are joined."""
+    texts: list[str] = corpus.texts
+    groups: npt.NDArray[Any] | None = None
+    match table.join:
+        case "document":
+            groups = corpus.document_ids
+        case "label":
+            if corpus.labels is None:
+                raise DataError('join = "label" needs labels; set label_column of the data source, or join = "none"')
+            order = np.argsort(corpus.labels, kind="stable")
+            texts, groups = [texts[i] for i in order], corpus.labels[order]
+    return encode_documents(
+        tokenizer, texts, max_tokens=table.max_tokens, drop_unknown=table.drop_unknown, groups=groups
+    )
 
 
 def _heldout(

@@ -77,7 +77,7 @@ def value_loss(
     returns: Tensor,
     mask: Tensor,
     *,
-    clip_eps: float | None,
+    clip_eps: float,
     denominator: Tensor | float,
 ) -> tuple[Tensor, Metrics]:
     """Half the squared error of the value head, pessimistic where it moved far (as in OpenAI's baselines ppo2).
@@ -89,7 +89,7 @@ def value_loss(
         old_values: [B, R] float, at the start of the update; a constant.
         returns: [B, R] float, the targets; a constant.
         mask: [B, R] bool, the live tokens.
-        clip_eps: in units of returns; None: no clipping, and old_values are not read.
+        clip_eps: in units of returns; inf: no clipping.
         denominator: live tokens of the whole optimizer step.
 
     Returns:
@@ -98,10 +98,6 @@ def value_loss(
     values = _live(values, mask)
     returns = _live(returns.detach(), mask)
     squares = (values - returns).square()
-    if clip_eps is None:
-        return 0.5 * masked_sum(squares, mask) / denominator, {
-            "num_value_clipped": mask.new_zeros((), dtype=torch.int64)
-        }
     old_values = _live(old_values.detach(), mask)
     clipped = (values.clamp(old_values - clip_eps, old_values + clip_eps) - returns).square()
     loss = 0.5 * masked_sum(torch.maximum(squares, clipped), mask) / denominator

@@ -270,7 +270,7 @@ class PPOLearner:
             for parameter in self.plain.policy.parameters():
                 parameter.grad = None
         parameters = [p for p in self.plain.parameters() if p.grad is not None]
-        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm or math.inf)
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm)
         if math.isfinite(float(norm)):
             for optimizer in self.optimizers:
                 optimizer.step()

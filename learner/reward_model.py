@@ -1,8 +1,10 @@
 """Labels to a classifier whose positive-class logit is the score; for the reward model and for the judge."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,14 +55,18 @@ def train_reward_model(
     start = time.perf_counter()
     yield Progress(0, 1, "reading texts")
     corpora = {name: load_corpus(config.data[name]) for name in training.data}
-    learned = [split(c, config.heldout_fraction, "train", training.half) for c in corpora.values()]
+    learned = [
+        split(corpus, config.heldout_fraction, "train", training.half)
+        for name, corpus in corpora.items()
+        for _ in range(training.repeat.get(name, 1))
+    ]
     texts = [text for corpus in learned for text in corpus.texts]
     labels = np.concatenate([_labels(corpus) for corpus in learned])
     seed_everything(mix(config.seed, 5 if role == "reward_model" else 6))
     model, tokenizer = _start(table, texts, num_labels=_num_labels(config, training))
     documents = encode(tokenizer, texts, table.max_tokens)
-    if isinstance(model, BagClassifier):
-        start_from_naive_bayes(model, documents, labels)
+    if isinstance(model, BagClassifier | ConvTextClassifier):
+        start_from_naive_bayes(model, documents, labels, scale=training.naive_bayes_scale)
     model.to(accelerator.device)
     prepared = time.perf_counter()
     yield from _train(model, documents, labels, training, tokenizer, seed=config.seed, accelerator=accelerator)
@@ -118,7 +124,11 @@ def _tokenizer(texts: Sequence[str], vocabulary_size: int, table: RewardModelCon
 
 
 def start_from_naive_bayes(
-    model: BagClassifier, documents: Sequence[Ids], labels: npt.NDArray[np.int64], *, scale: float = 0.25
+    model: BagClassifier | ConvTextClassifier,
+    documents: Sequence[Ids],
+    labels: npt.NDArray[np.int64],
+    *,
+    scale: float,
 ) -> None:
     """Set each weight to `scale` times its log-count ratio (Wang & Manning 2012, eq. 2), each word once a text.
 
@@ -128,17 +138,25 @@ def start_from_naive_bayes(
         labels: [N] 0 or 1.
         scale: below 1, for words of a text repeat each other's evidence.
     """
+    _set_log_ratios(model.words.weight, [np.unique(d) for d in documents], labels, scale)
+    if isinstance(model, BagClassifier):
+        pairs = [model.pair_ids(torch.from_numpy(d.astype(np.int64))[None])[0].numpy() for d in documents]
+        _set_log_ratios(model.pairs.weight, [np.unique(p) for p in pairs], labels, scale)
+
+
+def _set_log_ratios(
+    weight: Tensor, features: Sequence[npt.NDArray[Any]], labels: npt.NDArray[np.int64], scale: float
+) -> None:
+    """Weights [V, 1] from the features of each document, each once; those seen less than twice stay 0."""
+    counts = np.ones((2, weight.shape[0]))
+    for label in (0, 1):
+        of_class = [f for f, y in zip(features, labels, strict=True) if y == label]
+        if of_class:
+            counts[label] += np.bincount(np.concatenate(of_class).astype(np.int64), minlength=weight.shape[0])
+    ratio = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
+    seen = counts.sum(0) - 2 >= 2
     with torch.no_grad():
-        for weight, ids_of in (
-            (model.words.weight, lambda d: d),
-            (model.pairs.weight, lambda d: model.pair_ids(torch.from_numpy(d.astype(np.int64))[None])[0].numpy()),
-        ):
-            counts = np.ones((2, weight.shape[0]))
-            for document, label in zip(documents, labels, strict=True):
-                counts[label, np.unique(ids_of(document))] += 1
-            ratio = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
-            seen = counts.sum(0) > 2
-            weight.copy_(torch.from_numpy(np.where(seen, scale * ratio, 0.0)[:, None]))
+        weight.copy_(torch.from_numpy(np.where(seen, scale * ratio, 0.0)[:, None]))
 
 
 def _train(
@@ -162,7 +180,9 @@ def _train(
     schedule = Schedule(max(1, training.epochs * (len(documents) // size)), 0.0, 1.0, 0.0)
     order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(seed, 7))
     optimizers = build_optimizers(training.optimizer, model.named_parameters())
-    yield from train(model, optimizers, loss_of, order, schedule=schedule, max_grad_norm=None, accelerator=accelerator)
+    yield from train(
+        model, optimizers, loss_of, order, schedule=schedule, max_grad_norm=math.inf, accelerator=accelerator
+    )
 
 
 def _padded(rows: Sequence[Ids], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def train(
     order: Iterator[np.ndarray],
     *,
     schedule: Schedule,
-    max_grad_norm: float | None,
+    max_grad_norm: float,
     accelerator: Accelerator,
 ) -> Iterator[Progress]:
     """Optimizer steps until the schedule ends.
@@ -92,8 +92,7 @@ def train(
         total, count = loss_of(wrapped, next(order))
         loss = total / count
         accelerator.backward(loss)
-        if max_grad_norm is not None:
-            accelerator.clip_grad_norm_(wrapped.parameters(), max_grad_norm)
+        accelerator.clip_grad_norm_(wrapped.parameters(), max_grad_norm)
         value = float(loss.detach())
         if not math.isfinite(value):
             raise NonFiniteError(f"loss is {value} at step {step + 1} of {schedule.steps}; lower the learning rate")

@@ -135,7 +135,7 @@ class ModelScorer:
             for i, rollout in enumerate(chunk.rollouts)
         )
         for judgement in judgements:
-            if not math.isfinite(judgement.score):
+            if not all(map(math.isfinite, (judgement.score, *judgement.parts.values()))):
                 raise MiniChatGPTError(f"score of draw {judgement.draw_index} is {judgement.score}: {judgement.parts}")
         stats = Stats(samples=len(texts), score_sum=float(score.sum()), seconds={"score": time.perf_counter() - start})
         return JudgementChunk(judgements), stats

@@ -1,0 +1,43 @@
+# `make help` lists the targets; each sets up what it needs.
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= python3
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint type format clean
+
+help: ## List the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'
+	touch $@
+
+setup: $(VENV)/.installed ## Create .venv and install everything, versions as in constraints.txt
+
+demo: setup ## Pre-train, fine-tune, train reward model and judge, run PPO on Ray, evaluate: about 5 minutes
+	$(BIN)/minichatgpt run demo
+
+test: setup ## All tests that belong to every change, one real Ray run included: at most 10 minutes
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: setup ## The slower tests: at most 45 minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: setup ## Style, docstrings, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell $$(git ls-files | grep -v -E '\.(csv|lock)$$')
+
+type: setup ## Types, strictly
+	$(BIN)/mypy
+
+format: setup ## Bring the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove runs and caches; .venv stays
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

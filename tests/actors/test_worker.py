@@ -1,0 +1,313 @@
+"""The worker: what it makes of a request, and how it takes on weights. All models and buffers are real."""
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from actors.engine import SamplingEngine
+from actors.worker import PROBE_TOLERANCE, RolloutWorker
+from common.errors import WeightsMismatchError
+from common.records import GenerateRequest, Identity, Probe, Prompt, WeightsHandle
+from common.seeds import sample_seed
+from common.weights import buffer_hash, flatten
+
+EOS = 2
+DRAWS = (5, 3, 11, 4, 8)
+
+
+def prompt_of(draw_index, *, length=None, limit=None):
+    rng = np.random.default_rng(draw_index)
+    ids = rng.integers(3, 97, length or 1 + draw_index % 5).astype(np.int32)
+    return Prompt(draw_index, draw_index * 7, ids, limit or 3 + draw_index % 6)
+
+
+@torch.no_grad()
+def probe_of(model):
+    """The learner's logprobs of fixed ids, by the model's plain forward."""
+    ids = torch.arange(4 * 12).reshape(4, 12) % 97
+    log_p = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[:, :-1], -1)
+    logprobs = log_p.gather(-1, ids[:, 1:, None]).squeeze(-1)
+    return Probe(ids.numpy().astype(np.int32), logprobs.numpy())
+
+
+def handle_of(model, *, step=1, probe=None, lineage=0):
+    buffer, manifest = flatten(model)
+    return WeightsHandle(Identity(lineage, step), buffer, buffer_hash(buffer), manifest, probe)
+
+
+def request_of(weights, draws=DRAWS, **changes):
+    settings = {"chunk_index": 0, "attempt": 0, "fill": 0, "run_seed": 9, "temperature": 1.0}
+    return GenerateRequest(prompts=tuple(prompt_of(d) for d in draws), weights=weights, **settings | changes)
+
+
+def worker_of(model, fetched=None):
+    def fetch(handle):
+        if fetched is not None:
+            fetched.append(handle.identity)
+        return handle.ref
+
+    return RolloutWorker(SamplingEngine(model, frozenset({EOS})), fetch=fetch, name="worker-7")
+
+
+def tokens(chunk):
+    return [r.response_ids.tolist() for r in chunk.rollouts]
+
+
+@torch.no_grad()
+def plain_logprobs(model, prompt, response):
+    text = torch.from_numpy(np.concatenate([prompt, response]).astype(np.int64))[None]
+    logits = model(input_ids=text, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    return torch.log_softmax(logits, -1)[torch.arange(len(response)), text[0, len(prompt) :]].numpy()
+
+
+def assert_generated_by(model, chunk):
+    for prompt, rollout in zip(chunk.prompts, chunk.rollouts, strict=True):
+        expected = plain_logprobs(model, prompt.token_ids, rollout.response_ids)
+        np.testing.assert_allclose(rollout.logprobs, expected, atol=1e-4)
+
+
+def test_rollouts_come_in_the_order_of_the_prompts_with_their_draws_and_weights(llama):
+    handle = handle_of(llama(), step=4)
+    request = request_of(handle, attempt=2, sample_index=3)
+    chunk, stats = worker_of(llama(seed=1)).generate(request)
+    assert [r.draw_index for r in chunk.rollouts] == list(DRAWS)
+    assert chunk.prompts == request.prompts
+    assert {(r.attempt, r.sample_index, r.identity) for r in chunk.rollouts} == {(2, 3, Identity(0, 4))}
+    for prompt, rollout in zip(chunk.prompts, chunk.rollouts, strict=True):
+        assert 1 <= len(rollout.response_ids) <= prompt.max_new_tokens
+    assert (stats.identity, stats.weights_hash) == (Identity(0, 4), handle.hash)
+
+
+def test_stats_count_what_the_chunk_holds(llama):
+    chunk, stats = worker_of(llama()).generate(request_of(handle_of(llama()), draws=range(12), fill=4))
+    assert stats.samples == len(chunk.rollouts) == 12
+    assert stats.prompt_tokens == sum(len(p.token_ids) for p in chunk.prompts)
+    assert stats.response_tokens == sum(len(r.response_ids) for r in chunk.rollouts)
+    assert stats.stops == sum(r.finish == "stop" for r in chunk.rollouts)
+    assert set(stats.seconds) >= {"fetch", "load", "generate"}
+
+
+@pytest.mark.parametrize("fill", [1, 3, 11])
+def test_fill_rows_are_thrown_away_and_change_nothing(llama, fill):
+    handle = handle_of(llama())
+    worker = worker_of(llama())
+    bare, _ = worker.generate(request_of(handle))
+    widths = []
+    hook = worker.engine.policy.register_forward_pre_hook(
+        lambda _, args, kwargs: widths.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    filled, stats = worker.generate(request_of(handle, fill=fill))
+    hook.remove()
+    assert widths[0] == len(DRAWS) + fill, "the chunk was not brought to its size"
+    assert len(filled.prompts) == len(filled.rollouts) == stats.samples == len(DRAWS)
+    assert tokens(filled) == tokens(bare)
+
+
+def test_seeds_follow_from_run_seed_draw_and_sample_alone(llama):
+    # Traps 19 and 20.
+    handle, worker = handle_of(llama()), worker_of(llama())
+    chunk, _ = worker.generate(request_of(handle, run_seed=9, sample_index=1))
+    assert [r.seed for r in chunk.rollouts] == [sample_seed(9, d, 1) for d in DRAWS]
+    backwards, _ = worker.generate(request_of(handle, draws=DRAWS[::-1], chunk_index=8, sample_index=1))
+    assert tokens(backwards)[::-1] == tokens(chunk)
+    assert tokens(worker.generate(request_of(handle, run_seed=10, sample_index=1))[0]) != tokens(chunk)
+    assert tokens(worker.generate(request_of(handle, sample_index=2))[0]) != tokens(chunk)
+
+
+def test_equal_prompts_at_other_draws_get_other_responses(llama):
+    # Trap 19.
+    model = llama(initializer_range=0.05)
+    same = tuple(replace(prompt_of(1, length=3, limit=8), draw_index=d) for d in range(8))
+    chunk, _ = worker_of(model).generate(replace(request_of(handle_of(model)), prompts=same))
+    assert len({tuple(t) for t in tokens(chunk)}) == 8
+
+
+def test_another_attempt_is_noted_and_changes_nothing_else(llama):
+    handle = handle_of(llama())
+    first, _ = worker_of(llama(seed=1)).generate(request_of(handle, attempt=0))
+    again, _ = worker_of(llama(seed=2)).generate(request_of(handle, attempt=1))
+    assert tokens(again) == tokens(first)
+    for a, b in zip(first.rollouts, again.rollouts, strict=True):
+        assert a.logprobs.tobytes() == b.logprobs.tobytes()
+        assert (a.seed, a.attempt, b.seed, b.attempt) == (b.seed, 0, a.seed, 1)
+
+
+def test_weights_are_fetched_once_per_identity(llama):
+    fetched = []
+    worker, first = worker_of(llama(), fetched), handle_of(llama(), step=1)
+    second = handle_of(llama(seed=1), step=2)
+    for handle in (first, first, second, second, first):
+        _, stats = worker.generate(request_of(handle))
+        assert stats.identity == handle.identity
+    assert fetched == [Identity(0, 1), Identity(0, 2), Identity(0, 1)]
+
+
+def test_the_same_identity_with_other_content_is_fetched_again(llama):
+    fetched = []
+    worker = worker_of(llama(), fetched)
+    worker.generate(request_of(handle_of(llama(), step=1)))
+    chunk, _ = worker.generate(request_of(handle_of(llama(seed=1), step=1)))
+    assert len(fetched) == 2
+    assert_generated_by(llama(seed=1), chunk)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_responses_come_from_the_published_weights_tied_head_included(architecture, tied):
+    # Trap 21.
+    learner = architecture(seed=3, tie_word_embeddings=tied)
+    buffer, manifest = flatten(learner)
+    assert len(buffer) == sum(p.numel() for p in learner.parameters())
+    assert sum(spec.shape == (97, 32) for spec in manifest) == (1 if tied else 2)
+    chunk, stats = worker_of(architecture(seed=4, tie_word_embeddings=tied)).generate(
+        request_of(handle_of(learner, probe=probe_of(learner)))
+    )
+    assert_generated_by(learner, chunk)
+    assert stats.probe_gap < 1e-5
+
+
+def test_a_corrupted_buffer_is_an_error_that_names_both_hashes(llama):
+    # Trap 22: the hash is of what was published; what arrives must be that.
+    handle = handle_of(llama())
+    damaged = handle.ref.copy()
+    damaged[1234] += 1e-3
+    policy = llama(seed=1)
+    before = buffer_hash(flatten(policy)[0])
+    worker = worker_of(policy)
+    with pytest.raises(WeightsMismatchError) as caught:
+        worker.generate(request_of(replace(handle, ref=damaged)))
+    assert f"{handle.hash:016x}" in str(caught.value)
+    assert f"{buffer_hash(damaged):016x}" in str(caught.value)
+    assert "worker-7" in str(caught.value)
+    assert worker.identity is None
+    assert buffer_hash(flatten(policy)[0]) == before, "damaged weights got into the model"
+
+
+def test_weights_that_the_learner_goes_on_changing_do_not_change_under_way(llama):
+    # Trap 22: an optimizer step between publishing and fetching.
+    learner = llama()
+    handle = handle_of(learner)
+    with torch.no_grad():
+        for parameter in learner.parameters():
+            parameter += 0.1
+    assert buffer_hash(handle.ref) == handle.hash
+    chunk, stats = worker_of(llama(seed=1)).generate(request_of(handle))
+    assert stats.weights_hash == handle.hash
+    assert_generated_by(llama(), chunk)
+
+
+def test_a_worker_keeps_nothing_of_the_buffer(llama):
+    # Trap 22, the other side: the store may reuse the memory once the request is answered.
+    handle, worker = handle_of(llama()), worker_of(llama(seed=1))
+    first, _ = worker.generate(request_of(handle))
+    handle.ref[:] = np.nan
+    again, _ = worker.generate(request_of(handle))
+    assert tokens(again) == tokens(first)
+
+
+def test_a_missing_tensor_is_named(llama):
+    # Trap 21: an untied head that nobody sends.
+    worker = worker_of(llama(tie_word_embeddings=False))
+    with pytest.raises(WeightsMismatchError, match=r"lack 'lm_head\.weight' \(1 tensors missing\)"):
+        worker.generate(request_of(handle_of(llama(tie_word_embeddings=True))))
+
+
+def test_an_unknown_tensor_is_named(llama):
+    with pytest.raises(WeightsMismatchError, match=r"'lm_head\.weight'.* the worker has no such tensor"):
+        worker_of(llama()).generate(request_of(handle_of(llama(tie_word_embeddings=False))))
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(llama):
+    worker = worker_of(llama(intermediate_size=64))
+    with pytest.raises(WeightsMismatchError, match=r"gate_proj.weight' has shape \(48, 32\).*\(64, 32\)"):
+        worker.generate(request_of(handle_of(llama())))
+
+
+def test_after_a_failed_load_the_model_is_of_no_version_and_loads_anew(llama):
+    fetched = []
+    worker, good = worker_of(llama(), fetched), handle_of(llama(seed=1), step=1)
+    worker.generate(request_of(good))
+    with pytest.raises(WeightsMismatchError):
+        worker.generate(request_of(handle_of(llama(seed=2, intermediate_size=64), step=2)))
+    chunk, _ = worker.generate(request_of(good))
+    assert len(fetched) == 3
+    assert_generated_by(llama(seed=1), chunk)
+
+
+def with_stale_head(model):
+    """A model whose head was tied once and is now a copy of its own that no manifest knows."""
+    head = model.lm_head
+    stale = head.weight.detach().clone()
+    del head.weight
+    head.register_buffer("weight", stale)
+    return model
+
+
+def test_the_probe_finds_a_tied_head_that_stayed_behind(llama):
+    # Trap 21: every tensor of the manifest arrives, and the hash is right.
+    learner = llama(seed=1)
+    worker = worker_of(with_stale_head(llama(seed=0)))
+    with pytest.raises(WeightsMismatchError, match=r"worker-7: at weights 0\.1 the probe prompt's logprobs differ"):
+        worker.generate(request_of(handle_of(learner, probe=probe_of(learner))))
+
+
+@pytest.mark.parametrize("change", [{"rms_norm_eps": 0.3}, {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}])  # fmt: skip
+def test_the_probe_finds_a_model_that_differs_in_what_weights_do_not_carry(llama, change):
+    learner = llama(seed=1)
+    worker = worker_of(llama(seed=0, **change))
+    with pytest.raises(WeightsMismatchError, match="probe"):
+        worker.generate(request_of(handle_of(learner, probe=probe_of(learner))))
+
+
+def test_the_probe_finds_one_altered_parameter(llama):
+    learner = llama(seed=1)
+    probe = probe_of(learner)
+    with torch.no_grad():
+        learner.model.layers[1].mlp.down_proj.weight[3, 5] += 0.5  # after the probe: as if it were altered in loading
+    with pytest.raises(WeightsMismatchError, match="probe"):
+        worker_of(llama()).generate(request_of(handle_of(learner, probe=probe)))
+
+
+def test_a_probe_that_is_not_a_number_is_no_match(llama):
+    learner = llama(seed=1)
+    probe = replace(probe_of(learner), logprobs=np.full((4, 11), np.nan, dtype=np.float32))
+    with pytest.raises(WeightsMismatchError, match="nan nats"):
+        worker_of(llama()).generate(request_of(handle_of(learner, probe=probe)))
+
+
+def test_weights_that_failed_the_probe_are_not_served_when_asked_again(llama):
+    learner = llama(seed=1)
+    worker, handle = worker_of(with_stale_head(llama(seed=0))), handle_of(learner, probe=probe_of(learner))
+    for _ in range(2):
+        with pytest.raises(WeightsMismatchError, match="probe"):
+            worker.generate(request_of(handle))
+    assert worker.identity is None
+
+
+def test_reduced_precision_reports_its_gap_and_goes_on(llama):
+    learner = llama(seed=1)
+    handle = handle_of(learner, probe=probe_of(learner))
+    chunk, stats = worker_of(llama().to(torch.bfloat16)).generate(request_of(handle))
+    assert len(chunk.rollouts) == len(DRAWS)
+    assert stats.probe_gap > PROBE_TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_arrays_that_arrive_read_only_are_never_written_nor_warned_about(llama, dtype):
+    # Trap 29: what Ray's object store hands out may not be written.
+    learner = llama(seed=1)
+    handle = handle_of(learner, probe=probe_of(learner))
+    request = request_of(handle)
+    arrays = [handle.ref, handle.probe.token_ids, handle.probe.logprobs, *(p.token_ids for p in request.prompts)]
+    for array in arrays:
+        array.setflags(write=False)
+    policy = llama().to(dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        worker_of(policy).generate(request)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+    assert buffer_hash(handle.ref) == handle.hash, "the model writes through to the buffer"

@@ -1,0 +1,118 @@
+"""The registry: names as Prometheus wants them, and values after a member, an update and the ledger have spoken."""
+
+import math
+
+import pytest
+from prometheus_client import CollectorRegistry, generate_latest
+
+from common.metrics import UPDATE_GAUGES, RunMetrics
+from common.records import Identity, Stats, UpdateReport
+from common.supervision import Ledger
+
+
+@pytest.fixture
+def metrics():
+    return RunMetrics(CollectorRegistry())
+
+
+@pytest.fixture
+def value(metrics):
+    def of(name, **labels):
+        return metrics.registry.get_sample_value(f"minichatgpt_{name}", labels)
+
+    return of
+
+
+def report(**numbers):
+    return UpdateReport(step=1, identity=Identity(0, 1), trained=(), metrics=numbers, seconds={})
+
+
+def test_every_name_has_the_prefix_a_unit_where_there_is_one_and_total_on_counters_only(metrics):
+    metrics.member("rollout", "w0", Stats(response_tokens=1, seconds={"generate": 0.1}, identity=Identity(0, 0)))
+    families = list(metrics.registry.collect())
+    assert len(families) == len(UPDATE_GAUGES) + 9
+    for family in families:
+        assert family.name.startswith("minichatgpt_")
+        assert family.documentation.endswith(".")
+        exported = {s.name for s in family.samples if not s.name.endswith("_created")}
+        assert all(name.endswith("_total") == (family.type == "counter") for name in exported)
+    gauges = [name for name, _ in UPDATE_GAUGES.values()]
+    assert len(set(gauges)) == len(gauges)
+    assert all(name.endswith("_nats") for key, (name, _) in UPDATE_GAUGES.items() if "kl_" in key and key != "kl_coef")
+
+
+def test_two_runs_do_not_share_a_registry(metrics):
+    metrics.update(report(score_mean=1.0))
+    other = RunMetrics(CollectorRegistry())
+    assert other.registry.get_sample_value("minichatgpt_updates_total") == 0
+
+
+def test_an_update_sets_gauges_and_adds_to_counters(metrics, value):
+    metrics.update(report(score_mean=1.5, kl_token_mean=0.25, response_tokens=100.0, nonfinite_steps=2.0, unheard=9.0))
+    metrics.update(report(score_mean=-0.5, response_tokens=50.0, nonfinite_steps=0.0))
+    assert value("updates_total") == 2
+    assert value("tokens_trained_total") == 150
+    assert value("nonfinite_steps_total") == 2
+    assert value("score_mean") == -0.5
+    assert value("kl_token_mean_nats") == 0.25  # an update that does not say keeps what was said
+
+
+@pytest.mark.parametrize("key", UPDATE_GAUGES)
+def test_every_declared_gauge_shows_its_own_number(metrics, value, key):
+    metrics.update(report(**{other: 100.0 + i for i, other in enumerate(UPDATE_GAUGES)}))
+    assert value(UPDATE_GAUGES[key][0]) == 100.0 + list(UPDATE_GAUGES).index(key)
+
+
+def test_an_undefined_number_is_shown_as_undefined(metrics, value):
+    metrics.update(report(explained_variance=math.nan))
+    assert math.isnan(value("explained_variance"))
+
+
+def test_a_member_counts_tokens_and_seconds_and_says_which_weights_it_used(metrics, value):
+    for step in (3, 4):
+        metrics.member(
+            "rollout",
+            "worker-1",
+            Stats(
+                response_tokens=70, seconds={"generate": 0.5, "fetch": 0.02}, identity=Identity(0, step), probe_gap=1e-6
+            ),
+        )
+    assert value("tokens_generated_total", worker="worker-1") == 140
+    assert value("weights_step", worker="worker-1") == 4
+    assert value("probe_gap_nats", worker="worker-1") == 1e-6
+    assert value("phase_seconds_sum", role="rollout", phase="generate") == 1.0
+    assert value("phase_seconds_count", role="rollout", phase="fetch") == 2
+    assert value("phase_seconds_bucket", role="rollout", phase="generate", le="0.3") == 0
+    assert value("phase_seconds_bucket", role="rollout", phase="generate", le="1.0") == 2
+
+
+def test_a_reward_replica_generates_nothing_and_holds_no_weights(metrics, value):
+    metrics.member("reward", "replica-0", Stats(samples=8, seconds={"score": 0.1}))
+    assert value("phase_seconds_count", role="reward", phase="score") == 1
+    assert value("tokens_generated_total", worker="replica-0") is None
+    assert value("weights_step", worker="replica-0") is None
+
+
+def test_phases_of_the_learner_are_observed(metrics, value):
+    metrics.phases("learner", {"train": 2.0, "prepare": 0.5})
+    assert value("phase_seconds_sum", role="learner", phase="train") == 2.0
+
+
+def test_the_fates_add_up_to_what_was_dispatched(metrics, value):
+    ledger = Ledger()
+    ledger.dispatch(10)
+    ledger.buffer(7)
+    ledger.train(4)
+    ledger.in_flight -= 2
+    ledger.dropped.update(timeout=1, malformed=1)
+    metrics.ledger(ledger)
+    fates = {f: value("samples", fate=f) for f in ("trained", "rolled_back", "buffered", "in_flight", "dropped")}
+    assert fates == {"trained": 4, "rolled_back": 0, "buffered": 3, "in_flight": 1, "dropped": 2}
+    assert value("samples_dispatched") == sum(fates.values()) == 10
+
+
+def test_what_is_exported_can_be_scraped(metrics):
+    metrics.update(report(score_mean=1.0))
+    text = generate_latest(metrics.registry).decode()
+    assert "minichatgpt_score_mean 1.0\n" in text
+    assert "# TYPE minichatgpt_updates_total counter" in text
