@@ -15,23 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from common.errors import CheckpointError
+from common.hashing import file_hash
 
 TENSORS, STATE, MANIFEST = "learner.safetensors", "state.json", "manifest.json"
 FORMAT = 1
-
-
-def file_hash(path: Path) -> str:
-    """xxh3-128 of a file, in hex."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

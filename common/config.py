@@ -113,7 +113,7 @@ class BagOfNgrams(Config):
 
 
 class ConvClassifier(Config):
-    """Word embeddings, one convolution, mean and max pooling (after Kim 2014, arXiv:1408.5882), and a weight per word."""
+    """Word embeddings, one convolution, mean and max pooling (Kim 2014, arXiv:1408.5882), and a weight per word."""
 
     type: Literal["conv"] = "conv"
     """Tag of the union."""

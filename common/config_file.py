@@ -49,7 +49,9 @@ def _explain(error: ValidationError) -> str:
         place = ".".join(str(part) for part in problem["loc"]) or "the run"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "union_tag_not_found":
-            message = 'type is missing, and the other keys depend on it; add type = "..." (an unknown one names the legal)'
+            message = (
+                'type is missing, and the other keys depend on it; add type = "..." (an unknown one names the legal)'
+            )
         got = problem["input"]
         shown = "" if problem["type"] == "value_error" or isinstance(got, dict) else f" (got {got!r})"
         lines.append(f"  {place}: {message}{shown}")

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import xxhash
 
 from common.cleaning import chunks, count_words, holds_any, paragraphs, sentences
+from common.corpus_cache import Columns as Prepared
+from common.corpus_cache import cache_entry, read_entry, write_entry
 from common.data_config import Columns, DataSource, FilesSource, InlineSource, PackageSource, TextPrep
 from common.errors import DataError
 from common.seeds import mix
@@ -63,16 +65,27 @@ def load_corpus(source: DataSource) -> Corpus:
         DataError: a file, package, column, text or label is not as it should be, or no text is left; the message names
             file, row and column where there is one, and what to change.
     """
+    settings = source.model_dump_json(exclude={"paths", "package", "file", "install", "texts", "labels"})
     match source:
         case InlineSource():
-            name, rows = "inline texts", _inline_rows(source)
+            return _corpus(*_prepare(_inline_rows(source), source.prepare, name="inline texts"), settings)
         case FilesSource():
-            name, rows = ", ".join(source.paths), _table_rows(find_files(source.paths), source)
+            paths = find_files(source.paths)
         case PackageSource():
-            path = find_in_package(source.package, source.file, source.install)
-            name, rows = str(path), _table_rows([path], source)
-    settings = source.model_dump_json(exclude={"paths", "package", "file", "install", "texts", "labels"})
-    return _prepare(rows, source.prepare, name=name, settings=settings)
+            paths = [find_in_package(source.package, source.file, source.install)]
+    entry = cache_entry(paths, settings, __file__)
+    columns = read_entry(entry)
+    if columns is None:
+        columns = _prepare(_table_rows(paths, source), source.prepare, name=", ".join(map(str, paths)))
+        write_entry(entry, columns)
+    return _corpus(*columns, settings)
+
+
+def _corpus(
+    texts: list[str], labels: npt.NDArray[np.int64] | None, document_ids: npt.NDArray[np.uint64], settings: str
+) -> Corpus:
+    content = "\n".join([settings, *texts, "" if labels is None else " ".join(map(str, labels))])
+    return Corpus(texts, labels, document_ids, _digest(content, document_ids.tobytes()))
 
 
 def split(corpus: Corpus, heldout_fraction: float, which: Which = "train", half: Half = "all") -> Corpus:
@@ -209,7 +222,8 @@ def _integer(value: object) -> int | None:
     return None
 
 
-def _prepare(rows: _Rows, prep: TextPrep, *, name: str, settings: str) -> Corpus:
+def _prepare(rows: _Rows, prep: TextPrep, *, name: str) -> Prepared:
+    """Clean and cut; texts, labels and document ids."""
     texts: list[str] = []
     origins: list[int] = []
     ids = np.empty(len(rows.texts), dtype=np.uint64)
@@ -224,8 +238,7 @@ def _prepare(rows: _Rows, prep: TextPrep, *, name: str, settings: str) -> Corpus
     texts = [texts[i].lower() if prep.lowercase else texts[i] for i in kept]
     origin = np.array(origins, dtype=np.int64)[kept]
     labels = None if rows.labels is None else np.array(rows.labels, dtype=np.int64)[origin]
-    content = "\n".join([settings, *texts, "" if labels is None else " ".join(map(str, labels))])
-    return Corpus(texts, labels, ids[origin], _digest(content, ids[origin].tobytes()))
+    return texts, labels, ids[origin]
 
 
 def _units(parts: Sequence[str], document: str, prep: TextPrep) -> list[str]:

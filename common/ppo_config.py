@@ -7,7 +7,6 @@ from pydantic import Field, model_validator
 from common.config_base import Config
 from common.data_config import LengthRange
 
-
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -81,7 +81,7 @@ def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty; it needs at least one row")
     try:
-        with _quiet():
+        with quiet():
             return _load(path, list(dict.fromkeys(wanted)))
     except (DatasetsError, pa.ArrowException, ValueError, NotImplementedError) as error:
         if isinstance(error, DataError):
@@ -150,7 +150,7 @@ def _existing(path: Path) -> Path:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Neither progress bars nor log lines of `datasets`; its settings are put back afterwards."""
     verbosity = datasets.logging.get_verbosity()
     had_bars = not datasets.are_progress_bars_disabled()

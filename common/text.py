@@ -53,11 +53,27 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
+def load_classifier_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a classifier, which need not have an EOS token: BERT's has none."""
+    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise ConfigError(f"the tokenizer of {path} has neither a pad nor an EOS token; choose another")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int | None = None) -> list[Ids]:
     """Ids of each text, without special tokens, cut at `max_tokens`."""
     encoded = tokenizer(
         list(texts), add_special_tokens=False, truncation=max_tokens is not None, max_length=max_tokens
     )["input_ids"]
+    return [np.asarray(ids, dtype=np.int32) for ids in encoded]
+
+
+def encode_for_classifier(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[Ids]:
+    """Ids of each text, cut at `max_tokens`, with the special tokens that its classifier expects, such as [CLS]."""
+    encoded = tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
     return [np.asarray(ids, dtype=np.int32) for ids in encoded]
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import xxhash
 
-from common.checkpoint import file_hash
 from common.config import Placement, RunConfig
 from common.data_config import DataSource, FilesSource, PackageSource
+from common.hashing import file_hash
 from common.table_files import find_files, find_in_package
 
 FORMAT = 1

@@ -94,7 +94,8 @@ class Pipeline:
         inputs = self._inputs(stage)
         mark = fingerprint(self.config, stage, {role: model.hash for role, model in inputs.items()})
         path = self.folder / "stages" / f"{stage}.json"
-        if stage not in self.again and _done(path, mark):
+        output = self.folder / "models" / OUTPUT[stage] if stage in OUTPUT else None
+        if stage not in self.again and _done(path, mark, output):
             self.console.print(f"[green]✓[/] {stage} [dim]done before, same inputs[/]")
             return False
         path.unlink(missing_ok=True)
@@ -104,7 +105,6 @@ class Pipeline:
         if result is None:
             result = self._run(stage, inputs)
         seconds = time.monotonic() - start
-        output = self.folder / "models" / OUTPUT[stage] if stage in OUTPUT else None
         record = {
             "stage": stage,
             "fingerprint": mark,
@@ -202,5 +202,10 @@ class Pipeline:
         write_json(cache / "stage.json", record)
 
 
-def _done(path: Path, mark: str) -> bool:
-    return path.is_file() and read_json(path).get("fingerprint") == mark
+def _done(path: Path, mark: str, output: Path | None) -> bool:
+    """Whether the stage ended with the same inputs, and the model that it left is still as it was."""
+    if not path.is_file():
+        return False
+    record = read_json(path)
+    is_whole = output is None or record.get("output_hash") == folder_hash(output)
+    return record.get("fingerprint") == mark and is_whole

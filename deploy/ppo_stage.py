@@ -55,7 +55,8 @@ def ppo_stage(
 ) -> StageResult:
     """Run PPO from the policy at `paths["policy"]`; leaves models/ppo, metrics, samples, trajectories, a checkpoint."""
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
-    _clear(folder, "metrics.jsonl", "samples.jsonl", "trajectories", "checkpoints", "models/ppo", "summary.json")
+    _clear(folder, "metrics.jsonl", "trajectories", "checkpoints", "models/ppo", "summary.json")
+    _clear_samples(folder, heldout=False)
     start = time.monotonic()
     models = ModelPaths(paths["policy"], paths["reward_model"])
     metrics = RunMetrics(CollectorRegistry())
@@ -108,6 +109,15 @@ def _clear(folder: Path, *names: str) -> None:
             path.unlink(missing_ok=True)
 
 
+def _clear_samples(folder: Path, *, heldout: bool) -> None:
+    """Remove evaluation's lines of samples.jsonl, or PPO's: the other stage may be done and not run again."""
+    path = folder / "samples.jsonl"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.startswith('{"kind": "heldout"') != heldout]
+        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+
 def _conductor(config: RunConfig, members: Members, metrics: RunMetrics, prompts: PromptStream) -> Conductor:
     return Conductor(
         config,
@@ -137,6 +147,7 @@ def evaluate_stage(
     """Compare the policies before and after PPO on held-out prompts, by the reward model and by the judge."""
     assert config.evaluate is not None, "the pipeline runs the stages that the configuration names"
     start = time.monotonic()
+    _clear_samples(folder, heldout=True)
     models = ModelPaths(paths["policy"], paths["reward_model"], paths["judge"])
     stream = build_prompts(config, models, heldout=True)
     prompts = stream.take(config.evaluate.prompts)

@@ -27,7 +27,7 @@ from common.errors import ConfigError
 from common.padding import mask_of, pad_right
 from common.records import Ids, Progress, StageResult
 from common.seeds import mix, seed_everything
-from common.text import encode, load_tokenizer, train_word_tokenizer
+from common.text import encode_for_classifier, load_classifier_tokenizer, train_word_tokenizer
 from learner.optimizers import build_optimizers
 from learner.supervised import Schedule, batches, train
 
@@ -64,7 +64,7 @@ def train_reward_model(
     labels = np.concatenate([_labels(corpus) for corpus in learned])
     seed_everything(mix(config.seed, 5 if role == "reward_model" else 6))
     model, tokenizer = _start(table, texts, num_labels=_num_labels(config, training))
-    documents = encode(tokenizer, texts, table.max_tokens)
+    documents = encode_for_classifier(tokenizer, texts, table.max_tokens)
     if isinstance(model, BagClassifier | ConvTextClassifier):
         start_from_naive_bayes(model, documents, labels, scale=training.naive_bayes_scale)
     model.to(accelerator.device)
@@ -100,7 +100,7 @@ def _start(
     match table.classifier:
         case PretrainedClassifier(path=path, revision=revision):
             model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, num_labels=num_labels)
-            return model, load_tokenizer(path, revision)
+            return model, load_classifier_tokenizer(path, revision)
         case BagOfNgrams() | ConvClassifier() if num_labels != 2:
             raise ConfigError(f'classifier type "{table.classifier.type}" tells two classes apart, got {num_labels}')
         case BagOfNgrams() as shape:
@@ -200,7 +200,7 @@ def _measure(
     accuracy, all_p, all_right = {}, [], []
     device = next(model.parameters()).device
     for name, corpus in heldout.items():
-        documents, labels = encode(tokenizer, corpus.texts, table.max_tokens), _labels(corpus)
+        documents, labels = encode_for_classifier(tokenizer, corpus.texts, table.max_tokens), _labels(corpus)
         probabilities = []
         with torch.inference_mode():
             for start in range(0, len(documents), EVALUATION_BATCH):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from common.checkpoint import read_checkpoint, write_checkpoint
 from common.config import RunConfig
+from common.errors import CheckpointError
 from common.modeling import PolicyWithValueHead, load_policy, resolve_device
 from common.records import (
     Identity,
@@ -84,17 +86,37 @@ class LearnerService:
         write_checkpoint(folder, tensors, state_json)
 
     def load(self, folder: Path) -> None:
-        """Put back what `save` wrote; raises CheckpointError if it is damaged or of another model."""
+        """Put back what `save` wrote.
+
+        Raises:
+            CheckpointError: it is damaged, or of another model or optimizer; the weights are as they were.
+        """
         tensors, state = read_checkpoint(folder)
-        with torch.no_grad():
-            for name, parameter in self.learner.plain.named_parameters():
-                parameter.copy_(tensors[f"model.{name}"])
+        self._check_fit(folder, tensors, state)
         for number, optimizer in enumerate(self.learner.optimizers):
             prefix = f"optimizer.{number}."
             mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             unpack_state(optimizer, mine, state["optimizer_groups"][number])
-        self.learner.step, self.learner.lineage = state["step"], state["lineage"]
         self.learner.controller.load_state_dict(state["controller"])
+        with torch.no_grad():
+            for name, parameter in self.learner.plain.named_parameters():
+                parameter.copy_(tensors[f"model.{name}"])
+        self.learner.step, self.learner.lineage = state["step"], state["lineage"]
+
+    def _check_fit(self, folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Raise CheckpointError unless the checkpoint is of this model and of these optimizers."""
+        needed = {f"model.{name}": p.shape for name, p in self.learner.plain.named_parameters()}
+        found = {name: t.shape for name, t in tensors.items() if name.startswith("model.")}
+        if wrong := [name for name in needed | found if needed.get(name) != found.get(name)]:
+            raise CheckpointError(
+                f"{folder} is of another model: {wrong[0]} has shape {found.get(wrong[0])} there and "
+                f"{needed.get(wrong[0])} here ({len(wrong)} tensors differ)"
+            )
+        if len(state["optimizer_groups"]) != len(self.learner.optimizers):
+            raise CheckpointError(
+                f"{folder} holds the state of {len(state['optimizer_groups'])} optimizers, but the configuration names "
+                f"{len(self.learner.optimizers)}; resume with the optimizer it was written with"
+            )
 
     def export(self, folder: Path) -> None:
         """Leave the policy, without value head, and its tokenizer in Hugging Face's format."""

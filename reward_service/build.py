@@ -4,7 +4,7 @@ from common.classifiers import load_classifier
 from common.config import RewardModelConfig, RewardServiceConfig, RunConfig
 from common.modeling import load_policy, resolve_device
 from common.records import ModelPaths
-from common.text import load_tokenizer
+from common.text import load_classifier_tokenizer, load_tokenizer
 from reward_service.reference import Reference
 from reward_service.scorers import ModelScorer, TextClassifier
 from reward_service.service import RewardService
@@ -42,7 +42,7 @@ def _classifier(placement: RewardServiceConfig, table: RewardModelConfig, path: 
     model.to(resolve_device(placement.device, placement.num_gpus))
     return TextClassifier(
         model,
-        load_tokenizer(path, revision),
+        load_classifier_tokenizer(path, revision),
         positive_class=table.positive_class,
         max_tokens=table.max_tokens,
         batch_sequences=placement.batch_sequences,

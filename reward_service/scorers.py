@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from common.errors import MiniChatGPTError
 from common.padding import mask_of, pad_right
 from common.records import Ids, Judgement, JudgementChunk, Prompt, Rollout, RolloutChunk, Stats
-from common.text import decode, encode
+from common.text import decode, encode_for_classifier
 from common.weights import buffer_hash, flatten
 from reward_service.microbatch import by_length
 
@@ -66,15 +66,9 @@ class TextClassifier:
 
     def judge(self, texts: Sequence[str]) -> tuple[Numbers, Numbers]:
         """Positive logits and probabilities, [N] each; a text's do not depend on its neighbours."""
-        table = by_length(self._ids(texts), self.batch_sequences, self._forward)
+        ids = encode_for_classifier(self.tokenizer, texts, self.max_tokens)
+        table = by_length(ids, self.batch_sequences, self._forward)
         return table[:, 0], table[:, 1]
-
-    def _ids(self, texts: Sequence[str]) -> list[Ids]:
-        special = self.tokenizer.num_special_tokens_to_add()
-        if special == 0:
-            return encode(self.tokenizer, texts, self.max_tokens)
-        encoded = self.tokenizer(list(texts), truncation=True, max_length=self.max_tokens)["input_ids"]
-        return [np.asarray(ids, dtype=np.int32) for ids in encoded]
 
     @torch.inference_mode()
     def _forward(self, rows: list[Ids]) -> Numbers:

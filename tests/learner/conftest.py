@@ -214,3 +214,17 @@ def gradients():
         return seen
 
     return watch
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """Compares tensors by name."""
+
+    def check(left, right, *, relative):
+        """Every tensor differs by at most this share of the largest entry of all."""
+        assert left.keys() == right.keys()
+        largest = max(float(t.abs().max()) for t in right.values())
+        for name in left:
+            assert float((left[name] - right[name]).abs().max()) <= relative * largest, name
+
+    return check

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from common.records import Identity, Judgement, JudgementChunk, Prompt, ReferenceChunk, Rollout, RolloutChunk, Trajectory
+from common.records import (
+    Identity,
+    Judgement,
+    JudgementChunk,
+    Prompt,
+    ReferenceChunk,
+    Rollout,
+    RolloutChunk,
+    Trajectory,
+)
 from learner.batch import Batch, in_order, join
 
 CPU = torch.device("cpu")

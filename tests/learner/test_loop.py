@@ -109,9 +109,7 @@ def test_two_updates_in_order(ppo_config):
     ]
 
 
-@pytest.mark.parametrize(
-    ("every", "saved"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (7, [5])]
-)
+@pytest.mark.parametrize(("every", "saved"), [(0, [5]), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (7, [5])])
 def test_checkpoints_are_written_when_due_and_once_at_the_end(ppo_config, every, saved):
     diary = run(ppo_config(updates=5, checkpoint_every=every))
     assert [event for event in diary if event[0] == "save"] == [("save", f"step_{s}") for s in saved]

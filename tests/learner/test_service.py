@@ -13,7 +13,8 @@ from common.errors import CheckpointError
 from common.records import Identity, JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk
 from common.seeds import sample_seed
 from common.text import load_tokenizer, train_word_tokenizer
-from learner.service import LearnerService, build_learner, weights_of
+from learner import service as learner_service
+from learner.service import LearnerService, build_learner
 from learner.trajectory_file import read_trajectories, trajectory_path, write_trajectories
 
 ADAPTIVE = {"reference": "service", "kl": {"type": "adaptive", "coef": 0.2, "target": 0.01, "horizon": 100}}
@@ -84,9 +85,7 @@ def test_training_goes_on_from_a_checkpoint_bit_for_bit(
     assert reports[1].identity == Identity(2, 4)
 
 
-def test_a_fresh_learner_without_the_checkpoint_would_go_elsewhere(
-    tiny_policy, sample, service, weights_of, changed
-):
+def test_a_fresh_learner_without_the_checkpoint_would_go_elsewhere(tiny_policy, sample, service, weights_of, changed):
     """The control of the test above: optimizer state matters to the next update."""
     policy = tiny_policy()
     first, second = service(policy, "a", **ADAPTIVE), service(policy, "b", **ADAPTIVE)
@@ -248,7 +247,7 @@ def test_an_export_is_a_model_that_transformers_loads(tiny_policy, sample, servi
 
 
 def weights_of_export(folder):
-    return weights_of(str(folder), Identity(-1, 1))
+    return learner_service.weights_of(str(folder), Identity(-1, 1))
 
 
 def test_a_learner_is_built_from_a_folder_with_a_probe_that_its_own_weights_pass(

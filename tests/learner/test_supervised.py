@@ -24,9 +24,7 @@ def test_a_schedule_warms_up_stays_and_decays():
     assert scales(warmup_fraction=0.4) == pytest.approx([0.25, 0.5, 0.75, 1, 1, 1, 1, 1, 1, 1])
     assert scales(decay_fraction=0.4) == pytest.approx([1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25, 0])
     assert scales(decay_fraction=0.4, final_fraction=0.2) == pytest.approx([1] * 6 + [0.8, 0.6, 0.4, 0.2])
-    assert scales(warmup_fraction=0.2, decay_fraction=0.5) == pytest.approx(
-        [0.5, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0]
-    )
+    assert scales(warmup_fraction=0.2, decay_fraction=0.5) == pytest.approx([0.5, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
 
 
 def test_a_schedule_of_one_step_trains():
@@ -51,7 +49,7 @@ def test_over_epochs_every_text_has_its_turn():
 
 def test_batches_follow_from_the_seed_and_differ_between_epochs():
     def first(n, *seed):
-        return [b.tolist() for b in itertools.islice(batches(range(1, 41), batch_sequences=4, seed_parts=seed), n)]
+        return [b.tolist() for b in itertools.islice(batches([7] * 40, batch_sequences=4, seed_parts=seed), n)]
 
     assert first(20, 1, 2) == first(20, 1, 2)
     assert first(20, 1, 2) != first(20, 1, 3)

@@ -63,6 +63,7 @@ def bag(tokenizer, seed):
 def conv(tokenizer, seed):
     torch.manual_seed(seed)
     model = ConvTextClassifier(ConvConfig(vocab_size=len(tokenizer), embedding_size=8, num_filters=12, dropout=0.5))
+    model.words.weight.data.normal_()
     model.embedding.weight.data.normal_()
     model.head.weight.data.normal_()
     return model.eval()
@@ -108,8 +109,16 @@ def chunk_of(policy_tokenizer):
             ids = policy_tokenizer(response)["input_ids"] + [policy_tokenizer.eos_token_id] * stops
             prompts.append(Prompt(draw, i, np.array(policy_tokenizer(prompt)["input_ids"], dtype=np.int32), 64))
             rollouts.append(
-                Rollout(draw, 0, 0, 0, np.array(ids, dtype=np.int32), np.full(len(ids), -1.0, dtype=np.float32),
-                        Identity(0, 0), "stop" if stops else "length")  # fmt: skip
+                Rollout(
+                    draw,
+                    0,
+                    0,
+                    0,
+                    np.array(ids, dtype=np.int32),
+                    np.full(len(ids), -1.0, dtype=np.float32),
+                    Identity(0, 0),
+                    "stop" if stops else "length",
+                )  # fmt: skip
             )
         return RolloutChunk(tuple(prompts), tuple(rollouts))
 
@@ -123,6 +132,14 @@ def language_model(request):
         config = GPT2Config(vocab_size=97, n_embd=32, n_layer=2, n_head=4, n_positions=64, initializer_range=0.25)
         return GPT2LMHeadModel(config).eval()
     return LlamaForCausalLM(
-        LlamaConfig(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                    max_position_embeddings=64, initializer_range=0.25, tie_word_embeddings=True)  # fmt: skip
+        LlamaConfig(
+            vocab_size=97,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=64,
+            initializer_range=0.25,
+            tie_word_embeddings=True,
+        )  # fmt: skip
     ).eval()

@@ -101,7 +101,9 @@ def test_dropout_of_a_classifier_is_off(classifier_of):
 @pytest.mark.parametrize(("kind", "classes"), [("bag", 2), ("conv", 2), ("bert", 3)])
 def test_a_positive_class_that_does_not_exist_is_an_error(classifier_of, kind, classes):
     classifier_of(kind, positive_class=classes - 1)
-    with pytest.raises(ValueError, match=rf"positive_class={classes}, but the classifier has classes 0 … {classes - 1}"):
+    with pytest.raises(
+        ValueError, match=rf"positive_class={classes}, but the classifier has classes 0 … {classes - 1}"
+    ):
         classifier_of(kind, positive_class=classes)
 
 
@@ -132,7 +134,9 @@ def test_judgements_are_of_their_rollouts_in_order(classifier_of, policy_tokeniz
     assert [j.draw_index for j in judged] == [p.draw_index for p in chunk.prompts] == [40, 43, 46, 49]
     backwards = scorer.judge(RolloutChunk(chunk.prompts[::-1], chunk.rollouts[::-1]))[0].judgements
     assert [j.draw_index for j in backwards] == [49, 46, 43, 40]
-    assert {j.draw_index: pytest.approx(j.score, abs=1e-6) for j in backwards} == {j.draw_index: j.score for j in judged}
+    assert {j.draw_index: pytest.approx(j.score, abs=1e-6) for j in backwards} == {
+        j.draw_index: j.score for j in judged
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,176 @@
+"""The command `minichatgpt` as a user meets it: help at once, errors in one message, files where they were asked for."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from common.config import RunConfig
+from common.config_file import load_config, to_toml
+
+ROOT = Path(__file__).parents[2]
+ENTRY = Path(sysconfig.get_path("scripts")) / "minichatgpt"
+HEAVY = ("torch", "ray", "transformers", "datasets")
+
+
+def command(*arguments: str, folder: Path | None = None, entry: tuple[str, ...] = (sys.executable, "-m", "deploy")):
+    """Run the command in a process of its own, in a terminal that is wide and has no colours."""
+    environment = {**os.environ, "COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [*entry, *arguments], cwd=folder or ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def refused(*arguments: str, folder: Path | None = None) -> str:
+    """What a command that cannot be done says."""
+    done = command(*arguments, folder=folder)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    return done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["report", "--help"], ["config", "--help"]])
+def test_help_is_given(arguments):
+    done = command(*arguments)
+    assert done.returncode == 0
+    assert "Usage:" in done.stdout
+
+
+def test_help_of_run_shows_examples():
+    shown = command("run", "--help").stdout
+    for example in ("minichatgpt run demo", "minichatgpt run tiny --local", "--set rollout.workers=4 --again ppo"):
+        assert example in shown
+
+
+def test_without_arguments_help_is_given():
+    assert "Usage:" in (done := command()).stdout + done.stderr
+
+
+@pytest.mark.skipif(not ENTRY.exists(), reason=f"{ENTRY} is not installed")
+def test_the_installed_command_is_the_same():
+    done = command("config", "validate", "tiny", entry=(str(ENTRY),))
+    assert (done.returncode, done.stdout) == (0, command("config", "validate", "tiny").stdout)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["config", "show", "tiny"], ["run", "nope"]])
+def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
+    code = (
+        "import sys, deploy.cli\n"
+        f"sys.argv[1:] = {arguments!r}\n"
+        "try:\n deploy.cli.main()\nexcept SystemExit:\n pass\n"
+        f"print('heavy', [m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = command(entry=(sys.executable, "-c", code))
+    assert done.stdout.splitlines()[-1] == "heavy []", done.stderr
+
+
+# --- config
+
+
+def test_show_prints_what_reads_back_equal(tmp_path):
+    done = command("config", "show", "tiny", "--set", "ppo.clip_eps=0.1")
+    assert done.returncode == 0
+    (tmp_path / "shown.toml").write_text(done.stdout, encoding="utf-8")
+    shown = load_config(tmp_path / "shown.toml")
+    assert shown == load_config(ROOT / "deploy/configs/tiny.toml", ["ppo.clip_eps=0.1"])
+
+
+def test_validate_takes_a_file_or_a_name(tmp_path):
+    by_file = command("config", "validate", str(ROOT / "deploy/configs/tiny.toml"), folder=tmp_path)
+    by_name = command("config", "validate", "tiny", folder=tmp_path)
+    assert by_file.returncode == by_name.returncode == 0
+    assert by_file.stdout == by_name.stdout == "✓ tiny is valid\n"
+
+
+@pytest.mark.parametrize("how", [["config", "validate"], ["config", "show"], ["run"]])
+def test_what_cannot_be_run_is_said_in_one_message(how, tmp_path):
+    message = refused(*how, "tiny", "--set", "ppo.clip_epps=0.1", "--set", "rollout.workers=0", folder=tmp_path)
+    assert message.splitlines()[0] == "ConfigError"
+    assert "ppo: unknown key 'clip_epps': did you mean 'clip_eps'?" in message
+    assert "rollout.workers: " in message
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_square_brackets_in_messages_are_kept(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("name = 'mine'\n[model]\ntype = 'fresh'\n", encoding="utf-8")
+    assert "add a [pretrain] table" in refused("config", "validate", str(path))
+
+
+def test_an_unknown_configuration_names_those_that_come_along():
+    message = refused("run", "tinny")
+    assert "tinny does not exist" in message
+    for path in (ROOT / "deploy" / "configs").glob("*.toml"):
+        assert path.stem in message
+
+
+def test_a_malformed_change_shows_the_form():
+    assert "is not of the form a.b=value, as in --set ppo.clip_eps=0.1" in refused("run", "tiny", "--set", "ppo")
+
+
+# --- run and report
+
+
+def test_again_of_an_unknown_stage_names_those_there_are(tmp_path):
+    message = refused("run", "tiny", "--local", "--again", "pop", folder=tmp_path)
+    assert "--again pop: no stage of this configuration" in message
+    assert "pretrain, sft, reward_model, judge, ppo, evaluate" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_local_and_a_cluster_do_not_go_together(tmp_path):
+    message = refused("run", "tiny", "--local", "--address", "auto", folder=tmp_path)
+    assert "--local runs without Ray" in message
+
+
+def test_a_finished_run_prints_its_summary_again(tiny, run_copy):
+    done = command("run", "tiny", "--local", "--runs", str(run_copy.parent))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done before, same inputs") == 6
+    assert "Win rate" in done.stdout
+    assert "Report" in done.stdout
+
+
+def test_a_whole_run_from_the_command_line(tmp_path):
+    changes = ["pretrain.epochs=1", "ppo.updates=1", "ppo.epochs=1", "evaluate.prompts=4", "name=short"]
+    options = [option for change in changes for option in ("--set", change)]
+    done = command("run", "tiny", "--local", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "runs" / "short" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["updates"] == 1
+    config: RunConfig = load_config(tmp_path / "runs" / "short" / "config.toml")
+    assert to_toml(config) == command("config", "show", "tiny", *options).stdout
+
+
+def test_report_writes_the_page_anew(run_copy):
+    (run_copy / "report.html").unlink()
+    (run_copy / "summary.json").unlink()
+    done = command("report", "tiny", "--runs", str(run_copy.parent))
+    assert done.returncode == 0, done.stderr
+    assert "Win rate" in done.stdout
+    assert (run_copy / "report.html").is_file()
+    assert (run_copy / "summary.json").is_file()
+    assert command("report", str(run_copy)).returncode == 0, "a folder is as good as a name"
+
+
+def test_report_of_an_unknown_run_lists_those_there_are(run_copy):
+    shutil.copytree(run_copy, run_copy.with_name("other"))
+    (run_copy.parent / ".cache").mkdir()
+    message = refused("report", "tinny", "--runs", str(run_copy.parent))
+    assert "tinny does not exist" in message
+    assert message.rstrip().endswith("other, tiny")
+
+
+def test_report_where_nothing_was_run_says_so(tmp_path):
+    assert "runs in nowhere: none" in refused("report", "tiny", "--runs", "nowhere", folder=tmp_path)
+
+
+def test_report_of_a_damaged_run_names_the_file(run_copy):
+    (run_copy / "stages" / "sft.json").write_text("{", encoding="utf-8")
+    assert "sft.json cannot be read" in refused("report", "tiny", "--runs", str(run_copy.parent))

@@ -1,0 +1,162 @@
+"""A tiny policy learns "emit token k" through the whole loop, in one process; with shuffled scores it does not.
+
+Conductor, workers, reward service, learner and loop are the real ones, wired as `deploy/local.py` wires them; only the
+scorer is of this file.
+"""
+
+import copy
+import time
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+
+from actors.engine import SamplingEngine
+from actors.prompts import PromptStream
+from actors.worker import RolloutWorker
+from common.config import RunConfig
+from common.metrics import RunMetrics
+from common.records import Judgement, JudgementChunk, Stats
+from common.text import train_word_tokenizer
+from deploy.conductor import Conductor
+from deploy.local import LocalLearner, LocalTransport
+from deploy.stopwatch import Stopwatch
+from learner.loop import train
+from learner.service import LearnerService
+from reward_service.reference import Reference
+from reward_service.service import RewardService
+
+EOS, WANTED = 2, 7
+UPDATES, BATCH, CHUNK = 25, 64, 32
+BAR = 0.6
+"""Mean share of the wanted token in the last three updates; a uniform policy has 1/23."""
+
+
+class EmitToken:
+    """The score is the share of the wanted token in the response; a control deals the scores of a chunk anew."""
+
+    def __init__(self, shuffle):
+        self.shuffle = shuffle
+
+    def judge(self, chunk):
+        scores = np.array([float((r.response_ids == WANTED).mean()) for r in chunk.rollouts])
+        if self.shuffle:
+            scores = np.random.default_rng(chunk.rollouts[0].draw_index).permutation(scores)
+        judgements = tuple(
+            Judgement(r.draw_index, r.sample_index, float(s), {"emit": float(s)}, "emit-token")
+            for r, s in zip(chunk.rollouts, scores, strict=True)
+        )
+        return JudgementChunk(judgements), Stats(samples=len(judgements), score_sum=float(scores.sum()))
+
+
+class Remembering:
+    """A recorder that keeps the reports; also the checkpoints, of which there is nothing to keep."""
+
+    def __init__(self):
+        self.reports = []
+
+    def record(self, report):
+        self.reports.append(report)
+
+    def save(self, learner):
+        assert learner.step == len(self.reports)
+
+
+@pytest.fixture
+def learn(tiny_policy, make_learner, ppo_config, tmp_path):
+    def run(*, shuffle=False, workers=1, updates=UPDATES, name="run", **settings):
+        settings = {
+            "updates": updates,
+            "trajectories_per_update": BATCH,
+            "minibatch_sequences": 32,
+            "epochs": 4,
+            "optimizer": {"type": "adamw", "lr": 1e-2},
+            "reference": "service",
+            "kl": {"type": "fixed", "coef": 0.01},
+            "response_tokens": {"min": 4, "max": 8},
+        } | settings
+        config = RunConfig.model_validate(
+            {
+                "name": "emit",
+                "data": {"texts": {"type": "inline", "texts": ["unused"]}},
+                "model": {"type": "pretrained", "path": "unused"},
+                "reward_model": {"classifier": {"type": "pretrained", "path": "unused"}},
+                "ppo": ppo_config(**settings).model_dump(),
+                "rollout": {"workers": workers, "chunk_sequences": CHUNK},
+            }
+        )
+        policy = tiny_policy(sharpness=1.0)
+        members = {("reward", "replica-0"): RewardService(
+            EmitToken(shuffle), Reference(copy.deepcopy(policy), temperature=1.0, batch_sequences=32)
+        )}  # fmt: skip
+        for i in range(workers):
+            engine = SamplingEngine(copy.deepcopy(policy), frozenset({EOS}))
+            members["rollout", f"worker-{i}"] = RolloutWorker(engine, fetch=lambda handle: handle.ref)
+        watch, recorder = Stopwatch(), Remembering()
+        service = LearnerService(
+            make_learner(policy, config.ppo),
+            train_word_tokenizer(["a b"], vocabulary_size=23, max_tokens=16),
+            tmp_path / name,
+        )
+        texts = list(np.random.default_rng(0).integers(3, 23, size=(50, 6)).astype(np.int32))
+        conductor = Conductor(
+            config,
+            prompts=PromptStream(
+                texts, prompt_tokens=config.ppo.prompt_tokens, response_tokens=config.ppo.response_tokens, seed=0
+            ),
+            transport=LocalTransport(members, {"rollout": 1, "reward": 1}),
+            workers=[name for role, name in members if role == "rollout"],
+            replicas=["replica-0"],
+            metrics=RunMetrics(CollectorRegistry()),
+            watch=watch,
+        )
+        train(
+            learner=LocalLearner(service, 1, watch),
+            rollouts=conductor,
+            recorder=recorder,
+            checkpoints=recorder,
+            config=config.ppo,
+        )
+        assert conductor.ledger.trained == conductor.ledger.dispatched == updates * BATCH
+        return recorder.reports, service
+
+    return run
+
+
+def last_scores(reports):
+    return np.mean([r.metrics["score_mean"] for r in reports[-3:]])
+
+
+def test_a_random_policy_learns_to_emit_a_token(learn):
+    start = time.monotonic()
+    reports, _ = learn()
+    assert reports[0].metrics["score_mean"] < 0.15
+    assert last_scores(reports) > BAR
+    assert all(r.metrics["logprob_gap_max"] < 1e-4 for r in reports)  # weights arrive before every batch
+    assert all(r.metrics["nonfinite_steps"] == 0 for r in reports)
+    assert reports[-1].metrics["kl_token_mean"] > 0.1
+    assert time.monotonic() - start < 60
+
+
+def test_with_shuffled_scores_it_does_not(learn):
+    reports, _ = learn(shuffle=True)
+    assert last_scores(reports) < 0.2
+
+
+def test_a_strong_kl_penalty_keeps_the_policy_with_its_reference(learn):
+    free, bound = (learn(name=str(c), updates=10, kl={"type": "fixed", "coef": c})[0] for c in (0.0, 1.0))
+    assert bound[-1].metrics["kl_token_mean"] < 0.25 * free[-1].metrics["kl_token_mean"]
+
+
+def test_one_two_and_three_workers_give_the_same_bytes(learn):
+    """Trap 19, 20: files and final weights, over updates whose weights differ."""
+    files, weights = [], []
+    for workers in (1, 2, 3):
+        _, service = learn(workers=workers, updates=3, name=f"workers-{workers}")
+        folder = service.folder / "trajectories"
+        files.append({p.name: p.read_bytes() for p in sorted(folder.iterdir())})
+        weights.append(service.weights().hash)
+    assert len(files[0]) == 3
+    assert len(set(files[0].values())) == 3
+    assert files[0] == files[1] == files[2]
+    assert len(set(weights)) == 1
