@@ -7,7 +7,7 @@ from actors.prompts import PromptStream
 from actors.worker import RolloutWorker
 from common.config import RunConfig
 from common.corpus import Which, load_corpus, split
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.modeling import load_policy, resolve_device
 from common.records import ModelPaths, WeightsHandle
 from common.text import encode, eos_token_ids, load_tokenizer
@@ -49,8 +49,12 @@ def build_prompts(config: RunConfig, paths: ModelPaths, *, heldout: bool = False
     ]
     ids = encode(tokenizer, texts, max_tokens=ppo.prompt_tokens.max + 1)
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in eos_token_ids(tokenizer):
-        known = [i for i in ids if tokenizer.unk_token_id not in i]
-        ids = known or ids
+        ids = [i for i in ids if tokenizer.unk_token_id not in i]
+        if not ids:
+            raise DataError(
+                f"every text of {', '.join(ppo.data)} begins with a word that the policy's vocabulary of "
+                f"{len(tokenizer)} lacks; choose other data, or raise model.vocabulary_size"
+            )
     return PromptStream(
         ids,
         prompt_tokens=ppo.prompt_tokens,

@@ -2,7 +2,7 @@
 
     step_000012/
       learner.safetensors   weights, value head, optimizer state
-      state.json            step, lineage, controller, groups
+      state.json            step, lineage, controller, optimizer_groups, threads
       manifest.json         sizes and xxh3-128 of the other files
 
 Nothing is unpickled: a checkpoint from elsewhere cannot run code.

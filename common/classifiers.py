@@ -15,6 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from common.hub import split_revision
 from common.modeling import without_dropout
 
 
@@ -138,7 +139,8 @@ def register_classifiers() -> None:
         AutoModelForSequenceClassification.register(config, model, exist_ok=True)
 
 
-def load_classifier(path: str, revision: str | None = None) -> PreTrainedModel:
-    """A classifier from a folder or the hub, dropout off, in evaluation mode."""
+def load_classifier(path: str) -> PreTrainedModel:
+    """A classifier from a folder or the hub (`name@revision`), dropout off, in evaluation mode."""
     register_classifiers()
-    return without_dropout(AutoModelForSequenceClassification.from_pretrained(path, revision=revision))
+    name, revision = split_revision(path)
+    return without_dropout(AutoModelForSequenceClassification.from_pretrained(name, revision=revision))

@@ -156,7 +156,7 @@ class PPOConfig(Config):
     checkpoint_every: int = Field(default=0, ge=0)
     """Updates between checkpoints; 0: only after the last one."""
     response_time_limit_s: float = Field(default=600.0, gt=0)
-    """Longest time that one chunk's generation or judging may take."""
+    """Longest time that one chunk's generation or judging may take, waiting at a busy member included."""
 
     @property
     def kl_reward_coef(self) -> float:

@@ -42,7 +42,7 @@ class Prompt:
     draw_index: int
     """Position in the prompt stream; never reset."""
     prompt_id: int
-    """Index of the text that it begins, in its data source."""
+    """Index of the text that it begins, among the tokenised texts that the prompt stream was given."""
     token_ids: Ids
     """[P] token ids, without padding."""
     max_new_tokens: int
@@ -208,7 +208,8 @@ class Sample:
     prompt_ids: Ids
     response_ids: Ids
     score: float
-    kl_seq_sum: float
+    kl_seq_sum: float | None
+    """None where the reward service does not compute reference logprobs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +222,7 @@ class UpdateReport:
     trained: tuple[tuple[int, int], ...]
     """(draw_index, sample_index) of every sample that was trained on, sorted."""
     metrics: Mapping[str, float]
-    """By name, as declared in common/metrics.py; times excluded."""
+    """By name; those that Prometheus shows are in common/metrics.py, all are in docs/runs.md. No times."""
     seconds: Mapping[str, float]
     """Wall seconds by phase."""
     samples: tuple[Sample, ...] = ()

@@ -9,6 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from common.errors import ConfigError
+from common.hub import split_revision
 from common.records import Ids
 
 PAD, UNKNOWN, EOS = "<pad>", "<unk>", "<eos>"
@@ -40,12 +41,13 @@ def train_word_tokenizer(texts: Iterable[str], *, vocabulary_size: int, max_toke
     )
 
 
-def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder or hub name; a missing pad token becomes the EOS token.
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder or hub name (`name@revision`); a missing pad token becomes the EOS token.
 
     Masks follow from lengths and never from comparing ids, so that pad and EOS may be one token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    name, revision = split_revision(path)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no EOS token, so no response could ever end; choose another")
     if tokenizer.pad_token_id is None:
@@ -53,9 +55,10 @@ def load_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenize
     return tokenizer
 
 
-def load_classifier_tokenizer(path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_classifier_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a classifier, which need not have an EOS token: BERT's has none."""
-    tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+    name, revision = split_revision(path)
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has neither a pad nor an EOS token; choose another")
     if tokenizer.pad_token_id is None:

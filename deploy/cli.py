@@ -39,10 +39,15 @@ EXAMPLES = """
 
 
 def find_config(name: str) -> Path:
-    """A file on disk, or one of those that come with the package."""
-    path = Path(name)
-    packaged = Path(__file__).parent / "configs" / f"{name}.toml"
-    return packaged if not path.exists() and packaged.is_file() else path
+    """A file on disk, or one of those that come with the package; raises ConfigError if a bare name is neither."""
+    from common.errors import ConfigError
+
+    path, packaged = Path(name), {p.stem: p for p in (Path(__file__).parent / "configs").glob("*.toml")}
+    if path.is_file() or path.suffix == ".toml":
+        return path
+    if name not in packaged:
+        raise ConfigError(f"{name} does not exist, and these come along: {', '.join(sorted(packaged))}")
+    return packaged[name]
 
 
 @app.command(epilog=EXAMPLES)
@@ -63,12 +68,12 @@ def run(
     from common.errors import ConfigError
 
     settings = load_config(find_config(config), changes or [])
+    if local and address:
+        raise ConfigError("--local runs without Ray, so --address means nothing; leave one of them out")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch starts its threads
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from deploy.launch import launch
 
-    if local and address:
-        raise ConfigError("--local runs without Ray, so --address means nothing; leave one of them out")
     launch(settings, runs / settings.name, local=local, address=address, again=frozenset(again or ()))
 
 
@@ -79,12 +84,13 @@ def report(
 ) -> None:
     """Write report.html of a run anew, and print its summary."""
     from common.errors import DataError
-    from deploy.launch import show
 
     folder = Path(run_name) if Path(run_name).is_dir() else runs / run_name
     if not folder.is_dir():
         there = ", ".join(sorted(p.name for p in runs.glob("[!.]*"))) if runs.is_dir() else ""
         raise DataError(f"{folder} does not exist; runs in {runs}: {there or 'none'}")
+    from deploy.launch import show
+
     show(folder, Console())
 
 

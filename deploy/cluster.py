@@ -149,7 +149,7 @@ class RayRuntime:
     """A Ray cluster.
 
     Args:
-        config: the run; a local cluster is as large as its roles need.
+        config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
     """
 

@@ -52,6 +52,7 @@ class Conductor:
         replicas: names of the reward replicas.
         metrics: told of every reply.
         watch: told the driver's wall time of collecting, and the members' own seconds by phase, summed.
+        with_reference: ask the reward service for reference logprobs too.
         clock: seconds, for deadlines; a test may turn it.
     """
 
@@ -65,6 +66,7 @@ class Conductor:
         replicas: Sequence[str],
         metrics: RunMetrics,
         watch: Stopwatch,
+        with_reference: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         assert config.ppo is not None, "a conductor is of a PPO stage"
@@ -75,6 +77,7 @@ class Conductor:
         self.transport = transport
         self.metrics = metrics
         self.watch = watch
+        self.with_reference = with_reference
         self.clock = clock
         self.ledger = Ledger()
         ids = itertools.count()
@@ -173,7 +176,7 @@ class Conductor:
         else:
             chunk.rollouts, chunk.rollout_stats = reply.payload, reply.stats
             calls = {self.reward_pool.submit("score", reply.payload): (chunk, "score")}
-            if self.ppo.reference == "service":
+            if self.with_reference:
                 calls[self.reward_pool.submit("reference", reply.payload)] = (chunk, "reference")
             return calls
         return {}

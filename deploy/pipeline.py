@@ -16,6 +16,7 @@ from rich.console import Console
 
 from common.config import RunConfig
 from common.config_file import to_toml
+from common.hub import join_revision
 from common.records import Progress, StageResult
 from deploy.files import read_json, write_json
 from deploy.fingerprint import fingerprint, folder_hash
@@ -174,7 +175,8 @@ class Pipeline:
     @staticmethod
     def _named(path: str, revision: str | None) -> Model:
         folder = Path(path)
-        return Model(path, folder_hash(folder) if folder.is_dir() else f"{path}@{revision}")
+        name = join_revision(path, revision)
+        return Model(name, folder_hash(folder) if folder.is_dir() else name)
 
     def _output(self, stage: str) -> Model:
         record = read_json(self.folder / "stages" / f"{stage}.json")

@@ -119,6 +119,8 @@ def _clear_samples(folder: Path, *, heldout: bool) -> None:
 
 
 def _conductor(config: RunConfig, members: Members, metrics: RunMetrics, prompts: PromptStream) -> Conductor:
+    """Evaluation, which has no learner, measures KL whoever computes it in training."""
+    assert config.ppo is not None, "a conductor is of a PPO stage"
     return Conductor(
         config,
         prompts=prompts,
@@ -127,6 +129,7 @@ def _conductor(config: RunConfig, members: Members, metrics: RunMetrics, prompts
         replicas=members.replicas,
         metrics=metrics,
         watch=members.watch,
+        with_reference=config.ppo.reference == "service" or members.learner is None,
     )
 
 

@@ -21,7 +21,7 @@ from common.modeling import fresh_policy, load_policy
 from common.padding import pad_right
 from common.records import Ids, Progress, StageResult
 from common.seeds import mix, seed_everything
-from common.text import encode_documents, load_tokenizer, train_word_tokenizer
+from common.text import encode, encode_documents, load_tokenizer, train_word_tokenizer
 from learner.optimizers import build_optimizers
 from learner.supervised import Schedule, batches, train
 
@@ -105,7 +105,7 @@ def train_language_model(
             "perplexity_before": before,
             "perplexity_after": after,
             "texts": len(documents),
-            "texts_left_out": sum(len(c.texts) for c in learned.values()) - len(documents),
+            "texts_left_out": sum(left_out(c.texts, tokenizer) for c in learned.values()) if table.drop_unknown else 0,
             "tokens": tokens,
             "steps": schedule.steps,
             "parameters": sum(p.numel() for p in model.parameters()),
@@ -130,6 +130,11 @@ def _start(
         texts, vocabulary_size=config.model.vocabulary_size, max_tokens=config.model.max_tokens
     )
     return fresh_policy(config.model, tokenizer).eval(), tokenizer
+
+
+def left_out(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many texts have a word outside of the vocabulary."""
+    return sum(tokenizer.unk_token_id in ids for ids in encode(tokenizer, texts))
 
 
 def _encode(corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining) -> list[Ids]:

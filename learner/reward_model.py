@@ -13,17 +13,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier
-from common.config import (
+from common.classifier_config import (
     BagOfNgrams,
     ClassifierTraining,
     ConvClassifier,
     PretrainedClassifier,
     RewardModelConfig,
-    RunConfig,
 )
+from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier
+from common.config import RunConfig
 from common.corpus import Corpus, load_corpus, split
 from common.errors import ConfigError
+from common.hub import join_revision
 from common.padding import mask_of, pad_right
 from common.records import Ids, Progress, StageResult
 from common.seeds import mix, seed_everything
@@ -100,7 +101,7 @@ def _start(
     match table.classifier:
         case PretrainedClassifier(path=path, revision=revision):
             model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, num_labels=num_labels)
-            return model, load_classifier_tokenizer(path, revision)
+            return model, load_classifier_tokenizer(join_revision(path, revision))
         case BagOfNgrams() | ConvClassifier() if num_labels != 2:
             raise ConfigError(f'classifier type "{table.classifier.type}" tells two classes apart, got {num_labels}')
         case BagOfNgrams() as shape:

@@ -42,8 +42,9 @@ class Tally:
             "approx_kl": "approx_kl_k3_sum",
             "clip_fraction": "num_clipped",
             "value_clip_fraction": "num_value_clipped",
+            "kl_loss": "ref_kl_k2_sum",
         }
-        means = {name: self._sums[key] / max(1, self.tokens) for name, key in per_token.items()}
+        means = {name: self._sums[key] / max(1, self.tokens) for name, key in per_token.items() if key in self._sums}
         return (
             means
             | self._max
@@ -85,7 +86,7 @@ def extremes(trajectories: Sequence[Trajectory]) -> tuple[Sample, ...]:
             prompt_ids=trajectory.prompt.token_ids,
             response_ids=rollout.response_ids,
             score=trajectory.judgement.score,
-            kl_seq_sum=float((rollout.logprobs - ref).sum()) if ref is not None else 0.0,
+            kl_seq_sum=float((rollout.logprobs - ref).sum()) if ref is not None else None,
         )
 
     best = [sample(t, "best") for t in ranked[::-1][:SHOWN]]

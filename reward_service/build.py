@@ -1,7 +1,8 @@
 """From a configuration to a reward replica, in the process that calls this."""
 
+from common.classifier_config import RewardModelConfig
 from common.classifiers import load_classifier
-from common.config import RewardModelConfig, RewardServiceConfig, RunConfig
+from common.config import RewardServiceConfig, RunConfig
 from common.modeling import load_policy, resolve_device
 from common.records import ModelPaths
 from common.text import load_classifier_tokenizer, load_tokenizer
@@ -37,12 +38,11 @@ def build_service(config: RunConfig, paths: ModelPaths) -> RewardService:
 
 
 def _classifier(placement: RewardServiceConfig, table: RewardModelConfig, path: str) -> TextClassifier:
-    revision = table.classifier.revision if table.classifier.type == "pretrained" and table.training is None else None
-    model = load_classifier(path, revision)
+    model = load_classifier(path)
     model.to(resolve_device(placement.device, placement.num_gpus))
     return TextClassifier(
         model,
-        load_classifier_tokenizer(path, revision),
+        load_classifier_tokenizer(path),
         positive_class=table.positive_class,
         max_tokens=table.max_tokens,
         batch_sequences=placement.batch_sequences,

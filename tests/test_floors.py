@@ -100,7 +100,9 @@ def test_nobody_imports_tests_or_by_relative_path():
 
 
 def test_nothing_is_imported_by_a_name_that_only_appears_at_run_time():
-    assert not uses("importlib.import_module", "importlib.util.module_from_spec", "importlib.util.spec_from_file_location")
+    assert not uses(
+        "importlib.import_module", "importlib.util.module_from_spec", "importlib.util.spec_from_file_location"
+    )
     calls = [
         f"{file}:{node.lineno}"
         for file, tree in TREES.items()
@@ -220,7 +222,9 @@ def test_global_seeds_are_set_only_in_seeds():
 
 
 def test_no_module_state_is_rebound_by_functions():
-    wrong = [f"{f}:{node.lineno}" for f, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Global)]
+    wrong = [
+        f"{f}:{node.lineno}" for f, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, ast.Global)
+    ]
     assert not wrong
 
 

@@ -109,9 +109,7 @@ def test_rows_leave_the_batch_when_done_and_the_others_go_on_as_before(architect
     assert widths[0] == 8
     assert len(set(widths)) > 3, "the batch was never compacted"
     assert widths == sorted(widths, reverse=True)
-    alone = [
-        sample(model, [p], [n], seeds=[s])[0] for p, n, s in zip(prompts, limits, seeds, strict=True)
-    ]  # fmt: skip
+    alone = [sample(model, [p], [n], seeds=[s])[0] for p, n, s in zip(prompts, limits, seeds, strict=True)]
     assert tokens(together) == tokens(alone)
 
 
@@ -260,9 +258,7 @@ def test_noise_belongs_to_the_slot_in_the_response_whatever_the_prompt_before_it
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
 def test_sampled_tokens_are_distributed_as_the_softmax(table_policy, temperature):
     p = np.array([0.4, 0.3, 0.15, 0.1, 0.04, 0.01])
-    sampled = sample(
-        table_policy([p] * 6), [np.array([0], dtype=np.int32)] * 6000, [1] * 6000, temperature=temperature
-    )  # fmt: skip
+    sampled = sample(table_policy([p] * 6), [np.array([0], dtype=np.int32)] * 6000, [1] * 6000, temperature=temperature)
     counts = np.bincount([s.ids[0] for s in sampled], minlength=6)
     expected = p ** (1 / temperature)
     assert chisquare(counts, 6000 * expected / expected.sum()).pvalue > NEVER_BY_CHANCE
@@ -270,9 +266,7 @@ def test_sampled_tokens_are_distributed_as_the_softmax(table_policy, temperature
 
 def test_the_second_token_is_distributed_as_the_softmax_given_the_first(table_policy):
     p = np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
-    sampled = sample(
-        table_policy(p), [np.array([1], dtype=np.int32)] * 6000, [2] * 6000, eos=frozenset({9})
-    )  # fmt: skip
+    sampled = sample(table_policy(p), [np.array([1], dtype=np.int32)] * 6000, [2] * 6000, eos=frozenset({9}))
     pairs = np.array([s.ids for s in sampled])
     counts = np.zeros((3, 3))
     np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)

@@ -253,7 +253,9 @@ def test_the_probe_finds_a_tied_head_that_stayed_behind(llama):
         worker.generate(request_of(handle_of(learner, probe=probe_of(learner))))
 
 
-@pytest.mark.parametrize("change", [{"rms_norm_eps": 0.3}, {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "change", [{"rms_norm_eps": 0.3}, {"rope_parameters": {"rope_type": "default", "rope_theta": 50.0}}]
+)
 def test_the_probe_finds_a_model_that_differs_in_what_weights_do_not_carry(llama, change):
     learner = llama(seed=1)
     worker = worker_of(llama(seed=0, **change))

@@ -72,7 +72,7 @@ def test_every_word_counts(model):
     expected = logits_of(model, [text])
     changed = 0
     for place in range(len(text)):
-        other = text[:place] + [40] + text[place + 1 :]
+        other = [*text[:place], 40, *text[place + 1 :]]
         changed += not torch.allclose(logits_of(model, [other]), expected, atol=1e-4)
     assert changed == len(text)
 

@@ -21,7 +21,7 @@ def test_the_tag_chooses_the_source(document, kind):
 
 
 def test_settings_of_another_kind_of_source_are_refused():
-    with pytest.raises(ValidationError, match="unknown key 'texts': .*legal keys are text_column"):
+    with pytest.raises(ValidationError, match=r"unknown key 'texts': .*legal keys are text_column"):
         SOURCE.validate_python({"type": "files", "paths": ["a.csv"], "texts": ["a"]})
 
 

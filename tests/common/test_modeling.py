@@ -166,7 +166,10 @@ def test_freezing_leaves_exactly_the_top_layers_and_the_final_norm(architecture,
     policy = architecture()
     freeze_below(policy, kept)
     trainable = {name for name, p in policy.named_parameters() if p.requires_grad}
-    stack, final = ("model.layers.", "model.norm.") if "Llama" in type(policy).__name__ else ("transformer.h.", "transformer.ln_f.")  # fmt: skip
+    stack, final = {
+        "llama": ("model.layers.", "model.norm."),
+        "gpt2": ("transformer.h.", "transformer.ln_f."),
+    }[policy.config.model_type]
     tops = tuple(f"{stack}{i}." for i in range(3 - kept, 3))
     expected = {name for name, _ in policy.named_parameters() if name.startswith((*tops, final))}
     assert trainable == expected

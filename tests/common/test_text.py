@@ -101,6 +101,28 @@ def test_documents_with_unknown_words_are_dropped_only_on_demand(tokenizer):
     assert len(encode_documents(tokenizer, texts, max_tokens=9, drop_unknown=False)) == 3
 
 
+def test_texts_of_one_group_become_passages_with_one_eos_each(tokenizer):
+    texts = ["a good film", "bad", "it is", "not", "a film it is", "good"]
+    groups = np.array([1, 1, 1, 2, 2, 1])
+    passages = encode_documents(tokenizer, texts, max_tokens=7, drop_unknown=False, groups=groups)
+    assert [decode(tokenizer, p) for p in passages] == ["a good film bad it is", "not a film it is", "good"]
+    assert [p.tolist().count(2) for p in passages] == [1, 1, 1]
+    tight = encode_documents(tokenizer, texts, max_tokens=6, drop_unknown=False, groups=groups)
+    assert [decode(tokenizer, p) for p in tight] == ["a good film bad", "it is", "not a film it is", "good"]
+
+
+@given(
+    texts=st.lists(st.tuples(st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=20),
+    max_tokens=st.integers(7, 20),
+)
+def test_passages_hold_every_word_once_in_order_and_mix_no_groups(tokenizer, texts, max_tokens):
+    words = [" ".join(["good", "bad", "film"][group] for _ in range(n)) for n, group in texts]
+    groups = np.array([group for _, group in texts])
+    passages = encode_documents(tokenizer, words, max_tokens=max_tokens, drop_unknown=False, groups=groups)
+    assert all(len(p) <= max_tokens and p[-1] == 2 and len(set(p[:-1].tolist())) == 1 for p in passages)
+    assert " ".join(decode(tokenizer, p) for p in passages) == " ".join(words)
+
+
 def test_an_unknown_word_beyond_the_cut_drops_the_document_too(tokenizer):
     # Otherwise the cut would make a text end where its author's did not.
     assert encode_documents(tokenizer, ["good film zebra"], max_tokens=2, drop_unknown=True) == []

@@ -1,8 +1,7 @@
-"""The command `minichatgpt` as a user meets it: help at once, errors in one message, files where they were asked for."""
+"""The command `minichatgpt` as a user meets it: help at once, errors in one message, files where they belong."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.config import RunConfig
 from common.config_file import load_config, to_toml
+from deploy.cli import main
 
 ROOT = Path(__file__).parents[2]
 ENTRY = Path(sysconfig.get_path("scripts")) / "minichatgpt"
@@ -58,7 +57,9 @@ def test_the_installed_command_is_the_same():
     assert (done.returncode, done.stdout) == (0, command("config", "validate", "tiny").stdout)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["config", "show", "tiny"], ["run", "nope"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["config", "show", "tiny"], ["run", "nope"], ["report", "nope"]]
+)
 def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
     code = (
         "import sys, deploy.cli\n"
@@ -110,15 +111,43 @@ def test_an_unknown_configuration_names_those_that_come_along():
         assert path.stem in message
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_configuration(tmp_path):
+    (tmp_path / "tiny").mkdir()
+    assert command("config", "validate", "tiny", folder=tmp_path).returncode == 0
+
+
+def test_an_unknown_file_names_its_neighbours(tmp_path):
+    (tmp_path / "mine.toml").write_text("", encoding="utf-8")
+    assert "its folder has mine.toml" in refused("run", "nine.toml", folder=tmp_path)
+
+
 def test_a_malformed_change_shows_the_form():
     assert "is not of the form a.b=value, as in --set ppo.clip_eps=0.1" in refused("run", "tiny", "--set", "ppo")
 
 
-# --- run and report
+# --- run and report: in this process, which has imported all that is heavy
 
 
-def test_again_of_an_unknown_stage_names_those_there_are(tmp_path):
-    message = refused("run", "tiny", "--local", "--again", "pop", folder=tmp_path)
+@pytest.fixture
+def inside(monkeypatch, capsys):
+    """Runs the command here; returns exit code, output and errors."""
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["minichatgpt", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = ended.code or 0
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def test_again_of_an_unknown_stage_names_those_there_are(tmp_path, inside):
+    code, _, message = inside("run", "tiny", "--local", "--again", "pop", "--runs", str(tmp_path / "runs"))
+    assert code == 1
     assert "--again pop: no stage of this configuration" in message
     assert "pretrain, sft, reward_model, judge, ppo, evaluate" in message
     assert not list(tmp_path.iterdir())
@@ -129,12 +158,12 @@ def test_local_and_a_cluster_do_not_go_together(tmp_path):
     assert "--local runs without Ray" in message
 
 
-def test_a_finished_run_prints_its_summary_again(tiny, run_copy):
-    done = command("run", "tiny", "--local", "--runs", str(run_copy.parent))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done before, same inputs") == 6
-    assert "Win rate" in done.stdout
-    assert "Report" in done.stdout
+def test_a_finished_run_prints_its_summary_again(run_copy, inside):
+    code, shown, _ = inside("run", "tiny", "--local", "--runs", str(run_copy.parent))
+    assert code == 0
+    assert shown.count("done before, same inputs") == 6
+    assert "Win rate" in shown
+    assert "Report" in shown
 
 
 def test_a_whole_run_from_the_command_line(tmp_path):
@@ -142,27 +171,28 @@ def test_a_whole_run_from_the_command_line(tmp_path):
     options = [option for change in changes for option in ("--set", change)]
     done = command("run", "tiny", "--local", *options, folder=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "Win rate" in done.stdout
     summary = json.loads((tmp_path / "runs" / "short" / "summary.json").read_text(encoding="utf-8"))
     assert summary["updates"] == 1
-    config: RunConfig = load_config(tmp_path / "runs" / "short" / "config.toml")
-    assert to_toml(config) == command("config", "show", "tiny", *options).stdout
+    expected = to_toml(load_config(ROOT / "deploy/configs/tiny.toml", changes))
+    assert (tmp_path / "runs" / "short" / "config.toml").read_text(encoding="utf-8") == expected
 
 
-def test_report_writes_the_page_anew(run_copy):
+def test_report_writes_the_page_anew(run_copy, inside):
     (run_copy / "report.html").unlink()
     (run_copy / "summary.json").unlink()
-    done = command("report", "tiny", "--runs", str(run_copy.parent))
-    assert done.returncode == 0, done.stderr
-    assert "Win rate" in done.stdout
+    code, shown, _ = inside("report", "tiny", "--runs", str(run_copy.parent))
+    assert code == 0
+    assert "Win rate" in shown
     assert (run_copy / "report.html").is_file()
     assert (run_copy / "summary.json").is_file()
-    assert command("report", str(run_copy)).returncode == 0, "a folder is as good as a name"
+    assert inside("report", str(run_copy)) == (0, shown, ""), "a folder is as good as a name"
 
 
-def test_report_of_an_unknown_run_lists_those_there_are(run_copy):
-    shutil.copytree(run_copy, run_copy.with_name("other"))
-    (run_copy.parent / ".cache").mkdir()
-    message = refused("report", "tinny", "--runs", str(run_copy.parent))
+def test_report_of_an_unknown_run_lists_those_there_are(tmp_path):
+    for name in ("other", "tiny", ".cache"):
+        (tmp_path / name).mkdir()
+    message = refused("report", "tinny", "--runs", str(tmp_path))
     assert "tinny does not exist" in message
     assert message.rstrip().endswith("other, tiny")
 
@@ -171,6 +201,9 @@ def test_report_where_nothing_was_run_says_so(tmp_path):
     assert "runs in nowhere: none" in refused("report", "tiny", "--runs", "nowhere", folder=tmp_path)
 
 
-def test_report_of_a_damaged_run_names_the_file(run_copy):
+def test_report_of_a_damaged_run_names_the_file(run_copy, inside):
     (run_copy / "stages" / "sft.json").write_text("{", encoding="utf-8")
-    assert "sft.json cannot be read" in refused("report", "tiny", "--runs", str(run_copy.parent))
+    code, _, message = inside("report", "tiny", "--runs", str(run_copy.parent))
+    assert code == 1
+    assert message.startswith("DataError\n")
+    assert "sft.json cannot be read" in message

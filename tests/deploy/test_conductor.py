@@ -1,138 +1,13 @@
 """The conductor over a transport that answers in an order of its own, late, never, or with errors."""
 
-import random
-from pathlib import Path
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry
 
-import deploy
-from actors.prompts import PromptStream
-from common.config_file import load_config
 from common.errors import LedgerError, MemberFailedError, NonFiniteError, PhaseTimeoutError
-from common.metrics import RunMetrics
-from common.pool import DEPTH
-from common.ports import Call, Reply
-from common.records import (
-    Identity,
-    Judgement,
-    JudgementChunk,
-    ReferenceChunk,
-    Rollout,
-    RolloutChunk,
-    Stats,
-    UpdateReport,
-    WeightsHandle,
-)
-from deploy.conductor import Conductor
-from deploy.stopwatch import Stopwatch
+from common.records import Identity, UpdateReport, WeightsHandle
 
-TINY = Path(deploy.__file__).with_name("configs") / "tiny.toml"
 LIMIT_S = 50.0
-
-
-class Clock:
-    """Seconds that pass when nobody has anything to say."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-def generate(request):
-    rollouts = tuple(
-        Rollout(p.draw_index, request.sample_index, request.attempt, request.run_seed,
-                p.token_ids[:1], np.zeros(1, np.float32), request.weights.identity, "length")
-        for p in request.prompts
-    )  # fmt: skip
-    stats = Stats(samples=len(rollouts), response_tokens=len(rollouts), seconds={"generate": 0.25},
-                  identity=request.weights.identity)  # fmt: skip
-    return RolloutChunk(request.prompts, rollouts), stats
-
-
-def score(chunk):
-    judgements = tuple(Judgement(r.draw_index, 0, r.draw_index / 10, {}, "v") for r in chunk.rollouts)
-    return JudgementChunk(judgements), Stats(samples=len(judgements), seconds={"score": 0.5})
-
-
-def reference(chunk):
-    logprobs = tuple(np.array([-r.draw_index], dtype=np.float32) for r in chunk.rollouts)
-    return ReferenceChunk(logprobs), Stats(samples=len(logprobs), seconds={"reference": 0.125})
-
-
-class ShufflingTransport:
-    """A transport in memory: members work on what they hold, and each wait brings a few replies in random order.
-
-    Args:
-        clock: moves on by the whole timeout where no member answers.
-        seed: of the order.
-        silent: (member, method) that never answers.
-        failing: (member, method) to the error with which it answers.
-    """
-
-    def __init__(self, clock, *, seed=0, silent=(), failing=None):
-        self.clock = clock
-        self.random = random.Random(seed)
-        self.silent, self.failing = set(silent), failing or {}
-        self.open: list[Call] = []
-        self.sent: list[Call] = []
-
-    def send(self, call):
-        self.sent.append(call)
-        self.open.append(call)
-        assert sum(c.member == call.member for c in self.open) <= DEPTH, f"{call.member} holds too much"
-
-    def wait(self, timeout_s):
-        speaking = [c for c in self.open if (c.member, c.method) not in self.silent]
-        if not speaking:
-            self.clock.now += timeout_s
-            return []
-        replying = self.random.sample(speaking, self.random.randint(1, len(speaking)))
-        self.open = [c for c in self.open if c not in replying]
-        return [self.answer(call) for call in replying]
-
-    def answer(self, call):
-        if (call.member, call.method) in self.failing:
-            return Reply(call.call_id, error=self.failing[call.member, call.method])
-        work = {"generate": generate, "score": score, "reference": reference}[call.method]
-        return Reply(call.call_id, *work(call.argument))
-
-    def fetch(self, ref, timeout_s):
-        return ref
-
-    def requests(self):
-        return [c.argument for c in self.sent if c.method == "generate"]
-
-
-def prompts_of(config):
-    texts = [np.arange(20, dtype=np.int32) + 20 * i for i in range(7)]
-    ppo = config.ppo
-    return PromptStream(texts, prompt_tokens=ppo.prompt_tokens, response_tokens=ppo.response_tokens, seed=config.seed)
-
-
-def make(*overrides, workers=2, replicas=2, published=True, **faults):
-    """A conductor of `tiny.toml`: 32 samples per update in chunks of 8."""
-    config = load_config(TINY, [f"ppo.response_time_limit_s={LIMIT_S}", *overrides])
-    clock = Clock()
-    transport = ShufflingTransport(clock, **faults)
-    conductor = Conductor(
-        config,
-        prompts=prompts_of(config),
-        transport=transport,
-        workers=[f"worker-{i}" for i in range(workers)],
-        replicas=[f"replica-{i}" for i in range(replicas)],
-        metrics=RunMetrics(CollectorRegistry()),
-        watch=Stopwatch(),
-        clock=clock,
-    )
-    if published:
-        conductor.publish(weights_of(0))
-    return conductor, transport
 
 
 def weights_of(step):
@@ -146,8 +21,10 @@ def report_of(step, handles):
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), workers=st.integers(1, 4), replicas=st.integers(1, 3))
-def test_handles_come_in_chunk_order_with_their_own_payloads_whoever_answers_first(seed, workers, replicas):
-    conductor, transport = make(seed=seed, workers=workers, replicas=replicas)
+def test_handles_come_in_chunk_order_with_their_own_payloads_whoever_answers_first(
+    make_conductor, seed, workers, replicas
+):
+    conductor, transport = make_conductor(seed=seed, workers=workers, replicas=replicas)
     handles = conductor.collect(32)
     assert [h.chunk_index for h in handles] == [0, 1, 2, 3]
     assert [draw for h in handles for draw in h.draw_indices] == list(range(32))
@@ -162,20 +39,22 @@ def test_handles_come_in_chunk_order_with_their_own_payloads_whoever_answers_fir
     conductor.ledger.check()
 
 
-def test_what_is_asked_for_does_not_depend_on_workers_or_on_the_order_of_answers():
+def test_what_is_asked_for_does_not_depend_on_workers_or_on_the_order_of_answers(make_conductor):
     # Decision 7: chunks are fixed; 1, 2 and 4 workers get the same requests between them.
     asked = []
     for seed, workers in enumerate((1, 2, 4)):
-        conductor, transport = make(seed=seed, workers=workers)
+        conductor, transport = make_conductor(seed=seed, workers=workers)
         conductor.collect(32)
-        described = {r.chunk_index: (r.fill, [(p.draw_index, p.token_ids.tolist(), p.max_new_tokens) for p in r.prompts])
-                     for r in transport.requests()}  # fmt: skip
+        described = {
+            r.chunk_index: (r.fill, [(p.draw_index, tuple(p.token_ids), p.max_new_tokens) for p in r.prompts])
+            for r in transport.requests()
+        }
         asked.append(described)
     assert asked[0] == asked[1] == asked[2]
 
 
-def test_work_is_spread_over_all_members():
-    conductor, transport = make(workers=4, replicas=2)
+def test_work_is_spread_over_all_members(make_conductor):
+    conductor, transport = make_conductor(workers=4, replicas=2)
     conductor.collect(32)
     assert {c.member for c in transport.sent if c.role == "rollout"} == {f"worker-{i}" for i in range(4)}
     assert {c.member for c in transport.sent if c.role == "reward"} == {"replica-0", "replica-1"}
@@ -184,8 +63,8 @@ def test_work_is_spread_over_all_members():
 TWENTY = ("ppo.trajectories_per_update=20", "ppo.minibatch_sequences=10", "ppo.microbatch_sequences=5")
 
 
-def test_a_short_last_chunk_is_filled_to_its_size_and_yields_only_its_own():
-    conductor, transport = make(*TWENTY)
+def test_a_short_last_chunk_is_filled_to_its_size_and_yields_only_its_own(make_conductor):
+    conductor, transport = make_conductor(*TWENTY)
     handles = conductor.collect(20)
     requests = sorted(transport.requests(), key=lambda r: r.chunk_index)
     assert [(len(r.prompts), r.fill) for r in requests] == [(8, 0), (8, 0), (4, 4)]
@@ -193,16 +72,16 @@ def test_a_short_last_chunk_is_filled_to_its_size_and_yields_only_its_own():
     assert sum(h.rollout_stats.samples for h in handles) == 20
 
 
-def test_requests_carry_the_published_weights_the_run_seed_and_the_temperature():
-    conductor, transport = make("seed=77", "ppo.temperature=0.7")
+def test_requests_carry_the_published_weights_the_run_seed_and_the_temperature(make_conductor):
+    conductor, transport = make_conductor("seed=77", "ppo.temperature=0.7")
     conductor.collect(32)
     for request in transport.requests():
         assert request.weights == weights_of(0)
         assert (request.run_seed, request.temperature, request.attempt, request.sample_index) == (77, 0.7, 0, 0)
 
 
-def test_each_update_goes_on_in_the_stream_with_the_new_weights():
-    conductor, transport = make()
+def test_each_update_goes_on_in_the_stream_with_the_new_weights(make_conductor):
+    conductor, transport = make_conductor()
     for step in range(3):
         conductor.publish(weights_of(step))
         before = len(transport.requests())
@@ -213,9 +92,9 @@ def test_each_update_goes_on_in_the_stream_with_the_new_weights():
         conductor.account(report_of(step + 1, handles))
 
 
-def test_the_ledger_follows_samples_from_dispatch_to_training():
+def test_the_ledger_follows_samples_from_dispatch_to_training(make_conductor):
     # Traps 26 and 32: counted where they are, and asserted at every step.
-    conductor, _ = make()
+    conductor, _ = make_conductor()
     handles = conductor.collect(32)
     assert (conductor.ledger.dispatched, conductor.ledger.buffered, conductor.ledger.trained) == (32, 32, 0)
     conductor.account(report_of(1, handles))
@@ -229,15 +108,15 @@ def test_the_ledger_follows_samples_from_dispatch_to_training():
     assert shown == {"trained": 32, "buffered": 0, "in_flight": 0, "rolled_back": 0, "dropped": 0}
 
 
-def test_training_on_more_than_was_collected_is_found():
-    conductor, _ = make()
+def test_training_on_more_than_was_collected_is_found(make_conductor):
+    conductor, _ = make_conductor()
     handles = conductor.collect(32)
     with pytest.raises(LedgerError):
         conductor.account(report_of(1, [*handles, handles[0]]))
 
 
-def test_samples_outside_of_training_are_not_in_the_ledger_and_move_no_stream():
-    conductor, _ = make()
+def test_samples_outside_of_training_are_not_in_the_ledger_and_move_no_stream(make_conductor):
+    conductor, _ = make_conductor()
     prompts = conductor.prompts.take(12)
     cursor = conductor.prompts.next_draw_index
     handles = conductor.sample(prompts)
@@ -246,23 +125,23 @@ def test_samples_outside_of_training_are_not_in_the_ledger_and_move_no_stream():
     assert conductor.prompts.next_draw_index == cursor
 
 
-def test_without_a_reference_in_the_service_none_is_asked_for():
-    conductor, transport = make("ppo.reference=shared_trunk", "ppo.trainable_layers=1")
+def test_without_a_reference_in_the_service_none_is_asked_for(make_conductor):
+    conductor, transport = make_conductor("ppo.reference=shared_trunk", "ppo.trainable_layers=1")
     handles = conductor.collect(32)
     assert {h.reference for h in handles} == {None}
     assert {c.method for c in transport.sent} == {"generate", "score"}
 
 
-def test_asking_for_more_than_staleness_admits_is_an_error_and_dispatches_nothing():
-    conductor, transport = make()
+def test_asking_for_more_than_staleness_admits_is_an_error_and_dispatches_nothing(make_conductor):
+    conductor, transport = make_conductor()
     with pytest.raises(LedgerError, match="33 samples asked for where staleness admits 32"):
         conductor.collect(33)
     assert (transport.sent, conductor.ledger.dispatched, conductor.prompts.next_draw_index) == ([], 0, 0)
 
 
-def test_a_second_batch_at_the_same_weights_is_not_admitted():
+def test_a_second_batch_at_the_same_weights_is_not_admitted(make_conductor):
     # Strictly on-policy: whether the first one was trained on or not.
-    conductor, _ = make()
+    conductor, _ = make_conductor()
     handles = conductor.collect(32)
     with pytest.raises(LedgerError, match="1 samples asked for where staleness admits 0"):
         conductor.collect(1)
@@ -273,8 +152,8 @@ def test_a_second_batch_at_the_same_weights_is_not_admitted():
     assert len(conductor.collect(32)) == 4
 
 
-def test_weights_must_be_published_first():
-    conductor, transport = make(published=False)
+def test_weights_must_be_published_first(make_conductor):
+    conductor, transport = make_conductor(published=False)
     with pytest.raises(RuntimeError, match="publish weights before collecting"):
         conductor.collect(32)
     with pytest.raises(RuntimeError, match="publish weights"):
@@ -286,8 +165,10 @@ def test_weights_must_be_published_first():
     ("role", "member", "method"),
     [("rollout", "worker-1", "generate"), ("reward", "replica-0", "score"), ("reward", "replica-1", "reference")],
 )
-def test_a_member_that_falls_silent_is_named_with_role_and_phase_once_its_time_is_up(role, member, method):
-    conductor, transport = make(silent=[(member, method)])
+def test_a_member_that_falls_silent_is_named_with_role_and_phase_once_its_time_is_up(
+    make_conductor, role, member, method
+):
+    conductor, transport = make_conductor(silent=[(member, method)])
     start = transport.clock.now
     with pytest.raises(
         PhaseTimeoutError, match=rf"{role} member {member} has not answered {method} for 5\d s"
@@ -298,17 +179,8 @@ def test_a_member_that_falls_silent_is_named_with_role_and_phase_once_its_time_i
     assert LIMIT_S < transport.clock.now - start <= LIMIT_S + 2, "noticed too early or too late"
 
 
-class SlowTransport(ShufflingTransport):
-    """One answer at a time, the oldest call's, 20 s after the one before."""
-
-    def wait(self, timeout_s):
-        self.clock.now += 20.0
-        return [self.answer(self.open.pop(0))]
-
-
-def test_slow_members_that_answer_each_call_in_time_are_no_error():
-    conductor, _ = make(workers=1, replicas=1)
-    conductor.transport = SlowTransport(conductor.clock)
+def test_slow_members_that_answer_each_call_in_time_are_no_error(make_conductor, slow_transport):
+    conductor, _ = make_conductor(workers=1, replicas=1, transport=slow_transport)
     started = conductor.clock.now
     assert len(conductor.collect(8)) == 1
     assert conductor.clock.now - started == 60.0 > LIMIT_S
@@ -318,40 +190,40 @@ def test_slow_members_that_answer_each_call_in_time_are_no_error():
     ("role", "member", "method"),
     [("rollout", "worker-0", "generate"), ("reward", "replica-0", "score"), ("reward", "replica-1", "reference")],
 )
-def test_a_member_that_fails_is_named_with_role_phase_and_cause(role, member, method):
+def test_a_member_that_fails_is_named_with_role_phase_and_cause(make_conductor, role, member, method):
     cause = ConnectionError("the process died")
-    conductor, _ = make(failing={(member, method): cause})
+    conductor, _ = make_conductor(failing={(member, method): cause})
     message = f"{role} member {member} failed in {method}: ConnectionError: the process died"
     with pytest.raises(MemberFailedError, match=message) as caught:
         conductor.collect(32)
     assert caught.value.__cause__ is cause
 
 
-def test_an_error_raised_on_purpose_by_a_member_is_passed_on():
-    conductor, _ = make(failing={("replica-0", "score"): NonFiniteError("score of draw 3 is nan")})
+def test_an_error_raised_on_purpose_by_a_member_is_passed_on(make_conductor):
+    conductor, _ = make_conductor(failing={("replica-0", "score"): NonFiniteError("score of draw 3 is nan")})
     with pytest.raises(NonFiniteError, match="draw 3"):
         conductor.collect(32)
 
 
-def test_after_a_failure_the_unfinished_samples_are_still_accounted_for():
+def test_after_a_failure_the_unfinished_samples_are_still_accounted_for(make_conductor):
     # Nothing lost: they are in flight, neither trained nor forgotten.
-    conductor, _ = make(failing={("worker-0", "generate"): OSError("gone")})
+    conductor, _ = make_conductor(failing={("worker-0", "generate"): OSError("gone")})
     with pytest.raises(MemberFailedError):
         conductor.collect(32)
     conductor.ledger.check()
     assert (conductor.ledger.dispatched, conductor.ledger.in_flight) == (32, 32)
 
 
-def test_seconds_of_all_members_are_added_up_by_phase():
-    conductor, _ = make()
+def test_seconds_of_all_members_are_added_up_by_phase(make_conductor):
+    conductor, _ = make_conductor()
     conductor.collect(32)
     taken = conductor.watch.take()
     assert {k: v for k, v in taken.items() if k != "collect"} == {"generate": 1.0, "score": 2.0, "reference": 0.5}
     assert taken["collect"] > 0
 
 
-def test_metrics_tell_tokens_and_weights_of_each_worker():
-    conductor, _ = make()
+def test_metrics_tell_tokens_and_weights_of_each_worker(make_conductor):
+    conductor, _ = make_conductor()
     conductor.publish(weights_of(3))
     conductor.collect(32)
     registry = conductor.metrics.registry

@@ -176,7 +176,9 @@ def test_a_response_that_was_cut_is_as_long_as_it_may_be(tiny_run):
 def test_samples_show_the_best_the_worst_and_held_out_prompts(tiny_run):
     samples = jsonl(tiny_run / "samples.jsonl")
     for step in (1, 2, 3):
-        kept = {kind: [s["score"] for s in samples if s["kind"] == kind and s["step"] == step] for kind in ("best", "worst")}
+        kept = {
+            kind: [s["score"] for s in samples if s["kind"] == kind and s["step"] == step] for kind in ("best", "worst")
+        }
         scores = read_trajectories(tiny_run / "trajectories" / f"update_{step:06d}.safetensors")["score"]
         assert max(kept["best"]) == pytest.approx(scores.max())
         assert min(kept["worst"]) == pytest.approx(scores.min())
@@ -202,7 +204,7 @@ def test_the_summary_has_every_documented_key(tiny_run):
 def test_the_report_is_one_page_of_its_own(tiny_run):
     page = (tiny_run / "report.html").read_text(encoding="utf-8")
     assert page.lower().startswith("<!doctype html>")
-    assert "src=\"http" not in page
+    assert 'src="http' not in page
     assert read_run(tiny_run).heldout[0].after in page
 
 

@@ -69,6 +69,7 @@ def record(tiny, tokenizer, tmp_path):
         replicas=["r"],
         metrics=metrics,
         watch=watch,
+        with_reference=True,
     )
     conductor.ledger.dispatch(4)
     conductor.ledger.buffer(4)

@@ -109,6 +109,7 @@ def learn(tiny_policy, make_learner, ppo_config, tmp_path):
             replicas=["replica-0"],
             metrics=RunMetrics(CollectorRegistry()),
             watch=watch,
+            with_reference=config.ppo.reference == "service",
         )
         train(
             learner=LocalLearner(service, 1, watch),

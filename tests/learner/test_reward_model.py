@@ -61,7 +61,7 @@ def test_gaps_of_opposite_sign_do_not_cancel_between_bins_and_do_inside_one():
 
 def test_certainty_falls_into_the_last_bin():
     assert expected_calibration_error(np.array([1.0, 1.0]), np.array([True, True])) == 0
-    assert expected_calibration_error(np.array([1.0, 0.92]), np.array([True, False])) == pytest.approx(0.96 - 0.5)
+    assert expected_calibration_error(np.array([1.0, 0.92]), np.array([False, True])) == pytest.approx(0.96 - 0.5)
 
 
 def reviews(n=80):

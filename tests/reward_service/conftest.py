@@ -71,9 +71,16 @@ def conv(tokenizer, seed):
 
 def bert(tokenizer, seed):
     torch.manual_seed(seed)
-    config = BertConfig(vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=32, max_position_embeddings=64, num_labels=3,
-                        initializer_range=0.5)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=3,
+        initializer_range=0.5,
+    )
     return BertForSequenceClassification(config).eval()
 
 
@@ -118,7 +125,7 @@ def chunk_of(policy_tokenizer):
                     np.full(len(ids), -1.0, dtype=np.float32),
                     Identity(0, 0),
                     "stop" if stops else "length",
-                )  # fmt: skip
+                )
             )
         return RolloutChunk(tuple(prompts), tuple(rollouts))
 
@@ -141,5 +148,5 @@ def language_model(request):
             max_position_embeddings=64,
             initializer_range=0.25,
             tie_word_embeddings=True,
-        )  # fmt: skip
+        )
     ).eval()

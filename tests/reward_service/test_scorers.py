@@ -92,9 +92,7 @@ def test_a_long_text_is_cut_to_the_classifiers_own_limit(classifier_of, kind):
 
 def test_dropout_of_a_classifier_is_off(classifier_of):
     model = classifier_of("conv").model.train()
-    conv = TextClassifier(
-        model, classifier_of("conv").tokenizer, positive_class=1, max_tokens=48, batch_sequences=4
-    )  # fmt: skip
+    conv = TextClassifier(model, classifier_of("conv").tokenizer, positive_class=1, max_tokens=48, batch_sequences=4)
     assert np.array_equal(conv.judge(TEXTS)[0], conv.judge(TEXTS)[0])
 
 

@@ -30,5 +30,5 @@ def test_a_replica_with_a_reference_gives_its_logprobs(classifier_of, policy_tok
 
 def test_a_replica_without_a_reference_says_which_setting_gives_it_one(classifier_of, policy_tokenizer, chunk_of):
     service = RewardService(ModelScorer({"reward_model": classifier_of("bag")}, policy_tokenizer), None)
-    with pytest.raises(ConfigError, match='set ppo.reference = "service"'):
+    with pytest.raises(ConfigError, match=r'set ppo\.reference = "service"'):
         service.reference(chunk_of(PAIRS))

@@ -1,0 +1,196 @@
+"""The same run on a real Ray cluster: the same bytes, no more open to the network than needed, nothing left behind."""
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from rich.console import Console
+
+from common.checkpoint import file_hash
+from common.config import RunConfig
+from common.errors import ConfigError, MemberFailedError
+from common.records import Identity, Progress, StageResult
+from deploy.fingerprint import folder_hash
+from deploy.pipeline import Pipeline
+from deploy.runtime import Runtime
+from learner.service import weights_of
+from learner.stages import StageRequest
+
+pytestmark = pytest.mark.ray
+
+DEADLINE_S = 120.0
+ROOT = Path(__file__).parents[2]
+
+
+def poll(condition: Callable[[], object], *, what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Wait until something holds, with an end."""
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {deadline_s:.0f} s"
+        time.sleep(0.05)
+
+
+def actors(name: str = "") -> list[psutil.Process]:
+    """Processes of this test's own cluster that are actors: Ray titles them `ray::Name` or `ray::Name.method`."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            title = process.cmdline()[0] if process.cmdline() else ""
+        except psutil.NoSuchProcess:
+            continue
+        if re.match(rf"ray::{name or '(Rollout|Reward|Learner)'}Actor\b", title):
+            found.append(process)
+    return found
+
+
+def run_ppo(config: RunConfig, folder: Path, runtime: Runtime) -> None:
+    """PPO alone: the stages before it are done, evaluation is left out."""
+    console = Console(file=io.StringIO(), width=200)
+    only = config.model_copy(update={"evaluate": None})
+    assert Pipeline(only, folder, start_runtime=lambda: runtime, console=console, again=frozenset({"ppo"})).run()
+    assert console.file.getvalue().count("done before") == 4
+
+
+def assert_same_bytes(local: Path, other: Path) -> None:
+    files = ["models/ppo/model.safetensors", *(f"trajectories/update_{step:06d}.safetensors" for step in (1, 2, 3))]
+    assert len(list((other / "trajectories").iterdir())) == 3
+    assert {file: file_hash(other / file) for file in files} == {file: file_hash(local / file) for file in files}
+
+
+def test_ppo_on_ray_leaves_the_same_bytes(tiny, tiny_run, run_copy, ray_runtime):
+    shutil.rmtree(run_copy / "trajectories")
+    run_ppo(tiny(), run_copy, ray_runtime)
+    assert_same_bytes(tiny_run, run_copy)
+    poll(lambda: not actors(), what="actors are gone")
+
+
+def test_the_cluster_listens_on_loopback_only(ray_runtime):
+    cluster = psutil.Process().children(recursive=True)
+    listening = set()
+    for process in cluster:
+        try:
+            listening |= {c.laddr for c in process.net_connections(kind="inet") if c.status == psutil.CONN_LISTEN}
+        except psutil.NoSuchProcess:
+            continue
+    assert len(listening) >= 3, "GCS, raylet and object manager at least"
+    assert not [address for address in listening if address.ip not in ("127.0.0.1", "::1", "::ffff:127.0.0.1")]
+    assert os.environ["RAY_AUTH_MODE"] == "token"
+
+
+def test_a_supervised_stage_streams_its_progress(tiny, tiny_run, tmp_path, ray_runtime):
+    request = StageRequest("judge", tiny(), None, str(tmp_path / "judge"))
+    items = list(ray_runtime.run_stage(request))
+    *progress, result = items
+    assert isinstance(result, StageResult)
+    assert result.metrics["accuracy"] == 1.0
+    assert progress
+    assert all(isinstance(item, Progress) for item in progress)
+    steps = [item.step for item in progress]
+    assert steps == sorted(steps)
+    assert folder_hash(tmp_path / "judge") == folder_hash(tiny_run / "models" / "judge")
+
+
+def test_an_error_of_a_stage_arrives_as_it_was_raised(tiny, tmp_path, ray_runtime):
+    config = tiny("data.none={type='files', paths=['/nowhere/x.csv']}", "sft.data=['none']")
+    request = StageRequest("sft", config, str(tmp_path), str(tmp_path / "sft"))
+    with pytest.raises(ValueError, match=r"/nowhere/x\.csv"):
+        list(ray_runtime.run_stage(request))
+
+
+def test_weights_of_a_folder_travel_unchanged(tiny_run, ray_runtime):
+    import ray
+
+    path = str(tiny_run / "models" / "ppo")
+    here, there = weights_of(path, Identity(-1, 1)), ray_runtime.load_weights(path, Identity(-1, 1))
+    assert (there.identity, there.hash, there.manifest) == (here.identity, here.hash, here.manifest)
+    assert ray.get(there.ref, timeout=DEADLINE_S).tobytes() == here.ref.tobytes()
+
+
+def test_a_second_cluster_in_one_process_is_refused(tiny, ray_runtime):
+    from deploy.cluster import RayRuntime
+
+    with pytest.raises(ConfigError, match="Ray is already in use by this process"):
+        RayRuntime(tiny())
+
+
+def test_a_killed_worker_ends_the_run_with_its_name(tiny, run_copy, ray_runtime):
+    shutil.rmtree(run_copy / "trajectories")
+    killed = []
+
+    def kill() -> None:
+        """Once the first update is done, so that workers generate for the next ones."""
+        poll(lambda: (run_copy / "trajectories" / "update_000001.safetensors").exists(), what="first update")
+        killed.extend(actors("Rollout")[:1])
+        for process in killed:
+            process.send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    start = time.monotonic()
+    with pytest.raises(MemberFailedError, match=r"rollout member worker-0 failed in generate: ActorDiedError"):
+        run_ppo(tiny("ppo.updates=5000", "rollout.workers=1"), run_copy, ray_runtime)
+    assert time.monotonic() - start < DEADLINE_S
+    killer.join(timeout=DEADLINE_S)
+    assert killed, "it was the kill that ended the run"
+    assert not (run_copy / "stages" / "ppo.json").exists()
+    assert not (run_copy / "run.json").exists()
+    poll(lambda: not actors(), what="actors are gone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 4])
+def test_any_number_of_workers_leaves_the_same_bytes(tiny, tiny_run, run_copy, ray_runtime, workers):
+    shutil.rmtree(run_copy / "trajectories")
+    run_ppo(tiny(f"rollout.workers={workers}"), run_copy, ray_runtime)
+    assert_same_bytes(tiny_run, run_copy)
+
+
+@pytest.mark.slow
+def test_several_reward_replicas_leave_the_same_bytes(tiny, tiny_run, run_copy, ray_runtime):
+    run_ppo(tiny("reward_service.replicas=2"), run_copy, ray_runtime)
+    assert_same_bytes(tiny_run, run_copy)
+
+
+@pytest.mark.slow
+def test_the_command_runs_everything_on_a_cluster_of_its_own(tiny_run, tmp_path):
+    """All stages, evaluation included: the results are those of the run in one process, to the last bit."""
+    arguments = ["run", "tiny", "--runs", str(tmp_path)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "deploy", *arguments],
+        cwd=ROOT,
+        env={**environment, "COLUMNS": "300", "NO_COLOR": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        started: dict[int, psutil.Process] = {}
+        reader = threading.Thread(target=lambda: output.append(process.stdout.read()), daemon=True)
+        output: list[str] = []
+        reader.start()
+        while process.poll() is None:
+            try:
+                started |= {child.pid: child for child in psutil.Process(process.pid).children(recursive=True)}
+            except psutil.NoSuchProcess:
+                break
+            time.sleep(0.2)
+        reader.join(timeout=DEADLINE_S)
+    assert process.returncode == 0, output
+    _, alive = psutil.wait_procs(list(started.values()), timeout=60)
+    assert started
+    assert not alive, "the cluster ends with the command"
+    for name in ("pretrained", "sft", "reward_model", "judge", "ppo"):
+        assert folder_hash(tmp_path / "tiny" / "models" / name) == folder_hash(tiny_run / "models" / name), name
+    assert_same_bytes(tiny_run, tmp_path / "tiny")
+    here, there = ((folder / "samples.jsonl").read_text() for folder in (tiny_run, tmp_path / "tiny"))
+    assert there == here
