@@ -82,10 +82,12 @@ def freeze_below(policy: PreTrainedModel, trainable_layers: int) -> None:
     for layer in layers[len(layers) - trainable_layers :]:
         for parameter in layer.parameters():
             parameter.requires_grad_(True)
-    inside = {id(p) for p in layers.parameters()}
-    for parameter in policy.parameters():
-        if parameter.ndim == 1 and id(parameter) not in inside:
-            parameter.requires_grad_(True)
+    head = policy.get_output_embeddings()
+    left_alone = {id(p) for p in head.parameters()} if head is not None else set()
+    everything = list(policy.parameters())
+    last = max(i for i, p in enumerate(everything) if any(p is q for q in layers[-1].parameters()))
+    for parameter in everything[last + 1 :]:  # what is registered after the layers, but for the head, is the norm
+        parameter.requires_grad_(id(parameter) not in left_alone)
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,8 @@ class TextClassifier:
         ids, lengths = pad_right(rows, self.tokenizer.pad_token_id, self.device)
         mask = mask_of(lengths, ids.shape[1]).long()
         logits = self.model(input_ids=ids, attention_mask=mask).logits.double()
-        both = torch.stack([logits, logits.softmax(-1)], dim=-1)[:, self.positive_class]
+        chances = logits.sigmoid() if logits.shape[-1] == 1 else logits.softmax(-1)
+        both = torch.stack([logits, chances], dim=-1)[:, self.positive_class]
         return np.asarray(both.cpu().numpy())
 
 
