@@ -61,7 +61,7 @@ class Batch:
 
         Raises:
             ValueError: none given, an empty prompt or response, ids and logprobs of different lengths, a logprob that
-                is not finite or above 0, or reference logprobs for some only.
+                is not finite or above 0, another number that is not finite, or reference logprobs for some only.
         """
         if not trajectories:
             raise ValueError("a batch needs at least one trajectory")
@@ -111,6 +111,10 @@ def _check(trajectory: Trajectory) -> None:
         raise ValueError(f"{where}: ids, logprobs and reference logprobs have different lengths {sorted(lengths)}")
     if not np.isfinite(rollout.logprobs).all() or (rollout.logprobs > 1e-6).any():
         raise ValueError(f"{where}: logprobs must be finite and at most 0, got {rollout.logprobs}")
+    if not np.isfinite(trajectory.judgement.score):
+        raise ValueError(f"{where}: the score must be finite, got {trajectory.judgement.score}")
+    if trajectory.ref_logprobs is not None and not np.isfinite(trajectory.ref_logprobs).all():
+        raise ValueError(f"{where}: reference logprobs must be finite, got {trajectory.ref_logprobs}")
 
 
 def join(rollouts: RolloutChunk, judgements: JudgementChunk, reference: ReferenceChunk | None) -> list[Trajectory]:

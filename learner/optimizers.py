@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from common.ppo_config import AdamW, Muon
 from common.ppo_config import Optimizer as OptimizerConfig
 
@@ -36,6 +36,8 @@ def build_optimizers(
         case Muon():
             matrices = [p for name, p in named if p.ndim == 2 and not _is_table(name)]
             rest = [p for name, p in named if p.ndim != 2 or _is_table(name)]
+            if not matrices:
+                raise ConfigError('Muon needs hidden matrices, and this model has none; choose type = "adamw"')
             groups = [_group(rest, config.adamw_lr), _group(head, head_lr or config.adamw_lr)]
             muon = torch.optim.Muon(
                 matrices,

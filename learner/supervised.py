@@ -82,7 +82,7 @@ def train(
         accelerator: averages gradients over processes, where there are several.
 
     Raises:
-        NonFiniteError: a loss was NaN or infinite.
+        NonFiniteError: a loss or a gradient was NaN or infinite.
     """
     wrapped, *prepared = accelerator.prepare(model, *optimizers)
     wrapped.train()
@@ -92,10 +92,13 @@ def train(
         total, count = loss_of(wrapped, next(order))
         loss = total / count
         accelerator.backward(loss)
-        accelerator.clip_grad_norm_(wrapped.parameters(), max_grad_norm)
+        norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), max_grad_norm))
         value = float(loss.detach())
-        if not math.isfinite(value):
-            raise NonFiniteError(f"loss is {value} at step {step + 1} of {schedule.steps}; lower the learning rate")
+        if not (math.isfinite(value) and math.isfinite(norm)):
+            raise NonFiniteError(
+                f"loss is {value} and the gradient's norm {norm} at step {step + 1} of {schedule.steps}; "
+                "lower the learning rate"
+            )
         for optimizer in prepared:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
