@@ -165,7 +165,7 @@ def test_infinity_survives(folder):
     assert reread(config, folder).ppo.max_grad_norm == math.inf
 
 
-@example(texts=["\x7f\x00\r\n\t\"\\"], source="a.b", column="", legal="\x85")
+@example(texts=['\x7f\x00\r\n\t"\\'], source="a.b", column="", legal="\x85")
 @given(
     texts=st.lists(st.text(), min_size=1, max_size=4),
     source=st.text(min_size=1),

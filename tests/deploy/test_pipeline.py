@@ -252,7 +252,8 @@ def test_samples_are_neither_lost_nor_doubled_by_running_a_stage_again(tiny, tin
 
 
 def test_other_ppo_settings_run_ppo_and_evaluation_only(tiny, tiny_run, run_copy):
-    assert run(tiny("ppo.clip_eps=0.1", "ppo.updates=2", "ppo.checkpoint_every=1"), run_copy) == (True, ["ppo", "evaluate"])
+    other = tiny("ppo.clip_eps=0.1", "ppo.updates=2", "ppo.checkpoint_every=1")
+    assert run(other, run_copy) == (True, ["ppo", "evaluate"])
     assert stage(run_copy, "ppo")["output_hash"] != stage(tiny_run, "ppo")["output_hash"]
     assert [path.name for path in sorted((run_copy / "trajectories").iterdir())] == [
         "update_000001.safetensors",
