@@ -7,8 +7,8 @@ import torch
 
 from actors.build import build_worker
 from common.config import RunConfig
-from common.records import GenerateRequest, ModelPaths, RolloutChunk, Stats, WeightsHandle
-from common.weights import Buffer
+from common.records import GenerateRequest, Identity, ModelPaths, RolloutChunk, Stats, WeightsHandle
+from common.weights import Buffer, detached, weights_of
 
 FETCH_TIMEOUT_S = 120.0
 """Longest time in which published weights must arrive."""
@@ -31,6 +31,11 @@ class RolloutActor:
     def ready(self) -> dict[str, Any]:
         """Answers once the model is loaded; says what the process uses."""
         return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
+
+    @ray.method(num_returns=2)
+    def weights_of(self, path: str, identity: Identity) -> tuple[Buffer, WeightsHandle]:
+        """Weights of a model folder, for evaluation; this worker goes on with its own."""
+        return detached(weights_of(path, identity))
 
     @ray.method(num_returns=2)
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:

@@ -122,10 +122,10 @@ class ConvTextClassifier(PreTrainedModel):  # type: ignore[misc]
     ) -> SequenceClassifierOutput:
         """Two logits; arguments as in BagClassifier.forward."""
         live = attention_mask.bool()[:, :, None]
-        single = torch.where(live, self.words(input_ids), 0.0).sum((1, 2)) / 2
-        words = torch.where(live, self.dropout(self.embedding(input_ids)), 0.0)
+        single = (self.words(input_ids) * live).sum((1, 2)) / 2
+        words = self.embedding(input_ids) * live
         features = torch.relu(self.conv(words.transpose(1, 2))).transpose(1, 2)[:, : input_ids.shape[1]]
-        features = torch.where(live, features, 0.0)  # relu makes 0 the least, so that the maximum ignores padding
+        features = features * live  # relu makes 0 the least, so that the maximum ignores padding
         mean = features.sum(1) / live.sum(1).clamp(min=1)
         pooled = torch.cat([mean, features.amax(1)], dim=-1)
         logits = self.head(self.dropout(pooled)) + torch.stack([-single, single], dim=-1)

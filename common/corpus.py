@@ -253,17 +253,17 @@ def _units(parts: Sequence[str], document: str, prep: TextPrep) -> list[str]:
 
 
 def _of_wanted_content(texts: Sequence[str], kept: npt.NDArray[np.int64], prep: TextPrep, name: str) -> list[int]:
-    """Indices, out of `kept`, of the units that pass with_any_of and without_characters; raises DataError if none."""
-    wanted, unwanted = frozenset(prep.with_any_of), frozenset(prep.without_characters)
+    """Indices, out of `kept`, of the units that pass with_any_of and without; raises DataError if none."""
+    wanted = frozenset(prep.with_any_of)
+    unwanted = re.compile("|".join(map(re.escape, prep.without))) if prep.without else None
     passed = [
         int(i)
         for i in kept
-        if (not wanted or holds_any(texts[i], wanted)) and (not unwanted or unwanted.isdisjoint(texts[i]))
+        if (not wanted or holds_any(texts[i], wanted)) and (unwanted is None or not unwanted.search(texts[i]))
     ]
     if not passed:
         raise DataError(
-            f"{name}: with_any_of and without_characters remove all {len(kept)} {prep.unit}s that are of legal length; "
-            "relax them"
+            f"{name}: with_any_of and without remove all {len(kept)} {prep.unit}s that are of legal length; relax them"
         )
     return passed
 

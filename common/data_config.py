@@ -36,8 +36,8 @@ class TextPrep(Config):
     """Longer units are left out; longest chunk."""
     with_any_of: list[str] = []
     """Keep only units that hold one of these words, in lower case: keeps film reviews' opinions, drops their plots."""
-    without_characters: str = ""
-    """Leave out units that hold one of these characters, as in `"()` for sentences that are quotations or asides."""
+    without: list[str] = []
+    """Leave out units that hold one of these strings, as in `["(", ".."]` for sentences with asides or ellipses."""
 
 
 class Columns(Config):

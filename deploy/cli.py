@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deploy.ray_environment import THREADS
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -70,7 +72,8 @@ def run(
     settings = load_config(find_config(config), changes or [])
     if local and address:
         raise ConfigError("--local runs without Ray, so --address means nothing; leave one of them out")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read once, when torch starts its threads
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from deploy.launch import launch
 

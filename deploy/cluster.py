@@ -21,9 +21,10 @@ from common.errors import ConfigError, MemberFailedError, MiniChatGPTError, Phas
 from common.ports import Call, Reply
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from deploy.preflight import check_placements
+from deploy.ray_environment import THREADS
 from deploy.runtime import Members
 from deploy.stopwatch import Stopwatch
-from learner.ray_actor import LearnerActor, load_weights, run_stage
+from learner.ray_actor import LearnerActor, run_stage
 from learner.stages import StageRequest
 from reward_service.ray_actor import RewardActor
 
@@ -36,7 +37,7 @@ def options(placement: Placement) -> dict[str, Any]:
     return {
         "num_cpus": placement.num_cpus,
         "num_gpus": placement.num_gpus,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.threads), "OMP_WAIT_POLICY": "PASSIVE"}},
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.threads), **THREADS}},
     }
 
 
@@ -156,7 +157,6 @@ class RayRuntime:
     name = "ray"
 
     def __init__(self, config: RunConfig, *, address: str | None = None) -> None:
-        self._config = config
         if ray.is_initialized():
             raise ConfigError("Ray is already in use by this process; call ray.shutdown() first")
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -205,6 +205,7 @@ class RayRuntime:
                 workers=[name for role, name in handles if role == "rollout"],
                 replicas=[name for role, name in handles if role == "reward"],
                 learner=RayLearner(learner, config, watch) if learner is not None else None,
+                weights_of=lambda path, identity: _weights_of(handles["rollout", "worker-0"], path, identity),
                 watch=watch,
                 described=described,
             )
@@ -212,15 +213,16 @@ class RayRuntime:
             for handle in handles.values():
                 ray.kill(handle)
 
-    def load_weights(self, path: str, identity: Identity) -> WeightsHandle:
-        """The weights of a model folder, put into the object store by a task."""
-        buffer, handle = load_weights.options(**options(self._config.learner)).remote(path, identity)
-        ready: WeightsHandle = wait_for(handle, role="driver", phase="load weights", timeout_s=CONTROL_TIMEOUT_S)
-        return dataclasses.replace(ready, ref=buffer)
-
     def close(self) -> None:
         """Disconnect; a local cluster ends with it."""
         ray.shutdown()
+
+
+def _weights_of(worker: Any, path: str, identity: Identity) -> WeightsHandle:
+    """A model folder's weights, read by a worker; this process owns the buffer and does not hold it."""
+    buffer, handle = worker.weights_of.remote(path, identity)
+    ready: WeightsHandle = wait_for(handle, role="worker-0", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
+    return dataclasses.replace(ready, ref=buffer)
 
 
 def _await_ready(handles: dict[tuple[str, str], Any], config: RunConfig) -> dict[str, dict[str, object]]:

@@ -12,10 +12,11 @@ from actors.build import build_worker
 from common.config import RunConfig
 from common.errors import MiniChatGPTError
 from common.ports import Call, Reply
-from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.weights import weights_of
 from deploy.runtime import Members
 from deploy.stopwatch import Stopwatch
-from learner.service import LearnerService, build_learner, weights_of
+from learner.service import LearnerService, build_learner
 from learner.stages import StageRequest, run_stage
 from reward_service.build import build_service
 
@@ -122,11 +123,8 @@ class LocalRuntime:
             with threads(config.learner.threads):
                 learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
         transport = LocalTransport(built, {"rollout": config.rollout.threads, "reward": config.reward_service.threads})
-        yield Members(transport, workers, replicas, learner, watch, {name: {} for name in workers + replicas})
-
-    def load_weights(self, path: str, identity: Identity) -> WeightsHandle:
-        """The weights of a model folder."""
-        return weights_of(path, identity)
+        described: dict[str, dict[str, object]] = {name: {} for name in workers + replicas}
+        yield Members(transport, workers, replicas, learner, weights_of, watch, described)
 
     def close(self) -> None:
         """Nothing was started."""

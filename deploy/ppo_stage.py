@@ -14,8 +14,8 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from actors.build import build_prompts
 from actors.evaluate import distinct_n, win_rate
+from actors.prompt_texts import build_prompts
 from actors.prompts import PromptStream
 from common.config import RunConfig
 from common.metrics import RunMetrics
@@ -160,10 +160,10 @@ def evaluate_stage(
     ):
         show(0, 2, "before")
         conductor = _conductor(config, members, RunMetrics(CollectorRegistry()), stream)
-        conductor.publish(runtime.load_weights(paths["policy"], BEFORE))
+        conductor.publish(members.weights_of(paths["policy"], BEFORE))
         before = _answers(members.transport, conductor.sample(prompts))
         show(1, 2, "after")
-        conductor.publish(runtime.load_weights(paths["ppo"], AFTER))
+        conductor.publish(members.weights_of(paths["ppo"], AFTER))
         after = _answers(members.transport, conductor.sample(prompts))
     tokenizer = load_tokenizer(models.policy)
     _keep_texts(folder, tokenizer, prompts[: config.evaluate.shown], before, after)

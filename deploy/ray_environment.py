@@ -1,7 +1,11 @@
-"""Environment of a Ray cluster of our own. Ray reads it when it is imported, so this module must not import it."""
+"""Environment of our processes. Ray and OpenMP read theirs when they are loaded, so this module imports neither."""
 
 import os
 import secrets
+
+THREADS = {"GOMP_SPINCOUNT": "2000"}
+"""A waiting OpenMP thread spins for microseconds, then sleeps: spinning for long takes the core that another process
+needs, and sleeping at once halves the speed of a process that has both cores to itself."""
 
 
 def protect_local_cluster() -> None:

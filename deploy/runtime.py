@@ -1,6 +1,6 @@
 """What the pipeline needs of the place where a run runs: one process (`local.py`) or a Ray cluster (`cluster.py`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ class Members:
     replicas: Sequence[str]
     learner: ExportingLearner | None
     """None for evaluation."""
+    weights_of: Callable[[str, Identity], WeightsHandle]
+    """The weights of a model folder, as if they had been published."""
     watch: Stopwatch
     """Told how long the learner's calls take."""
     described: dict[str, dict[str, object]]
@@ -45,9 +47,6 @@ class Runtime(Protocol):
 
     def members(self, config: RunConfig, paths: ModelPaths, folder: Path) -> AbstractContextManager[Members]:
         """Start what PPO needs, or evaluation where `paths` names a judge; stop it at the end."""
-
-    def load_weights(self, path: str, identity: Identity) -> WeightsHandle:
-        """The weights of a model folder, as if they had been published."""
 
     def close(self) -> None:
         """Leave nothing behind."""

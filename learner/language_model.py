@@ -72,19 +72,42 @@ def train_language_model(
     model.to(accelerator.device)
     before = {name: perplexity(model, texts) for name, texts in heldout.items()} if source is not None else {}
     prepared = time.perf_counter()
+    schedule = _schedule(table, len(documents))
+    yield from _train(model, documents, table, schedule, seed=config.seed, accelerator=accelerator)
+    trained = time.perf_counter()
+    after = {name: perplexity(model, texts) for name, texts in heldout.items()}
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    yield StageResult(
+        {
+            "perplexity_before": before,
+            "perplexity_after": after,
+            "texts": len(documents),
+            "texts_left_out": sum(left_out(c.texts, tokenizer) for c in learned.values()) if table.drop_unknown else 0,
+            "tokens": sum(len(d) for d in documents),
+            "steps": schedule.steps,
+            "parameters": sum(p.numel() for p in model.parameters()),
+        },
+        {"prepare": prepared - start, "train": trained - prepared, "measure": time.perf_counter() - trained},
+    )
+
+
+def _train(
+    model: PreTrainedModel,
+    documents: Sequence[Ids],
+    table: LanguageModelTraining,
+    schedule: Schedule,
+    *,
+    seed: int,
+    accelerator: Accelerator,
+) -> Iterator[Progress]:
+    """Optimizer steps over the documents, as the table says."""
 
     def loss_of(wrapped: nn.Module, index: np.ndarray) -> tuple[Tensor, Tensor]:
         ids, lengths = pad_right([documents[i] for i in index], 0, accelerator.device)
         return next_token_loss(wrapped(input_ids=ids, use_cache=False).logits, ids, lengths)
 
-    size = min(table.batch_sequences, len(documents))
-    schedule = Schedule(
-        max(1, round(table.epochs * len(documents) / size)),
-        table.warmup_fraction,
-        table.decay_fraction,
-        table.final_fraction,
-    )
-    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(config.seed, 4))
+    order = batches([len(d) for d in documents], batch_sequences=table.batch_sequences, seed_parts=(seed, 4))
     optimizers = build_optimizers(table.optimizer, model.named_parameters())
     yield from train(
         model,
@@ -95,27 +118,11 @@ def train_language_model(
         max_grad_norm=table.max_grad_norm,
         accelerator=accelerator,
     )
-    trained = time.perf_counter()
-    after = {name: perplexity(model, texts) for name, texts in heldout.items()}
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    tokens = sum(len(d) for d in documents)
-    yield StageResult(
-        {
-            "perplexity_before": before,
-            "perplexity_after": after,
-            "texts": len(documents),
-            "texts_left_out": sum(left_out(c.texts, tokenizer) for c in learned.values()) if table.drop_unknown else 0,
-            "tokens": tokens,
-            "steps": schedule.steps,
-            "parameters": sum(p.numel() for p in model.parameters()),
-        },
-        {
-            "prepare": prepared - start,
-            "train": trained - prepared,
-            "measure": time.perf_counter() - trained,
-        },
-    )
+
+
+def _schedule(table: LanguageModelTraining, num_documents: int) -> Schedule:
+    steps = max(1, round(table.epochs * num_documents / min(table.batch_sequences, num_documents)))
+    return Schedule(steps, table.warmup_fraction, table.decay_fraction, table.final_fraction)
 
 
 def _start(

@@ -1,6 +1,5 @@
 """The learner and the supervised stages as Ray actor and tasks: they build their parts and forward calls."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,14 @@ import ray
 import torch
 
 from common.config import RunConfig
-from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
-from common.weights import Buffer
-from learner.service import Payload, build_learner, weights_of
+from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.weights import Buffer, detached
+from learner.service import Payload, build_learner
 from learner.stages import StageRequest
 from learner.stages import run_stage as run
 
 FETCH_TIMEOUT_S = 120.0
 """Longest time in which an update's payloads must arrive."""
-
-
-def _detached(handle: WeightsHandle) -> tuple[Buffer, WeightsHandle]:
-    """Buffer and handle as two objects, so that the driver owns the buffer without holding it."""
-    return handle.ref, dataclasses.replace(handle, ref=None)
 
 
 @ray.remote
@@ -40,7 +34,7 @@ class LearnerActor:
     @ray.method(num_returns=2)
     def weights(self) -> tuple[Buffer, WeightsHandle]:
         """The policy as it is now: the driver owns the result, so it outlives this process."""
-        return _detached(self._service.weights())
+        return detached(self._service.weights())
 
     def prepare(self, chunks: Sequence[ChunkHandle]) -> int:
         """Fetch an update's payloads; one that is lost fails here, before anything is trained."""
@@ -69,9 +63,3 @@ def run_stage(request: StageRequest) -> Iterator[Progress | StageResult]:
     """A supervised stage; its progress streams to the driver."""
     torch.set_num_threads(request.config.learner.threads)
     yield from run(request)
-
-
-@ray.remote(num_returns=2, max_retries=0)
-def load_weights(path: str, identity: Identity) -> tuple[Buffer, WeightsHandle]:
-    """A model folder's weights into the object store."""
-    return _detached(weights_of(path, identity))

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -139,21 +138,27 @@ def start_from_naive_bayes(
         labels: [N] 0 or 1.
         scale: below 1, for words of a text repeat each other's evidence.
     """
-    _set_log_ratios(model.words.weight, [np.unique(d) for d in documents], labels, scale)
+    words = np.concatenate(documents).astype(np.int64)
+    owners = np.repeat(np.arange(len(documents)), [len(d) for d in documents])
+    _set_log_ratios(model.words.weight, words, owners, labels, scale)
     if isinstance(model, BagClassifier):
-        pairs = [model.pair_ids(torch.from_numpy(d.astype(np.int64))[None])[0].numpy() for d in documents]
-        _set_log_ratios(model.pairs.weight, [np.unique(p) for p in pairs], labels, scale)
+        pairs = model.pair_ids(torch.from_numpy(words)[None])[0].numpy()
+        inside = owners[:-1] == owners[1:]
+        _set_log_ratios(model.pairs.weight, pairs[inside], owners[:-1][inside], labels, scale)
 
 
 def _set_log_ratios(
-    weight: Tensor, features: Sequence[npt.NDArray[Any]], labels: npt.NDArray[np.int64], scale: float
+    weight: Tensor,
+    features: npt.NDArray[np.int64],
+    owners: npt.NDArray[np.int64],
+    labels: npt.NDArray[np.int64],
+    scale: float,
 ) -> None:
-    """Weights [V, 1] from the features of each document, each once; those seen less than twice stay 0."""
-    counts = np.ones((2, weight.shape[0]))
-    for label in (0, 1):
-        of_class = [f for f, y in zip(features, labels, strict=True) if y == label]
-        if of_class:
-            counts[label] += np.bincount(np.concatenate(of_class).astype(np.int64), minlength=weight.shape[0])
+    """Weights [V, 1] from features [F] and the documents [F] that they are of; those seen less than twice stay 0."""
+    num = weight.shape[0]
+    once = np.unique(owners * num + features)
+    of_class = labels[once // num]
+    counts = np.stack([1 + np.bincount(once[of_class == label] % num, minlength=num) for label in (0, 1)])
     ratio = np.log(counts[1] / counts[1].sum()) - np.log(counts[0] / counts[0].sum())
     seen = counts.sum(0) - 2 >= 2
     with torch.no_grad():

@@ -15,7 +15,6 @@ from common.config import RunConfig
 from common.errors import CheckpointError
 from common.modeling import PolicyWithValueHead, load_policy, resolve_device
 from common.records import (
-    Identity,
     JudgementChunk,
     ModelPaths,
     ReferenceChunk,
@@ -25,7 +24,6 @@ from common.records import (
 )
 from common.seeds import mix, permutation, seed_everything
 from common.text import load_tokenizer
-from common.weights import buffer_hash, flatten
 from learner.batch import join
 from learner.optimizers import pack_state, unpack_state
 from learner.ppo import PPOLearner
@@ -145,9 +143,3 @@ def build_learner(config: RunConfig, paths: ModelPaths, folder: Path) -> Learner
         probe_ids=torch.from_numpy(np.resize(probe, (PROBE_ROWS, PROBE_TOKENS))),
     )
     return LearnerService(learner, tokenizer, folder)
-
-
-def weights_of(path: str, identity: Identity) -> WeightsHandle:
-    """The weights of a model folder, as if a learner had published them: for evaluation."""
-    buffer, manifest = flatten(load_policy(path))
-    return WeightsHandle(identity, buffer, buffer_hash(buffer), manifest)

@@ -17,7 +17,6 @@ from deploy.ray_environment import protect_local_cluster
 
 protect_local_cluster()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test touches the network
 
 settings.register_profile("shared-machine", deadline=None)

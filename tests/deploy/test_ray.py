@@ -19,11 +19,11 @@ from rich.console import Console
 from common.checkpoint import file_hash
 from common.config import RunConfig
 from common.errors import ConfigError, MemberFailedError
-from common.records import Identity, Progress, StageResult
+from common.records import Identity, ModelPaths, Progress, StageResult
+from common.weights import weights_of
 from deploy.fingerprint import folder_hash
 from deploy.pipeline import Pipeline
 from deploy.runtime import Runtime
-from learner.service import weights_of
 from learner.stages import StageRequest
 
 pytestmark = pytest.mark.ray
@@ -107,13 +107,17 @@ def test_an_error_of_a_stage_arrives_as_it_was_raised(tiny, tmp_path, ray_runtim
         list(ray_runtime.run_stage(request))
 
 
-def test_weights_of_a_folder_travel_unchanged(tiny_run, ray_runtime):
+def test_weights_of_a_folder_travel_unchanged(tiny, tiny_run, ray_runtime):
     import ray
 
-    path = str(tiny_run / "models" / "ppo")
-    here, there = weights_of(path, Identity(-1, 1)), ray_runtime.load_weights(path, Identity(-1, 1))
-    assert (there.identity, there.hash, there.manifest) == (here.identity, here.hash, here.manifest)
-    assert ray.get(there.ref, timeout=DEADLINE_S).tobytes() == here.ref.tobytes()
+    models = tiny_run / "models"
+    path = str(models / "ppo")
+    here = weights_of(path, Identity(-1, 1))
+    paths = ModelPaths(str(models / "sft"), str(models / "reward_model"), str(models / "judge"))
+    with ray_runtime.members(tiny("rollout.workers=1"), paths, tiny_run) as members:
+        there = members.weights_of(path, Identity(-1, 1))
+        assert (there.identity, there.hash, there.manifest) == (here.identity, here.hash, here.manifest)
+        assert ray.get(there.ref, timeout=DEADLINE_S).tobytes() == here.ref.tobytes()
 
 
 def test_a_second_cluster_in_one_process_is_refused(tiny, ray_runtime):

@@ -13,7 +13,7 @@ from common.errors import CheckpointError
 from common.records import Identity, JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk
 from common.seeds import sample_seed
 from common.text import load_tokenizer, train_word_tokenizer
-from learner import service as learner_service
+from common.weights import weights_of as published_weights_of
 from learner.service import LearnerService, build_learner
 from learner.trajectory_file import read_trajectories, trajectory_path, write_trajectories
 
@@ -247,7 +247,7 @@ def test_an_export_is_a_model_that_transformers_loads(tiny_policy, sample, servi
 
 
 def weights_of_export(folder):
-    return learner_service.weights_of(str(folder), Identity(-1, 1))
+    return published_weights_of(str(folder), Identity(-1, 1))
 
 
 def test_a_learner_is_built_from_a_folder_with_a_probe_that_its_own_weights_pass(
