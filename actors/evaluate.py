@@ -46,6 +46,7 @@ def win_rate(
     if before.shape != after.shape or before.size == 0:
         raise ValueError(f"win rate needs the same prompts before and after, got {before.shape} and {after.shape}")
     wins = (after > before) + 0.5 * (after == before)
-    index = generator(seed, 10).integers(0, len(wins), size=(RESAMPLES, len(wins)))
-    low, high = np.quantile(wins[index].mean(axis=1), [0.025, 0.975])
+    outcomes, counts = np.unique(wins, return_counts=True)
+    resampled = generator(seed, 10).multinomial(len(wins), counts / len(wins), size=RESAMPLES) @ outcomes / len(wins)
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return float(wins.mean()), (float(low), float(high))

@@ -25,11 +25,13 @@ class RolloutActor:
     """Shell around RolloutWorker."""
 
     def __init__(self, config: RunConfig, paths: ModelPaths, name: str) -> None:
-        torch.set_num_threads(config.rollout.threads)
-        self._worker = build_worker(config, paths, fetch=fetch, name=name)
+        self._parts = (config, paths, name)
 
     def ready(self) -> dict[str, Any]:
-        """Answers once the model is loaded; says what the process uses."""
+        """Load the model (here, for errors of a constructor lose their type); says what the process uses."""
+        config, paths, name = self._parts
+        torch.set_num_threads(config.rollout.threads)
+        self._worker = build_worker(config, paths, fetch=fetch, name=name)
         return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
 
     @ray.method(num_returns=2)

@@ -103,7 +103,7 @@ class RolloutWorker:
         load_flat(self.engine.policy, buffer, handle.manifest)
         loaded = time.perf_counter()
         if handle.probe is not None:
-            self._check_probe(handle.probe, handle.identity)
+            self._check_probe(handle.probe, handle)
         self.identity, self.weights_hash = handle.identity, handle.hash
         return {
             "fetch": fetched - start,
@@ -112,15 +112,16 @@ class RolloutWorker:
         }
 
     @torch.inference_mode()
-    def _check_probe(self, probe: Probe, identity: Identity) -> None:
+    def _check_probe(self, probe: Probe, handle: WeightsHandle) -> None:
         """Compare this model's logprobs with the learner's: catches what a hash of the buffer cannot."""
         ids = torch.from_numpy(probe.token_ids.astype(np.int64)).to(self.engine.device)
         logits = self.engine.policy(input_ids=ids, use_cache=False).logits[:, :-1]
         mine, _ = token_logprobs(logits, ids[:, 1:], 1.0)
         self.probe_gap = float(np.abs(mine.cpu().numpy() - probe.logprobs).max())
-        reduced = next(self.engine.policy.parameters()).dtype != torch.float32
+        precisions = {spec.dtype for spec in handle.manifest} | {str(p.dtype) for p in self.engine.policy.parameters()}
+        reduced = not precisions <= {"float32", "torch.float32"}  # then the gap is reported and not judged
         if not reduced and not self.probe_gap <= PROBE_TOLERANCE:
             raise WeightsMismatchError(
-                f"{self.name}: at weights {identity} the probe prompt's logprobs differ from the learner's by "
+                f"{self.name}: at weights {handle.identity} the probe prompt's logprobs differ from the learner's by "
                 f"{self.probe_gap:.2g} nats (at most {PROBE_TOLERANCE:g}); the model was not loaded as it was sent"
             )

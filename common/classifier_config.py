@@ -57,7 +57,7 @@ class ClassifierTraining(Config):
     """Named, labelled data sources."""
     half: Literal["all", "a", "b"] = "all"
     """Which half of the training labels to learn from; `a` and `b` are disjoint, split by a hash of the document."""
-    repeat: dict[str, int] = {}
+    repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
     """How often a data source's texts stand in one epoch, by name; once if not named."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the texts."""
@@ -69,6 +69,13 @@ class ClassifierTraining(Config):
     """Weights of single words, and of pairs, start at this share of their naive-Bayes log-count ratios."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     """Share of the target spread over all classes: keeps logits on scale."""
+
+    @model_validator(mode="after")
+    def _repeats_what_is_there(self) -> "ClassifierTraining":
+        for name in self.repeat:
+            if name not in self.data:
+                raise ValueError(f"repeat names {name!r}, which is not in data: {', '.join(self.data)}")
+        return self
 
 
 class RewardModelConfig(Config):

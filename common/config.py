@@ -251,7 +251,8 @@ class RunConfig(Config):
         a, b = self.reward_model, self.judge
         if a is None or b is None or a.training is None or b.training is None:
             return
-        shared = set(a.training.data) & set(b.training.data)
+        learned = {self._origin(name) for name in a.training.data}
+        shared = {name for name in b.training.data if self._origin(name) in learned}
         halves = {a.training.half, b.training.half}
         if shared and (len(halves) == 1 or "all" in halves):
             raise ValueError(
@@ -259,8 +260,21 @@ class RunConfig(Config):
                 f"(halves {a.training.half!r} and {b.training.half!r}); set half to 'a' in one and 'b' in the other"
             )
 
+    def _origin(self, name: str) -> str:
+        """What a source's documents are, however they are cut."""
+        return self.data[name].model_dump_json(exclude={"prepare", "install"})
+
     def _check_lengths(self) -> None:
-        if self.ppo is None or self.model.type != "fresh":
+        if self.model.type != "fresh":
+            return
+        for stage in ("pretrain", "sft"):
+            table = getattr(self, stage)
+            if table is not None and table.max_tokens > self.model.max_tokens:
+                raise ValueError(
+                    f"{stage}.max_tokens={table.max_tokens} exceeds model.max_tokens={self.model.max_tokens}; "
+                    f"set it to {self.model.max_tokens} or less"
+                )
+        if self.ppo is None:
             return
         longest = self.ppo.prompt_tokens.max + self.ppo.response_tokens.max
         if longest > self.model.max_tokens:

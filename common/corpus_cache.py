@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from common import cleaning, table_files
+from common import cleaning, table_diagnosis, table_files
 from common.hashing import file_hash
 from common.table_files import quiet
 
@@ -30,7 +30,7 @@ def cache_entry(paths: Sequence[Path], settings: str, code: str) -> Path:
         settings: all that decides what is read and how it is cut.
         code: path of the module that prepares.
     """
-    modules = [code, cleaning.__file__, table_files.__file__]
+    modules = [code, cleaning.__file__, table_files.__file__, table_diagnosis.__file__]
     parts = [settings, *map(file_hash, paths), *(file_hash(Path(module)) for module in modules)]
     name = xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / "minichatgpt" / name
@@ -55,5 +55,7 @@ def write_entry(entry: Path, columns: Columns) -> None:
         datasets.Dataset.from_dict(content).save_to_disk(str(partial))
     try:
         os.replace(partial, entry)
-    except OSError:  # another process was first
+    except OSError:
         shutil.rmtree(partial)
+        if not entry.exists():  # else another process was first
+            raise

@@ -68,20 +68,6 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Ten
     return logprobs, entropy
 
 
-def next_token_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Tensor:
-    """Logprob of every token but the first, given those before it.
-
-    Args:
-        logits: [B, T, V].
-        ids: [B, T] int64.
-        temperature: see `log_distribution`.
-
-    Returns:
-        [B, T-1]; gradients flow.
-    """
-    return token_logprobs(logits[:, :-1], ids[:, 1:], temperature)[0]
-
-
 def next_token_loss(logits: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the live tokens of right-padded texts, the first token of each left out.
 

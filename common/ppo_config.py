@@ -158,11 +158,6 @@ class PPOConfig(Config):
     response_time_limit_s: float = Field(default=600.0, gt=0)
     """Longest time that one chunk's generation or judging may take, waiting at a busy member included."""
 
-    @property
-    def kl_reward_coef(self) -> float:
-        """First coefficient of the KL penalty in the reward."""
-        return self.kl.coef
-
     @model_validator(mode="after")
     def _sizes_divide(self) -> "PPOConfig":
         n, m, u = self.trajectories_per_update, self.minibatch_sequences, self.microbatch_sequences

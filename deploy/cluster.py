@@ -28,7 +28,7 @@ from learner.ray_actor import LearnerActor, run_stage
 from learner.stages import StageRequest
 from reward_service.ray_actor import RewardActor
 
-CONTROL_TIMEOUT_S = 120.0
+CONTROL_TIMEOUT_S = 300.0
 """Longest time of a call that only moves weights or writes files."""
 
 
@@ -167,7 +167,11 @@ class RayRuntime:
             ray.init(num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
             ray.init(address=address, **common)
-        check_placements(config, ray.nodes())
+        try:
+            check_placements(config, ray.nodes())
+        except ConfigError:
+            ray.shutdown()
+            raise
 
     def run_stage(self, request: StageRequest) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
@@ -194,7 +198,7 @@ class RayRuntime:
             handles["rollout", name] = spawn(RolloutActor, config.rollout, config, paths, name)
         for i in range(config.reward_service.replicas):
             name = f"replica-{i}"
-            handles["reward", name] = spawn(RewardActor, config.reward_service, config, paths, name)
+            handles["reward", name] = spawn(RewardActor, config.reward_service, config, paths)
         if paths.judge is None:
             handles["learner", "learner"] = spawn(LearnerActor, config.learner, config, paths, str(folder))
         try:

@@ -119,6 +119,11 @@ class Conductor:
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""
+        if len(report.trained) != self.ppo.trajectories_per_update:
+            raise LedgerError(
+                f"update {report.step} trained on {len(report.trained)} samples, not on the "
+                f"{self.ppo.trajectories_per_update} that were collected for it"
+            )
         self.ledger.train(len(report.trained))
         self.ledger.check()
         self.metrics.ledger(self.ledger)

@@ -11,17 +11,27 @@ from typing import Any
 
 import xxhash
 
+from common.classifier_config import RewardModelConfig
 from common.config import Placement, RunConfig
 from common.data_config import DataSource, FilesSource, PackageSource
 from common.hashing import file_hash
 from common.table_files import find_files, find_in_package
 
-FORMAT = 1
+FORMAT = 2
 """Raise it whenever the same settings give other results than before: finished stages then run anew."""
 
-SUPERVISED = ("pretrain", "sft", "reward_model", "judge")
-NOT_A_RESULT = {"num_cpus", "num_gpus", "start_timeout_s", "update_timeout_s", "stage_timeout_s", "workers", "replicas"}
-"""Settings of a placement that say where and how long, not what."""
+NOT_A_RESULT = {
+    "num_cpus",
+    "start_timeout_s",
+    "update_timeout_s",
+    "stage_timeout_s",
+    "response_time_limit_s",
+    "workers",
+    "replicas",
+    "probe_every",
+    "checkpoint_every",
+}
+"""Settings that say where, how long and how often something is kept or checked, not what comes out."""
 
 
 def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str:
@@ -45,14 +55,22 @@ def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str
     if stage == "pretrain":
         parts["model"] = _dump(config.model)
     if stage in ("ppo", "evaluate"):
-        parts["ppo"] = _dump(config.ppo)
+        parts["ppo"] = config.ppo.model_dump(mode="json", exclude=NOT_A_RESULT) if config.ppo is not None else None
+        parts["reward_model"] = _scores(config.reward_model)
         parts["rollout"] = _placement(config.rollout)
         parts["reward_service"] = _placement(config.reward_service)
+    if stage == "evaluate":
+        parts["judge"] = _scores(config.judge)
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
 def _dump(table: Any) -> Any:
-    return table.model_dump(mode="json")
+    return table.model_dump(mode="json", exclude=NOT_A_RESULT)
+
+
+def _scores(table: RewardModelConfig | None) -> Any:
+    """How a classifier is read, which its folder does not tell."""
+    return None if table is None else table.model_dump(mode="json", include={"positive_class", "max_tokens"})
 
 
 def _placement(placement: Placement) -> dict[str, Any]:

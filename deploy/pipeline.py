@@ -79,6 +79,8 @@ class Pipeline:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
         wanted = [stage for stage in STAGES if getattr(self.config, stage) is not None and self._is_work(stage)]
+        for stage in set(STAGES) - set(wanted):  # of an earlier configuration
+            (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
         try:
             ran = [self._stage(stage) for stage in wanted]
         finally:
@@ -99,7 +101,8 @@ class Pipeline:
         if stage not in self.again and _done(path, mark, output):
             self.console.print(f"[green]✓[/] {stage} [dim]done before, same inputs[/]")
             return False
-        path.unlink(missing_ok=True)
+        for stale in (path, self.folder / "summary.json", self.folder / "report.html"):
+            stale.unlink(missing_ok=True)
         start = time.monotonic()
         result = self._cached(mark) if stage == "pretrain" and stage not in self.again else None
         from_cache = result is not None
@@ -109,6 +112,7 @@ class Pipeline:
         record = {
             "stage": stage,
             "fingerprint": mark,
+            "inputs": {role: model.hash for role, model in inputs.items()},
             "output_hash": folder_hash(output) if output else "",
             "from_cache": from_cache,
             "seconds": seconds,

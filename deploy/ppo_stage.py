@@ -18,6 +18,7 @@ from actors.evaluate import distinct_n, win_rate
 from actors.prompt_texts import build_prompts
 from actors.prompts import PromptStream
 from common.config import RunConfig
+from common.errors import DataError
 from common.metrics import RunMetrics
 from common.ports import Learner, Transport
 from common.records import ChunkHandle, Identity, ModelPaths, Prompt, Rollout, StageResult
@@ -149,10 +150,16 @@ def evaluate_stage(
 ) -> StageResult:
     """Compare the policies before and after PPO on held-out prompts, by the reward model and by the judge."""
     assert config.evaluate is not None, "the pipeline runs the stages that the configuration names"
+    assert config.ppo is not None, "evaluation compares before and after PPO"
     start = time.monotonic()
     _clear_samples(folder, heldout=True)
     models = ModelPaths(paths["policy"], paths["reward_model"], paths["judge"])
     stream = build_prompts(config, models, heldout=True)
+    if len(stream) < config.evaluate.prompts:
+        raise DataError(
+            f"evaluate.prompts={config.evaluate.prompts}, but {', '.join(config.ppo.data)} hold only {len(stream)} "
+            "held-out texts that a prompt can begin; lower it, or raise heldout_fraction"
+        )
     prompts = stream.take(config.evaluate.prompts)
     with (
         stage_bar(console, "evaluate") as show,

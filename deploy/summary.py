@@ -25,6 +25,9 @@ FROM_EVALUATION = (
 def write_summary(folder: Path) -> dict[str, Any]:
     """Gather the stages' results; a number whose stage was not run is null."""
     records = {p.stem: read_json(p) for p in sorted((folder / "stages").glob("*.json"))}
+    evaluated = records.get("evaluate", {}).get("inputs", {}).get("ppo")
+    if evaluated != records.get("ppo", {}).get("output_hash"):
+        records.pop("evaluate", None)  # of another PPO than the one that lies here now
     metrics = {stage: record["metrics"] for stage, record in records.items()}
     evaluation, ppo = metrics.get("evaluate", {}), metrics.get("ppo", {})
     sft = metrics.get("sft", {})

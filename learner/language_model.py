@@ -20,12 +20,14 @@ from common.logprobs import next_token_loss
 from common.modeling import fresh_policy, load_policy
 from common.padding import pad_right
 from common.records import Ids, Progress, StageResult
-from common.seeds import mix, seed_everything
+from common.seeds import mix, permutation, seed_everything
 from common.text import encode, encode_documents, load_tokenizer, train_word_tokenizer
 from learner.optimizers import build_optimizers
 from learner.supervised import Schedule, batches, train
 
 EVALUATION_BATCH = 64
+_HELDOUT = 11
+"""Names the choice of held-out texts among the run's random numbers."""
 
 
 def perplexity(model: PreTrainedModel, documents: Sequence[Ids]) -> float:
@@ -178,5 +180,6 @@ def _heldout(
     heldout = {}
     for name, corpus in corpora.items():
         texts = _encode({name: split(corpus, config.heldout_fraction, "heldout")}, tokenizer, table)
-        heldout[name] = texts[: table.heldout_texts]
+        chosen = permutation(len(texts), config.seed, _HELDOUT)[: table.heldout_texts]  # a file may be sorted by label
+        heldout[name] = [texts[i] for i in chosen]
     return heldout

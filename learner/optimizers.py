@@ -51,7 +51,7 @@ def build_optimizers(
 
 def _is_table(name: str) -> bool:
     """Embeddings and output heads: their rows are looked up or compared, not composed as hidden matrices are."""
-    return any(part in name for part in ("embed", "wte", "wpe", "lm_head", "words", "pairs"))
+    return any(part in name for part in ("embed", "wte", "wpe", "head", "score", "classifier", "words", "pairs"))
 
 
 def _group(parameters: Sequence[nn.Parameter], lr: float) -> dict[str, Any]:

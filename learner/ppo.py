@@ -85,7 +85,6 @@ class PPOLearner:
         self.controller = make_controller(config.kl)
         if config.trainable_layers is not None:
             freeze_below(model.policy, config.trainable_layers)
-        self._ref_weights = self._frozen_copy(model) if config.reference == "shared_trunk" else None
         optimizers = build_optimizers(
             config.optimizer,
             model.policy.named_parameters(),
@@ -94,6 +93,7 @@ class PPOLearner:
         )
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
+        self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
     @staticmethod
     def _frozen_copy(model: PolicyWithValueHead) -> dict[str, Tensor]:

@@ -23,12 +23,14 @@ class LearnerActor:
     """Shell around LearnerService."""
 
     def __init__(self, config: RunConfig, paths: ModelPaths, folder: str) -> None:
-        torch.set_num_threads(config.learner.threads)
-        self._service = build_learner(config, paths, Path(folder))
+        self._parts = (config, paths, folder)
         self._payloads: list[Payload] = []
 
     def ready(self) -> dict[str, Any]:
-        """Answers once the model is loaded; says what the process uses."""
+        """Load the model (here, for errors of a constructor lose their type); says what the process uses."""
+        config, paths, folder = self._parts
+        torch.set_num_threads(config.learner.threads)
+        self._service = build_learner(config, paths, Path(folder))
         return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
 
     @ray.method(num_returns=2)

@@ -19,7 +19,7 @@ from common.classifier_config import (
     PretrainedClassifier,
     RewardModelConfig,
 )
-from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier
+from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier, register_classifiers
 from common.config import RunConfig
 from common.corpus import Corpus, load_corpus, split
 from common.errors import ConfigError
@@ -99,8 +99,11 @@ def _start(
     """An untrained, or a pre-trained, classifier and its tokenizer."""
     match table.classifier:
         case PretrainedClassifier(path=path, revision=revision):
+            register_classifiers()
             model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, num_labels=num_labels)
-            return model, load_classifier_tokenizer(join_revision(path, revision))
+            tokenizer = load_classifier_tokenizer(join_revision(path, revision))
+            model.config.pad_token_id = tokenizer.pad_token_id  # those of the decoder kind look for the last word
+            return model, tokenizer
         case BagOfNgrams() | ConvClassifier() if num_labels != 2:
             raise ConfigError(f'classifier type "{table.classifier.type}" tells two classes apart, got {num_labels}')
         case BagOfNgrams() as shape:

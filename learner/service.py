@@ -61,10 +61,10 @@ class LearnerService:
     def update(self, payloads: Sequence[Payload]) -> UpdateReport:
         """Train on the chunks' samples once and record them; see PPOLearner.update."""
         trajectories = [t for payload in payloads for t in join(*payload)]
-        report = self.learner.update(trajectories)
         ordered = sorted(trajectories, key=lambda t: (t.rollout.draw_index, t.rollout.sample_index))
-        write_trajectories(trajectory_path(self.folder / "trajectories", report.step), ordered)
-        return report
+        path = trajectory_path(self.folder / "trajectories", self.learner.step + 1)
+        write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
+        return self.learner.update(ordered)
 
     def save(self, folder: Path) -> None:
         """Write weights, value head, optimizer state, step, lineage and KL controller, whole or not at all."""

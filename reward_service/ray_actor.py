@@ -14,13 +14,14 @@ from reward_service.build import build_service
 class RewardActor:
     """Shell around RewardService."""
 
-    def __init__(self, config: RunConfig, paths: ModelPaths, name: str) -> None:
-        torch.set_num_threads(config.reward_service.threads)
-        self._service = build_service(config, paths)
-        self._name = name
+    def __init__(self, config: RunConfig, paths: ModelPaths) -> None:
+        self._parts = (config, paths)
 
     def ready(self) -> dict[str, Any]:
-        """Answers once the models are loaded; says what the process uses."""
+        """Load the models (here, for errors of a constructor lose their type); says what the process uses."""
+        config, paths = self._parts
+        torch.set_num_threads(config.reward_service.threads)
+        self._service = build_service(config, paths)
         return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
 
     @ray.method(num_returns=2)

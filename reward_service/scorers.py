@@ -11,7 +11,7 @@ import torch
 import xxhash
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.errors import MiniChatGPTError
+from common.errors import ConfigError, MiniChatGPTError
 from common.padding import mask_of, pad_right
 from common.records import Ids, Judgement, JudgementChunk, Prompt, Rollout, RolloutChunk, Stats
 from common.text import decode, encode_for_classifier
@@ -55,7 +55,11 @@ class TextClassifier:
     ) -> None:
         num_classes = model.config.num_labels
         if positive_class >= num_classes:
-            raise ValueError(f"positive_class={positive_class}, but the classifier has classes 0 … {num_classes - 1}")
+            raise ConfigError(
+                f"positive_class={positive_class}, but the classifier has classes 0 … {num_classes - 1}; "
+                "set positive_class to one of them"
+            )
+        model.config.pad_token_id = tokenizer.pad_token_id  # classifiers of the decoder kind look for the last word
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.positive_class = positive_class
