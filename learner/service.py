@@ -24,7 +24,7 @@ from common.records import (
 )
 from common.seeds import mix, permutation, seed_everything
 from common.text import load_tokenizer
-from learner.batch import join
+from learner.batch import in_order, join
 from learner.optimizers import pack_state, unpack_state
 from learner.ppo import PPOLearner
 from learner.trajectory_file import trajectory_path, write_trajectories
@@ -61,7 +61,7 @@ class LearnerService:
     def update(self, payloads: Sequence[Payload]) -> UpdateReport:
         """Train on the chunks' samples once and record them; see PPOLearner.update."""
         trajectories = [t for payload in payloads for t in join(*payload)]
-        ordered = sorted(trajectories, key=lambda t: (t.rollout.draw_index, t.rollout.sample_index))
+        ordered = in_order(trajectories, expected=self.learner.identity)
         path = trajectory_path(self.folder / "trajectories", self.learner.step + 1)
         write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
         return self.learner.update(ordered)

@@ -71,7 +71,7 @@ def config(**changed):
             "num_layers": 1,
             "hidden_size": 16,
             "num_heads": 2,
-            "max_tokens": 16,
+            "max_tokens": 64,
         },
         "pretrain": training | {"data": ["cats", "dogs"], "epochs": 6},
         "sft": training | {"data": ["dogs"], "epochs": 4},

@@ -64,7 +64,7 @@ def policy_objective_gradient(logprobs, old_logprobs, advantages, live, eps):
 def value_error(values, old_values, returns, live, eps):
     total = 0.0
     for v, old, R in zip(dense(values, live), dense(old_values, live), dense(returns, live), strict=True):
-        near = v if eps is None else clip(v, old - eps, old + eps)
+        near = clip(v, old - eps, old + eps)
         total += 0.5 * max((v - R) ** 2, (near - R) ** 2)
     return total
 
@@ -72,7 +72,7 @@ def value_error(values, old_values, returns, live, eps):
 def value_error_gradient(values, old_values, returns, live, eps):
     out = []
     for v, old, R in zip(dense(values, live), dense(old_values, live), dense(returns, live), strict=True):
-        near = v if eps is None else clip(v, old - eps, old + eps)
+        near = clip(v, old - eps, old + eps)
         out.append(0.0 if (near - R) ** 2 > (v - R) ** 2 else v - R)
     return padded(out, live)
 
