@@ -15,7 +15,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from common.hub import split_revision
+from common.hub import loading
 from common.modeling import without_dropout
 
 
@@ -142,5 +142,6 @@ def register_classifiers() -> None:
 def load_classifier(path: str) -> PreTrainedModel:
     """A classifier from a folder or the hub (`name@revision`), dropout off, in evaluation mode."""
     register_classifiers()
-    name, revision = split_revision(path)
-    return without_dropout(AutoModelForSequenceClassification.from_pretrained(name, revision=revision))
+    with loading(path) as (name, revision):
+        model = AutoModelForSequenceClassification.from_pretrained(name, revision=revision)
+    return without_dropout(model)

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from common.config import DType, FreshModel
 from common.errors import ConfigError
-from common.hub import split_revision
+from common.hub import loading
 from common.logprobs import gather_response, token_logprobs
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -47,8 +47,8 @@ def fresh_policy(config: FreshModel, tokenizer: PreTrainedTokenizerBase) -> Llam
 
 def load_policy(path: str, *, dtype: DType = "float32") -> PreTrainedModel:
     """A causal language model from a folder or the hub (`name@revision`), dropout off, in evaluation mode."""
-    name, revision = split_revision(path)
-    model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=getattr(torch, dtype))
+    with loading(path) as (name, revision):
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=getattr(torch, dtype))
     return without_dropout(model)
 
 

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from common.errors import ConfigError
-from common.hub import split_revision
+from common.hub import loading
 from common.records import Ids
 
 PAD, UNKNOWN, EOS = "<pad>", "<unk>", "<eos>"
@@ -46,8 +46,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
     Masks follow from lengths and never from comparing ids, so that pad and EOS may be one token.
     """
-    name, revision = split_revision(path)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    with loading(path) as (name, revision):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has no EOS token, so no response could ever end; choose another")
     if tokenizer.pad_token_id is None:
@@ -57,8 +57,8 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def load_classifier_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a classifier, which need not have an EOS token: BERT's has none."""
-    name, revision = split_revision(path)
-    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    with loading(path) as (name, revision):
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
         raise ConfigError(f"the tokenizer of {path} has neither a pad nor an EOS token; choose another")
     if tokenizer.pad_token_id is None:

@@ -23,7 +23,7 @@ from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextCla
 from common.config import RunConfig
 from common.corpus import Corpus, load_corpus, split
 from common.errors import ConfigError
-from common.hub import join_revision
+from common.hub import join_revision, loading
 from common.padding import mask_of, pad_right
 from common.records import Ids, Progress, StageResult
 from common.seeds import mix, seed_everything
@@ -100,8 +100,10 @@ def _start(
     match table.classifier:
         case PretrainedClassifier(path=path, revision=revision):
             register_classifiers()
-            model = AutoModelForSequenceClassification.from_pretrained(path, revision=revision, num_labels=num_labels)
-            tokenizer = load_classifier_tokenizer(join_revision(path, revision))
+            source = join_revision(path, revision)
+            with loading(source) as (name, at):
+                model = AutoModelForSequenceClassification.from_pretrained(name, revision=at, num_labels=num_labels)
+            tokenizer = load_classifier_tokenizer(source)
             model.config.pad_token_id = tokenizer.pad_token_id  # those of the decoder kind look for the last word
             return model, tokenizer
         case BagOfNgrams() | ConvClassifier() if num_labels != 2:
