@@ -77,7 +77,13 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from deploy.launch import launch
 
-    launch(settings, runs / settings.name, local=local, address=address, again=frozenset(again or ()))
+    try:
+        launch(settings, runs / settings.name, local=local, address=address, again=frozenset(again or ()))
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "[yellow]Interrupted.[/] Finished stages are kept; the same command goes on from there."
+        )
+        raise
 
 
 @app.command()
@@ -126,7 +132,6 @@ def main() -> None:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
         sys.exit(1)
     except KeyboardInterrupt:
-        console.print("\n[yellow]Interrupted.[/] Finished stages are kept: the same command goes on after them.")
         sys.exit(130)
 
 
