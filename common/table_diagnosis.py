@@ -60,7 +60,7 @@ def _neighbours(path: Path) -> str:
 
 
 def check_utf8(path: Path) -> None:
-    """Read a text file once, at some gigabytes per second.
+    """Read a text file once, from beginning to end.
 
     Raises:
         DataError: a byte is not UTF-8; names row, line, byte offset and, where it can be told, the column.

@@ -26,6 +26,8 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
     _quiet()
     console = Console()
+    for caution in cautions(config):
+        console.print(f"[yellow]Caution:[/] {caution}")
 
     def start_runtime() -> Runtime:
         if local:
@@ -43,6 +45,21 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         write_summary(folder)
         write_report(folder)
     print_summary(folder, console)
+
+
+def cautions(config: RunConfig) -> list[str]:
+    """Settings that are legal and rarely meant."""
+    found = []
+    if config.learner.dtype != "float32":
+        found.append(
+            f"learner.dtype={config.learner.dtype} keeps no float32 copy of the weights: small updates round to zero"
+        )
+    if config.rollout.dtype != config.learner.dtype:
+        found.append(
+            f"rollout.dtype={config.rollout.dtype} and learner.dtype={config.learner.dtype} differ: workers sample "
+            "from another distribution than the learner assumes; watch logprob_gap_max"
+        )
+    return found
 
 
 def show(folder: Path, console: Console) -> None:

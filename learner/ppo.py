@@ -135,9 +135,8 @@ class PPOLearner:
         ordered = in_order(trajectories, expected=self.identity)
         batch = Batch.of(ordered, self.accelerator.device)
         targets, measured = self._targets(batch)
-        self.controller.update(measured, len(batch))  # before training: it raises if the KL is not finite
         prepared = time.perf_counter()
-        tally = self._train(batch, targets)
+        tally = self._train_or_restore(batch, targets, measured)
         self.step += 1
         metrics = score_metrics(ordered) | measured | tally.means()
         return UpdateReport(
@@ -148,6 +147,16 @@ class PPOLearner:
             seconds={"prepare": prepared - start, "train": time.perf_counter() - prepared},
             samples=extremes(ordered),
         )
+
+    def _train_or_restore(self, batch: Batch, targets: Targets, measured: dict[str, float]) -> Tally:
+        """Move the KL coefficient (first, for it raises if the KL is not finite) and train: both, or neither."""
+        before = self.controller.state_dict()
+        self.controller.update(measured, len(batch))
+        try:
+            return self._train(batch, targets)
+        except NonFiniteError:
+            self.controller.load_state_dict(before)
+            raise
 
     @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[Targets, dict[str, float]]:
