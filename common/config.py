@@ -8,12 +8,10 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.classifier_config import RewardModelConfig
-from common.config_base import Config
+from common.config_base import CHANGEABLE, Config
 from common.data_config import DataSource
+from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import Optimizer, PPOConfig
-
-Device = Literal["auto", "cpu", "cuda"]
-DType = Literal["float32", "bfloat16", "float16"]
 
 
 class FreshModel(Config):
@@ -100,52 +98,6 @@ class EvaluateConfig(Config):
     """Prompts whose texts are kept, before and after, in samples.jsonl and the report."""
 
 
-class Placement(Config):
-    """What one process of a role holds."""
-
-    num_cpus: float = Field(default=1.0, gt=0)
-    """Logical CPUs that Ray sets aside; above 0, so that an autoscaler sees the role."""
-    num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs; fractions share one."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of a process. Part of the recipe: another number changes the last bits of results."""
-    device: Device = "auto"
-    """`auto` takes CUDA where num_gpus > 0, else the CPU."""
-    start_timeout_s: float = Field(default=180.0, gt=0)
-    """Longest time from asking for the process to its first answer."""
-
-
-class RolloutConfig(Placement):
-    """The processes that generate."""
-
-    workers: int = Field(default=2, ge=1)
-    """Rollout workers."""
-    chunk_sequences: int = Field(default=64, ge=1)
-    """Prompts of one dispatch: the unit of work, whatever the number of workers."""
-    dtype: DType = "float32"
-    """Precision of the weights that generate."""
-
-
-class RewardServiceConfig(Placement):
-    """The processes that score and compute reference logprobs."""
-
-    replicas: int = Field(default=1, ge=1)
-    """Reward replicas."""
-    batch_sequences: int = Field(default=64, ge=1)
-    """Texts of one forward pass."""
-
-
-class LearnerConfig(Placement):
-    """The process that takes gradients."""
-
-    dtype: DType = "float32"
-    """Precision of the trained weights; below float32 needs care: updates may round to zero."""
-    update_timeout_s: float = Field(default=3600.0, gt=0)
-    """Longest time that one update may take."""
-    stage_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest silence of a supervised stage."""
-
-
 class MetricsConfig(Config):
     """The Prometheus endpoint of the driver, on while a run trains."""
 
@@ -160,7 +112,7 @@ class MetricsConfig(Config):
 class RunConfig(Config):
     """One run: its data, its model, its stages and its processes."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: Annotated[str, CHANGEABLE] = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed from which every random number of the run follows."""
@@ -188,8 +140,10 @@ class RunConfig(Config):
     """Reward replicas."""
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
-    metrics: MetricsConfig = MetricsConfig()
+    metrics: Annotated[MetricsConfig, CHANGEABLE] = MetricsConfig()
     """Monitoring."""
+    stop_timeout_s: Annotated[float, CHANGEABLE] = Field(default=60.0, gt=0)
+    """After Ctrl-C, SIGTERM or `stop`: longest time for the running update to finish before it is abandoned."""
 
     def data_of_language_models(self) -> list[str]:
         """Data sources of pre-training and fine-tuning: perplexity is measured on all, so that forgetting is seen."""

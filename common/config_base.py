@@ -1,9 +1,17 @@
 """The base of every configuration class: frozen, closed to unknown keys, documented under each field."""
 
 import difflib
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class Changeable:
+    """Marks a setting that says where, how many, how long or how often, and changes no result."""
+
+
+CHANGEABLE: Final = Changeable()
+"""As in `workers: Annotated[int, CHANGEABLE]`: a run may go on, and a finished stage stands, with another value."""
 
 
 class Config(BaseModel):
@@ -22,3 +30,15 @@ class Config(BaseModel):
                     hint = f"did you mean {close[0]!r}? " if close else ""
                     raise ValueError(f"unknown key {key!r}: {hint}legal keys are {', '.join(legal)}")
         return data
+
+
+def settings_that_matter(config: Config) -> dict[str, Any]:
+    """The settings on which results depend, as JSON-able values: all but those marked CHANGEABLE, at every depth."""
+    dumped = config.model_dump(mode="json")
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if any(mark is CHANGEABLE for mark in field.metadata):
+            del dumped[name]
+        elif isinstance(value, Config):
+            dumped[name] = settings_that_matter(value)
+    return dumped

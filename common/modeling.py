@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.config import DType, FreshModel
+from common.config import FreshModel
 from common.errors import ConfigError
 from common.hub import loading
 from common.logprobs import gather_response, token_logprobs
+from common.placement_config import DType
 
 Network = TypeVar("Network", bound=nn.Module)
 

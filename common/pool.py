@@ -83,7 +83,7 @@ class Pool:
             method, _ = self._work[late.task]
             raise PhaseTimeoutError(
                 f"{self.role} member {late.member} has not answered {method} for {late.held_s:.0f} s "
-                f"(limit {self._dispatcher.deadline_s:.0f} s, ppo.response_time_limit_s); "
+                f"(limit {self._dispatcher.deadline_s:.0f} s, rollout.request_timeout_s); "
                 f"{self._dispatcher.num_held()} calls at {len(self.members)} members, "
                 f"{len(self._dispatcher.queue)} queued"
             )

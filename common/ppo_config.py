@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from common.config_base import Config
+from common.config_base import CHANGEABLE, Config
 from common.data_config import LengthRange
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -151,12 +151,20 @@ class PPOConfig(Config):
     """Subtracted from the score of a response that did not end by itself."""
 
     # --- care
-    probe_every: int = Field(default=1, ge=1)
+    probe_every: Annotated[int, CHANGEABLE] = Field(default=1, ge=1)
     """Publishes between two comparisons of the workers' logprobs with the learner's on a probe prompt."""
-    checkpoint_every: int = Field(default=0, ge=0)
-    """Updates between checkpoints; 0: only after the last one."""
-    response_time_limit_s: float = Field(default=600.0, gt=0)
-    """Longest time that one chunk's generation or judging may take, waiting at a busy member included."""
+    checkpoint_every: Annotated[int, CHANGEABLE] = Field(default=10, ge=0)
+    """Updates between checkpoints, written in the background; 0: only after the last one."""
+    keep_last: Annotated[int, CHANGEABLE] = Field(default=2, ge=1)
+    """Newest checkpoints that are kept."""
+    keep_best: Annotated[int, CHANGEABLE] = Field(default=1, ge=0)
+    """Checkpoints that are kept for the highest score_mean of their update."""
+    checkpoint_url: Annotated[str | None, CHANGEABLE] = None
+    """Where checkpoints go: a path or any fsspec URL, as `s3://bucket/run`; None: `checkpoints/` in the run folder."""
+    max_nonfinite_updates: Annotated[int, CHANGEABLE] = Field(default=3, ge=1)
+    """Updates in a row without one finite step after which the run stops."""
+    max_drops_per_update: Annotated[int | None, CHANGEABLE] = Field(default=None, ge=0)
+    """Samples that may be dropped and replaced for one update; more stop the run. None: trajectories_per_update."""
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "PPOConfig":

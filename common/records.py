@@ -85,6 +85,18 @@ class Judgement:
 
 
 @dataclass(frozen=True, slots=True)
+class Unscored:
+    """A rollout that the reward service could not judge: it is dropped and replaced, never given a made-up score."""
+
+    draw_index: int
+    sample_index: int
+    reason: str
+    """A short word for metrics and ledger: `reward_nonfinite`, `reward_error`, `reward_timeout`, `reward_shape`."""
+    detail: str = ""
+    """What happened, for the log."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """All of one sample: what the learner trains on and what is recorded."""
 
@@ -112,6 +124,8 @@ class Stats:
     """64-bit hash of the weights buffer in use."""
     probe_gap: float = 0.0
     """Largest difference from the learner's logprobs on the probe prompts, in nats."""
+    unscored: tuple[Unscored, ...] = ()
+    """Rollouts of the chunk that have no score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,9 +138,9 @@ class RolloutChunk:
 
 @dataclass(frozen=True, slots=True)
 class JudgementChunk:
-    """Payload of `score`, in the order of the chunk's rollouts."""
+    """Payload of `score`, in the order of the chunk's rollouts; None for what could not be judged."""
 
-    judgements: tuple[Judgement, ...]
+    judgements: tuple[Judgement | None, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.ray_actor import RolloutActor
-from common.config import Placement, RunConfig
+from common.config import RunConfig
 from common.errors import ConfigError, MemberFailedError, MiniChatGPTError, PhaseTimeoutError
+from common.placement_config import Placement
 from common.ports import Call, Reply
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from deploy.preflight import check_placements

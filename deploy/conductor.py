@@ -81,7 +81,7 @@ class Conductor:
         self.clock = clock
         self.ledger = Ledger()
         ids = itertools.count()
-        deadline_s = self.ppo.response_time_limit_s
+        deadline_s = config.rollout.request_timeout_s
         self.rollout_pool = Pool("rollout", workers, deadline_s=deadline_s, call_ids=ids)
         self.reward_pool = Pool("reward", replicas, deadline_s=deadline_s, call_ids=ids)
         self._weights: WeightsHandle | None = None

@@ -12,26 +12,14 @@ from typing import Any
 import xxhash
 
 from common.classifier_config import RewardModelConfig
-from common.config import Placement, RunConfig
+from common.config import RunConfig
+from common.config_base import settings_that_matter
 from common.data_config import DataSource, FilesSource, PackageSource
 from common.hashing import file_hash
 from common.table_files import find_files, find_in_package
 
 FORMAT = 2
 """Raise it whenever the same settings give other results than before: finished stages then run anew."""
-
-NOT_A_RESULT = {
-    "num_cpus",
-    "start_timeout_s",
-    "update_timeout_s",
-    "stage_timeout_s",
-    "response_time_limit_s",
-    "workers",
-    "replicas",
-    "probe_every",
-    "checkpoint_every",
-}
-"""Settings that say where, how long and how often something is kept or checked, not what comes out."""
 
 
 def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str:
@@ -50,31 +38,27 @@ def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str
         "settings": _dump(getattr(config, stage)),
         "data": {name: data_hash(config.data[name]) for name in _data_names(config, stage)},
         "inputs": dict(inputs),
-        "learner": _placement(config.learner),
+        "learner": settings_that_matter(config.learner),
     }
     if stage == "pretrain":
         parts["model"] = _dump(config.model)
     if stage in ("ppo", "evaluate"):
-        parts["ppo"] = config.ppo.model_dump(mode="json", exclude=NOT_A_RESULT) if config.ppo is not None else None
+        parts["ppo"] = settings_that_matter(config.ppo) if config.ppo is not None else None
         parts["reward_model"] = _scores(config.reward_model)
-        parts["rollout"] = _placement(config.rollout)
-        parts["reward_service"] = _placement(config.reward_service)
+        parts["rollout"] = settings_that_matter(config.rollout)
+        parts["reward_service"] = settings_that_matter(config.reward_service)
     if stage == "evaluate":
         parts["judge"] = _scores(config.judge)
     return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
 
 
 def _dump(table: Any) -> Any:
-    return table.model_dump(mode="json", exclude=NOT_A_RESULT)
+    return None if table is None else settings_that_matter(table)
 
 
 def _scores(table: RewardModelConfig | None) -> Any:
     """How a classifier is read, which its folder does not tell."""
     return None if table is None else table.model_dump(mode="json", include={"positive_class", "max_tokens"})
-
-
-def _placement(placement: Placement) -> dict[str, Any]:
-    return placement.model_dump(mode="json", exclude=NOT_A_RESULT)
 
 
 def _data_names(config: RunConfig, stage: str) -> Sequence[str]:

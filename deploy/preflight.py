@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from common.config import Placement, RunConfig
+from common.config import RunConfig
 from common.errors import ConfigError
+from common.placement_config import Placement
 
 
 def check_placements(config: RunConfig, nodes: Sequence[dict[str, Any]]) -> None:

@@ -118,7 +118,7 @@ def _check(trajectory: Trajectory) -> None:
 
 
 def join(rollouts: RolloutChunk, judgements: JudgementChunk, reference: ReferenceChunk | None) -> list[Trajectory]:
-    """The three payloads of a chunk to trajectories.
+    """The three payloads of a chunk to trajectories; rollouts without a judgement are left out.
 
     Raises:
         ValueError: the payloads are not of the same samples.
@@ -128,6 +128,8 @@ def join(rollouts: RolloutChunk, judgements: JudgementChunk, reference: Referenc
     for prompt, rollout, judgement, ref in zip(
         rollouts.prompts, rollouts.rollouts, judgements.judgements, refs, strict=True
     ):
+        if judgement is None:
+            continue
         keys = {(rollout.draw_index, rollout.sample_index), (judgement.draw_index, judgement.sample_index)}
         if len(keys) > 1 or prompt.draw_index != rollout.draw_index:
             raise ValueError(f"prompt of draw {prompt.draw_index} was joined with samples {sorted(keys)}")

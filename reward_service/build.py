@@ -2,8 +2,9 @@
 
 from common.classifier_config import RewardModelConfig
 from common.classifiers import load_classifier
-from common.config import RewardServiceConfig, RunConfig
+from common.config import RunConfig
 from common.modeling import load_policy, resolve_device
+from common.placement_config import RewardServiceConfig
 from common.records import ModelPaths
 from common.text import load_classifier_tokenizer, load_tokenizer
 from reward_service.reference import Reference

@@ -151,7 +151,7 @@ def test_what_is_written_reads_back_to_the_same(path, folder):
 
 def test_every_default_is_written(folder):
     text = to_toml(load_config(TINY))
-    for setting in ("clip_eps = 0.2", "[metrics]", 'host = "127.0.0.1"', "response_time_limit_s = 600.0"):
+    for setting in ("clip_eps = 0.2", "[metrics]", 'host = "127.0.0.1"', "request_timeout_s = 600.0"):
         assert setting in text.splitlines()
 
 

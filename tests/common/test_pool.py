@@ -87,7 +87,7 @@ def test_the_deadline_error_says_who_holds_what_for_how_long_and_what_else_is_op
     with pytest.raises(PhaseTimeoutError) as caught:
         pool.check_deadlines(131.4)
     assert str(caught.value) == (
-        "rollout member worker-0 has not answered generate for 31 s (limit 30 s, ppo.response_time_limit_s); "
+        "rollout member worker-0 has not answered generate for 31 s (limit 30 s, rollout.request_timeout_s); "
         "3 calls at 2 members, 3 queued"
     )
 

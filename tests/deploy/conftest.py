@@ -133,7 +133,7 @@ def prompts_of(config):
 
 def make(*overrides, workers=2, replicas=2, published=True, transport=ShufflingTransport, **faults):
     """A conductor of `tiny.toml`: 32 samples per update in chunks of 8."""
-    config = load_config(TINY, [f"ppo.response_time_limit_s={LIMIT_S}", *overrides])
+    config = load_config(TINY, [f"rollout.request_timeout_s={LIMIT_S}", *overrides])
     clock = Clock()
     transport = transport(clock, **faults)
     conductor = Conductor(

@@ -174,7 +174,7 @@ def test_a_member_that_falls_silent_is_named_with_role_and_phase_once_its_time_i
         PhaseTimeoutError, match=rf"{role} member {member} has not answered {method} for 5\d s"
     ) as caught:
         conductor.collect(32)
-    assert "limit 50 s, ppo.response_time_limit_s" in str(caught.value)
+    assert "limit 50 s, rollout.request_timeout_s" in str(caught.value)
     assert "calls at 2 members" in str(caught.value)
     assert LIMIT_S < transport.clock.now - start <= LIMIT_S + 2, "noticed too early or too late"
 

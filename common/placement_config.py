@@ -1,0 +1,110 @@
+"""Where the processes of each role run, how many there are, and how long anybody waits for them. Imports pydantic only."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from common.config_base import CHANGEABLE, Config
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+class Placement(Config):
+    """What one process of a role holds."""
+
+    num_cpus: Annotated[float, CHANGEABLE] = Field(default=1.0, gt=0)
+    """Logical CPUs that Ray sets aside; above 0, so that an autoscaler sees the role."""
+    num_gpus: float = Field(default=0.0, ge=0)
+    """GPUs; fractions share one."""
+    memory_bytes: Annotated[int, CHANGEABLE] = Field(default=0, ge=0)
+    """Memory that Ray sets aside, in bytes; 0 asks for none."""
+    resources: Annotated[dict[str, Annotated[float, Field(gt=0)]], CHANGEABLE] = {}
+    """Custom Ray resources that a node must have, as in `{ spot = 1 }`."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a process. Part of the recipe: another number changes the last bits of results."""
+    device: Device = "auto"
+    """`auto` takes CUDA where num_gpus > 0, else the CPU."""
+    start_timeout_s: Annotated[float, CHANGEABLE] = Field(default=180.0, gt=0)
+    """Longest time from asking for the process to its first answer."""
+    heartbeat_every_s: Annotated[float, CHANGEABLE] = Field(default=2.0, gt=0)
+    """Time between two signs of life; they are answered beside the work, not after it."""
+    heartbeat_timeout_s: Annotated[float, CHANGEABLE] = Field(default=20.0, gt=0)
+    """A process that gives no sign of life for so long is killed and replaced; Ray itself takes up to 65 s."""
+    max_restarts: Annotated[int, CHANGEABLE] = Field(default=3, ge=0)
+    """Times that one process may be replaced within restart_window_s; after that it is given up."""
+    restart_window_s: Annotated[float, CHANGEABLE] = Field(default=600.0, gt=0)
+    """Window over which restarts are counted."""
+
+    @model_validator(mode="after")
+    def _heartbeats_fit(self) -> "Placement":
+        if self.heartbeat_timeout_s <= self.heartbeat_every_s:
+            raise ValueError(
+                f"heartbeat_timeout_s={self.heartbeat_timeout_s:g} must be longer than "
+                f"heartbeat_every_s={self.heartbeat_every_s:g}; try {5 * self.heartbeat_every_s:g}"
+            )
+        return self
+
+
+class PoolPlacement(Placement):
+    """A role of which there are several processes, that come and go."""
+
+    request_timeout_s: Annotated[float, CHANGEABLE] = Field(default=600.0, gt=0)
+    """Longest time of one call on one process, waiting behind its other call included; after that it counts as hung."""
+    sync_timeout_s: Annotated[float, CHANGEABLE] = Field(default=120.0, gt=0)
+    """Longest time in which a new process must hold the current weights, or answer its first probe."""
+    drain_timeout_s: Annotated[float, CHANGEABLE] = Field(default=60.0, gt=0)
+    """When scaled down: longest time to finish what a process holds before it is killed and the work moves."""
+    max_attempts: Annotated[int, CHANGEABLE] = Field(default=3, ge=1)
+    """Times that one request may fail with an error, or pass its deadline, before it is given up."""
+
+
+class RolloutConfig(PoolPlacement):
+    """The processes that generate."""
+
+    workers: Annotated[int, CHANGEABLE] = Field(default=2, ge=1)
+    """Rollout workers."""
+    min_workers: Annotated[int, CHANGEABLE] = Field(default=1, ge=1)
+    """Where fewer can be kept alive, the run writes a checkpoint and stops."""
+    chunk_sequences: int = Field(default=64, ge=1)
+    """Prompts of one dispatch: the unit of work, whatever the number of workers."""
+    dtype: DType = "float32"
+    """Precision of the weights that generate."""
+
+    @model_validator(mode="after")
+    def _enough_workers(self) -> "RolloutConfig":
+        if self.min_workers > self.workers:
+            raise ValueError(f"min_workers={self.min_workers} is more than workers={self.workers}; lower it")
+        return self
+
+
+class RewardServiceConfig(PoolPlacement):
+    """The processes that score and compute reference logprobs."""
+
+    replicas: Annotated[int, CHANGEABLE] = Field(default=1, ge=1)
+    """Reward replicas."""
+    min_replicas: Annotated[int, CHANGEABLE] = Field(default=1, ge=1)
+    """Where fewer can be kept alive, the run writes a checkpoint and stops."""
+    budget_s: Annotated[float, CHANGEABLE] = Field(default=900.0, gt=0)
+    """Longest time in which a chunk must be judged, all attempts included; after that its samples are dropped."""
+    batch_sequences: int = Field(default=64, ge=1)
+    """Texts of one forward pass."""
+
+    @model_validator(mode="after")
+    def _enough_replicas(self) -> "RewardServiceConfig":
+        if self.min_replicas > self.replicas:
+            raise ValueError(f"min_replicas={self.min_replicas} is more than replicas={self.replicas}; lower it")
+        return self
+
+
+class LearnerConfig(Placement):
+    """The process that takes gradients."""
+
+    dtype: DType = "float32"
+    """Precision of the trained weights; below float32 needs care: updates may round to zero."""
+    update_timeout_s: Annotated[float, CHANGEABLE] = Field(default=3600.0, gt=0)
+    """Longest time that one update may take."""
+    save_timeout_s: Annotated[float, CHANGEABLE] = Field(default=600.0, gt=0)
+    """Longest time in which a checkpoint must be written, in the background."""
+    stage_timeout_s: Annotated[float, CHANGEABLE] = Field(default=600.0, gt=0)
+    """Longest silence of a supervised stage."""
