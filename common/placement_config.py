@@ -1,4 +1,7 @@
-"""Where the processes of each role run, how many there are, and how long anybody waits for them. Imports pydantic only."""
+"""Where the processes of each role run, how many there are, and how long anybody waits for them.
+
+Imports pydantic only.
+"""
 
 from typing import Annotated, Literal
 
