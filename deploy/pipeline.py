@@ -18,9 +18,10 @@ from common.config import RunConfig
 from common.config_file import to_toml
 from common.hub import join_revision
 from common.records import Progress, StageResult
+from deploy.evaluate_stage import evaluate_stage
 from deploy.files import read_json, write_json
 from deploy.fingerprint import fingerprint, folder_hash
-from deploy.ppo_stage import evaluate_stage, ppo_stage
+from deploy.ppo_stage import ppo_stage
 from deploy.progress import stage_bar
 from deploy.runtime import Runtime
 from learner.stages import StageRequest
