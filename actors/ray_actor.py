@@ -7,6 +7,7 @@ import torch
 
 from actors.build import build_worker
 from common.config import RunConfig
+from common.process import describe, heartbeat, stacks
 from common.records import GenerateRequest, Identity, ModelPaths, RolloutChunk, Stats, WeightsHandle
 from common.weights import Buffer, detached, weights_of
 
@@ -20,9 +21,9 @@ def fetch(handle: WeightsHandle) -> Buffer:
     return buffer
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"heartbeat": 1})
 class RolloutActor:
-    """Shell around RolloutWorker."""
+    """Shell around RolloutWorker; signs of life are answered beside the work."""
 
     def __init__(self, config: RunConfig, paths: ModelPaths, name: str) -> None:
         self._parts = (config, paths, name)
@@ -32,14 +33,29 @@ class RolloutActor:
         config, paths, name = self._parts
         torch.set_num_threads(config.rollout.threads)
         self._worker = build_worker(config, paths, fetch=fetch, name=name)
-        return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
+        return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
 
-    @ray.method(num_returns=2)
-    def weights_of(self, path: str, identity: Identity) -> tuple[Buffer, WeightsHandle]:
-        """Weights of a model folder, for evaluation; this worker goes on with its own."""
-        return detached(weights_of(path, identity))
+    def adopt(self, handle: WeightsHandle) -> dict[str, str]:
+        """Hold these weights before the first prompt."""
+        return self._worker.adopt(handle)
 
     @ray.method(num_returns=2)
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
         """Payload and stats, as two objects."""
         return self._worker.generate(request)
+
+    @ray.method(concurrency_group="heartbeat")
+    def heartbeat(self) -> dict[str, Any]:
+        """A sign of life."""
+        return heartbeat()
+
+    @ray.method(concurrency_group="heartbeat")
+    def stacks(self) -> str:
+        """Where the threads of this process stand."""
+        return stacks()
+
+
+@ray.remote(num_returns=2, num_cpus=0, max_retries=0)
+def read_weights(path: str, identity: Identity) -> tuple[Buffer, WeightsHandle]:
+    """Weights of a model folder, for evaluation: the driver owns the buffer and does not hold it."""
+    return detached(weights_of(path, identity))

@@ -39,6 +39,15 @@ class RolloutWorker:
         self.weights_hash = 0
         self.probe_gap = 0.0
 
+    def adopt(self, handle: WeightsHandle) -> dict[str, str]:
+        """Make the handle's weights this worker's own before its first prompt; says which it holds.
+
+        Raises:
+            WeightsMismatchError: the weights that arrived are not those that were published.
+        """
+        self._adopt(handle)
+        return {"identity": str(self.identity)}
+
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
         """Sample one response to each prompt of the request.
 

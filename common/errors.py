@@ -29,6 +29,14 @@ class MemberFailedError(MiniChatGPTError, RuntimeError):
     """A worker, reward replica or learner failed; the message names role, member and phase, and the cause."""
 
 
+class LearnerLostError(MemberFailedError):
+    """The learner died, hangs or holds corrupt weights; it can be started again from a checkpoint."""
+
+
+class TooManyDropsError(MiniChatGPTError, RuntimeError):
+    """The reward service could not judge so many samples that going on would make no sense; says why the last one."""
+
+
 class LedgerError(MiniChatGPTError, AssertionError):
     """Samples were lost or counted twice: a bug of ours, never a user's fault."""
 

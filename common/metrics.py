@@ -49,7 +49,7 @@ class RunMetrics:
             return Gauge(prefix + name, meaning, labels, registry=registry)
 
         self._updates = counter("updates", "PPO updates done.")
-        self._samples = gauge("samples", "Samples by fate; the fates add up to those dispatched.", "fate")
+        self._samples = gauge("samples", "Samples by fate; the fates add up to those dispatched.", "fate", "reason")
         self._dispatched = gauge("samples_dispatched", "Samples dispatched since the start.")
         self._generated = counter("tokens_generated", "Response tokens generated.", "worker")
         self._trained = counter("tokens_trained", "Response tokens trained on, each counted once.")
@@ -61,6 +61,8 @@ class RunMetrics:
             buckets=SECONDS,
             registry=registry,
         )
+        self._events = counter("member_events", "Members that came, were lost, restarted, drained or given up.", "event")
+        self._duplicates = gauge("samples_duplicate", "Samples that were answered a second time.")
         self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
         self._probe_gap = gauge("probe_gap_nats", "Gap to the learner's logprobs on the probe prompts.", "worker")
         self._update_gauges = {key: gauge(name, meaning) for key, (name, meaning) in UPDATE_GAUGES.items()}
@@ -69,11 +71,20 @@ class RunMetrics:
         """What a pool's member says of one call."""
         for phase, seconds in stats.seconds.items():
             self._seconds.labels(role, phase).observe(seconds)
-        if stats.response_tokens:
+        if stats.response_tokens and member:
             self._generated.labels(member).inc(stats.response_tokens)
-        if stats.identity is not None:
+        if stats.identity is not None and member:
             self._weights_step.labels(member).set(stats.identity.step)
             self._probe_gap.labels(member).set(stats.probe_gap)
+
+    def departed(self, slot: str) -> None:
+        """A member has left for good: its series go with it."""
+        for family in (self._generated, self._weights_step, self._probe_gap):
+            family.remove(slot)
+
+    def event(self, name: str) -> None:
+        """Something happened to a member."""
+        self._events.labels(name).inc()
 
     def phases(self, role: str, seconds: Mapping[str, float]) -> None:
         """Seconds that driver or learner spent."""
@@ -92,6 +103,9 @@ class RunMetrics:
     def ledger(self, ledger: Ledger) -> None:
         """Where every sample is."""
         self._dispatched.set(ledger.dispatched)
+        self._duplicates.set(ledger.duplicates)
         for fate in ("trained", "rolled_back", "buffered", "in_flight"):
-            self._samples.labels(fate).set(getattr(ledger, fate))
-        self._samples.labels("dropped").set(sum(ledger.dropped.values()))
+            self._samples.labels(fate, "").set(getattr(ledger, fate))
+        self._samples.labels("dropped", "").set(0)
+        for reason, samples in ledger.dropped.items():
+            self._samples.labels("dropped", reason).set(samples)

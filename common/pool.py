@@ -1,89 +1,210 @@
-"""A pool of members that answer calls: who gets which call, and what came of it. Pure; knows no Ray and no clock.
+"""A pool that answers tasks whatever becomes of its members: a pure machine. Events go in, actions come out.
 
-Both the rollout pool and the reward pool are this machine; `deploy/conductor.py` moves calls and replies between it
-and a transport.
+It knows no Ray, no thread and no clock; `deploy/supervisor.py` moves actions and replies between it and a transport.
+Rollout pool and reward pool are both this machine. Who is in it, and when a member is lost, is common/roster.py.
+
+    submit ─▶ queue ─▶ least-loaded active member ─▶ Done | GaveUp | LostArgument
+                ▲                │
+                └── lost member ─┘   at once, to the front, with the same seeds; the first valid answer wins
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from common.errors import MemberFailedError, MiniChatGPTError, PhaseTimeoutError
-from common.ports import Call, Method, Reply, Role
-from common.supervision import Dispatcher
+from common.errors import ConfigError, WeightsMismatchError
+from common.member import Held, Member, Slot
+from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
+from common.ports import Method, Reply, Role
+from common.records import GenerateRequest
+from common.roster import Roster, words
+from common.supervision import Limits
 
-DEPTH = 2
-"""Calls that a member holds at once: one being worked on, one waiting, so that it never idles between them."""
+
+@dataclass(slots=True)
+class Task:
+    """Work that somebody waits for."""
+
+    task_id: int
+    method: Method
+    argument: Any
+    since: float
+    sent: int = 0
+    """Times that it was sent."""
+    attempts: int = 0
+    """Times that it failed by its own fault, as far as one can tell."""
+    avoid: set[str] = field(default_factory=set)
+    """Slots on which it failed."""
 
 
 class Pool:
-    """Members of one role.
+    """Members of one role, and the work that they share.
 
     Args:
-        role: for messages, and so that the transport finds the members.
-        members: their names.
-        deadline_s: longest time that a call may take, waiting at the member included.
+        role: `rollout` or `reward`.
+        limits: times, attempts, restarts.
         call_ids: one iterator for all pools of a run, so that ids never meet.
     """
 
-    def __init__(
-        self, role: Role, members: Sequence[str], *, deadline_s: float, call_ids: Iterator[int] | None = None
-    ) -> None:
+    def __init__(self, role: Role, limits: Limits, *, call_ids: Iterator[int] | None = None) -> None:
         self.role = role
+        self.limits = limits
+        self.tasks: dict[int, Task] = {}
         self._ids = call_ids if call_ids is not None else itertools.count()
-        self._dispatcher = Dispatcher(members, depth=DEPTH, deadline_s=deadline_s)
-        self._work: dict[int, tuple[Method, Any]] = {}
+        self.roster = Roster(role, limits, self._ids)
+        self._queue: deque[int] = deque()
+        self._forgotten: set[int] = set()
+        """Calls whose answers count nowhere."""
 
-    @property
-    def members(self) -> list[str]:
-        """Names of the members."""
-        return self._dispatcher.members
+    # --- what others want
 
-    def submit(self, method: Method, argument: Any) -> int:
-        """Queue work; returns the call's id, under which its reply will come."""
-        call_id = next(self._ids)
-        self._work[call_id] = (method, argument)
-        self._dispatcher.submit(call_id)
-        return call_id
+    def resize(self, target: int, now: float) -> list[Action]:
+        """Have `target` members; at least `limits.min_members`."""
+        return self._absorb(self.roster.resize(target, now), now)
 
-    def due(self, now: float) -> list[Call]:
-        """Calls to send now."""
-        calls = []
-        for assignment in self._dispatcher.assign(now):
-            assert isinstance(assignment.task, int)
-            method, argument = self._work[assignment.task]
-            calls.append(Call(assignment.task, self.role, assignment.member, method, argument))
-        return calls
+    def publish(self, weights: Any, now: float) -> list[Action]:
+        """New weights; they ride on the requests, and only members that wait for their first ones are told."""
+        return self.roster.publish(weights, now)
+
+    def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
+        """These nodes are about to go: their members are replaced elsewhere, and their work moves at once."""
+        return self._absorb(self.roster.leave_nodes(nodes, now), now)
+
+    def submit(self, method: Method, argument: Any, now: float) -> int:
+        """Queue work; returns the id under which `Done`, `LostArgument` or `GaveUp` will come."""
+        task_id = next(self._ids)
+        self.tasks[task_id] = Task(task_id, method, argument, now)
+        self._queue.append(task_id)
+        return task_id
+
+    def forget(self, task_id: int) -> None:
+        """Nobody waits for this any more; its answer, if it still comes, counts nowhere."""
+        if self.tasks.pop(task_id, None) is None:
+            return
+        self._unqueue(task_id)
+        self._forgotten |= {call_id for call_id, (_, held) in self.roster.calls.items() if held.task_id == task_id}
+
+    # --- what happens
 
     def owns(self, reply: Reply) -> bool:
-        """Whether the reply answers a call of this pool that is still open."""
-        return reply.call_id in self._work
+        """Whether the reply answers a call of this pool, for the first time."""
+        return reply.call_id in self.roster.calls
 
-    def settle(self, reply: Reply) -> str:
-        """Close a call; returns the member that answered it.
+    def on_reply(self, reply: Reply, now: float) -> list[Action]:
+        """A call is answered."""
+        held, slot, member = self.roster.answered(reply, now)
+        if held.task_id is not None and reply.error is None:
+            actions = self._on_answer(reply, held, held.task_id, slot)
+        elif held.task_id is not None:
+            actions = self._on_error(reply, held, held.task_id, slot, member, now)
+        elif slot is not None and member is not None:
+            actions = self.roster.on_control(reply, held, slot, member, now)
+        else:
+            actions = []
+        if slot is not None:
+            actions += self.roster.leave_if_idle(slot)
+        return self._absorb(actions, now)
 
-        Raises:
-            MemberFailedError: the call failed; names role, member, phase and cause.
-        """
-        member = self._dispatcher.finish(reply.call_id)
-        assert member is not None, "a reply is settled once"
-        method, _ = self._work.pop(reply.call_id)
-        if isinstance(reply.error, MiniChatGPTError):
-            raise reply.error
-        if reply.error is not None:
-            raise MemberFailedError(
-                f"{self.role} member {member} failed in {method}: {type(reply.error).__name__}: {reply.error}"
-            ) from reply.error
-        return member
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed."""
+        actions: list[Action] = []
+        for task in list(self.tasks.values()):
+            if now - task.since > self.limits.budget_s:
+                error = TimeoutError(f"{task.method} was not answered within {self.limits.budget_s:g} s in all")
+                actions += self._close(task, "timeout", error)
+        return self._absorb(actions + self.roster.tick(now), now)
 
-    def check_deadlines(self, now: float) -> None:
-        """Raise PhaseTimeoutError if a call is late; names who holds it and what else is open."""
-        for late in self._dispatcher.late(now):
-            assert isinstance(late.task, int)
-            method, _ = self._work[late.task]
-            raise PhaseTimeoutError(
-                f"{self.role} member {late.member} has not answered {method} for {late.held_s:.0f} s "
-                f"(limit {self._dispatcher.deadline_s:.0f} s, rollout.request_timeout_s); "
-                f"{self._dispatcher.num_held()} calls at {len(self.members)} members, "
-                f"{len(self._dispatcher.queue)} queued"
-            )
+    def dispatch(self, now: float) -> list[Action]:
+        """Hand queued tasks to the least loaded members that have room; first come, first served."""
+        actions: list[Action] = []
+        active = self.roster.active()
+        for task_id in list(self._queue):
+            task = self.tasks[task_id]
+            free = [m for m in active if m.load() < self.limits.depth]
+            if not free:
+                break
+            untried = [m for m in free if m.key.slot not in task.avoid]
+            if not untried and any(m.key.slot not in task.avoid for m in active):
+                continue  # a member that has not failed it will have room
+            self._queue.remove(task_id)
+            argument = task.argument
+            if isinstance(argument, GenerateRequest):
+                argument = replace(argument, attempt=task.sent)
+            task.sent += 1
+            member = min(untried or free, key=Member.load)
+            actions.append(self.roster.call(member, task.method, argument, now, task_id=task_id))
+        return actions
+
+    def _on_answer(self, reply: Reply, held: Held, task_id: int, slot: Slot | None) -> list[Action]:
+        assert reply.stats is not None, "work brings its Stats"
+        if held.call_id in self._forgotten:
+            self._forgotten.discard(held.call_id)
+            return []
+        if self.tasks.pop(task_id, None) is None:
+            return [Duplicate(reply.stats)]
+        self._unqueue(task_id)  # it may have been queued again, in vain
+        name = slot.name if slot is not None else ""
+        return [Done(task_id, held.method, self.role, name, reply.payload, reply.stats)]
+
+    def _on_error(
+        self, reply: Reply, held: Held, task_id: int, slot: Slot | None, member: Member | None, now: float
+    ) -> list[Action]:
+        error = reply.error
+        assert error is not None, "called for errors only"
+        self._forgotten.discard(held.call_id)
+        if slot is None or member is None:
+            return []  # its work moved when the member was given up
+        if reply.cause == "died" or isinstance(error, WeightsMismatchError):
+            member.held[held.call_id] = held  # it goes the way of its other work
+            blamed = None if reply.cause == "died" else task_id
+            return self.roster.lose(slot, member, held.method, words(error), now, blamed=blamed, error=error)
+        slot.last_error = words(error)
+        task = self.tasks.get(task_id)
+        if task is None:
+            return []
+        if reply.cause == "lost":
+            self.forget(task_id)
+            return [LostArgument(task_id)]
+        note = Note("error", slot.name, f"{member.key} failed in {held.method}: {words(error)}")
+        return [note, *self._blame(task, slot.name, error)]
+
+    def _absorb(self, actions: list[Action], now: float) -> list[Action]:
+        """Take back the work of lost members, and hand out what is queued; the rest is for others to do."""
+        passed: list[Action] = []
+        for action in actions:
+            if isinstance(action, Orphaned):
+                passed += self._take_back(action)
+            else:
+                passed.append(action)
+        return passed + self.dispatch(now)
+
+    def _take_back(self, orphaned: Orphaned) -> list[Action]:
+        for task_id in reversed(orphaned.task_ids):
+            if task_id in self.tasks and task_id not in self._queue:
+                self._queue.appendleft(task_id)
+        if orphaned.blamed is None or orphaned.error is None or orphaned.blamed not in self.tasks:
+            return []
+        return self._blame(self.tasks[orphaned.blamed], None, orphaned.error)
+
+    def _blame(self, task: Task, slot: str | None, error: BaseException) -> list[Action]:
+        """The task failed by its own fault, as it seems: try it elsewhere, or give it up."""
+        task.attempts += 1
+        if slot is not None:
+            task.avoid.add(slot)
+        if isinstance(error, ConfigError):
+            return [Failed(error)]
+        if task.attempts >= self.limits.max_attempts:
+            return self._close(task, "timeout" if isinstance(error, TimeoutError) else "error", error)
+        if task.task_id not in self._queue:
+            self._queue.appendleft(task.task_id)
+        return []
+
+    def _close(self, task: Task, reason: Literal["timeout", "error"], error: BaseException) -> list[Action]:
+        self.forget(task.task_id)
+        return [GaveUp(task.task_id, task.method, reason, error)]
+
+    def _unqueue(self, task_id: int) -> None:
+        if task_id in self._queue:
+            self._queue.remove(task_id)

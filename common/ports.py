@@ -1,26 +1,42 @@
 """The protocols through which the rooms meet. `deploy` wires the implementations, with Ray or without."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from common.records import ChunkHandle, Stats, UpdateReport, WeightsHandle
 
+if TYPE_CHECKING:
+    from common.checkpoint import ShardFiles  # which needs torch, as nothing else here does
+
 Role = Literal["rollout", "reward"]
-Method = Literal["generate", "score", "reference"]
+Method = Literal["ready", "adopt", "probe", "heartbeat", "generate", "score", "reference"]
+Cause = Literal["raised", "died", "lost"]
+
+
+class MemberKey(NamedTuple):
+    """One life of one member of a pool: a slot keeps its name over restarts, so that metrics keep their labels."""
+
+    role: Role
+    slot: str
+    """As in `worker-0`."""
+    incarnation: int
+    """0 for the first life."""
+
+    def __str__(self) -> str:
+        return f"{self.role} member {self.slot}"
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One asynchronous call on one member of a pool; its result is two objects, a payload and a Stats."""
+    """One asynchronous call on one member; work (`generate`, `score`, `reference`) brings a payload and a Stats."""
 
     call_id: int
-    role: Role
-    member: str
+    member: MemberKey
     method: Method
-    argument: Any
-    """A GenerateRequest, or a reference to the RolloutChunk to judge."""
+    argument: Any = None
+    """A GenerateRequest, a WeightsHandle to adopt, or a reference to the RolloutChunk to judge."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,20 +45,31 @@ class Reply:
 
     call_id: int
     payload: Any = None
-    """Reference to the payload; never looked into by the driver."""
+    """Of work: reference to the payload, never looked into by the driver. Else: what the member answered."""
     stats: Stats | None = None
     error: BaseException | None = None
     """Why it failed; payload and stats are None then."""
+    cause: Cause = "raised"
+    """Of an error: the member raised it; the member is gone; or what the call needed was lost with its node."""
 
 
 class Transport(Protocol):
-    """Carries calls to the pools' members and brings back their replies."""
+    """Starts, kills and calls the members of the pools. Nothing here blocks; replies come to the receiver."""
+
+    def receive(self, receiver: Callable[[Reply], None]) -> None:
+        """Name who gets the replies, on any thread."""
+
+    def start(self, member: MemberKey) -> None:
+        """Ask for a new member; it is there once it answers `ready`."""
 
     def send(self, call: Call) -> None:
-        """Start a call; returns at once."""
+        """Start a call; its reply comes to the receiver."""
 
-    def wait(self, timeout_s: float) -> list[Reply]:
-        """Replies that have come, at least one unless `timeout_s` seconds pass first."""
+    def kill(self, member: MemberKey, *, dump: bool) -> None:
+        """End a member, however stuck it is; `dump` first writes down where its threads stand, if it still can."""
+
+    def draining_nodes(self) -> frozenset[str]:
+        """Nodes that are about to go."""
 
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """Look into a payload; only for evaluation, never in the training loop."""
@@ -58,11 +85,18 @@ class Learner(Protocol):
     def weights(self) -> WeightsHandle:
         """The policy as it is now."""
 
-    def update(self, chunks: Sequence[ChunkHandle]) -> UpdateReport:
-        """Train on the chunks once; raises NonFiniteError and leaves the weights alone if the step is not finite."""
+    def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
+        """Fetch what the next update needs; returns the positions of the chunks whose payloads are lost."""
 
-    def save(self, folder: Path) -> None:
-        """Write a whole checkpoint into `folder`."""
+    def update(self) -> UpdateReport:
+        """Train once on what was prepared.
+
+        Raises:
+            LearnerLostError: it died, hangs, or its weights are no longer finite.
+        """
+
+    def begin_save(self, url: str) -> "Future[ShardFiles]":
+        """Copy the state before this returns, and write it in the background."""
 
 
 class Rollouts(Protocol):
@@ -74,8 +108,14 @@ class Rollouts(Protocol):
     def collect(self, num_samples: int) -> list[ChunkHandle]:
         """Exactly `num_samples` samples, generated, judged and accounted for."""
 
+    def regenerate(self, chunks: Sequence[ChunkHandle], lost: Sequence[int]) -> list[ChunkHandle]:
+        """The same samples; those of the chunks at the positions `lost` are generated and judged once more."""
+
     def account(self, report: UpdateReport) -> None:
-        """Book the samples that the update trained on."""
+        """Book the samples that the update trained on, or dropped."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Prompt cursor and ledger after the last update that was accounted for."""
 
 
 class Recorder(Protocol):
@@ -88,5 +128,11 @@ class Recorder(Protocol):
 class Checkpoints(Protocol):
     """Keeps the learner's state."""
 
-    def save(self, learner: Learner) -> None:
-        """Write a checkpoint of the learner, whole or not at all."""
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after update `step`."""
+
+    def save(self, learner: Learner, rollouts: Rollouts) -> None:
+        """Start to write one in the background; whole or not at all."""
+
+    def wait(self) -> None:
+        """Until the last one is written and verified."""

@@ -241,6 +241,8 @@ class UpdateReport:
     """Wall seconds by phase."""
     samples: tuple[Sample, ...] = ()
     """Best and worst texts of the update."""
+    is_finite: bool = True
+    """False: no optimizer step had a finite loss and gradient; the weights are as they were and `trained` is empty."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,155 +7,44 @@ import dataclasses
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from actors.ray_actor import RolloutActor
+from actors.ray_actor import RolloutActor, read_weights
 from common.config import RunConfig
-from common.errors import ConfigError, MemberFailedError, MiniChatGPTError, PhaseTimeoutError
-from common.placement_config import Placement
-from common.ports import Call, Reply
-from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.errors import ConfigError, PhaseTimeoutError
+from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
 from deploy.preflight import check_placements
-from deploy.ray_environment import THREADS
+from deploy.ray_calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
+from deploy.ray_learner import RayLearner
+from deploy.ray_transport import RayTransport
 from deploy.runtime import Members
+from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 from learner.ray_actor import LearnerActor, run_stage
 from learner.stages import StageRequest
 from reward_service.ray_actor import RewardActor
 
-CONTROL_TIMEOUT_S = 300.0
-"""Longest time of a call that only moves weights or writes files."""
-
-
-def options(placement: Placement) -> dict[str, Any]:
-    """Ray options of a process with this placement."""
-    return {
-        "num_cpus": placement.num_cpus,
-        "num_gpus": placement.num_gpus,
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.threads), **THREADS}},
-    }
-
-
-def spawn(actor_class: Any, placement: Placement, *arguments: Any) -> Any:
-    """Ask Ray for an actor; returns its handle at once."""
-    return actor_class.options(**options(placement)).remote(*arguments)
-
-
-def cause_of(error: RayError) -> BaseException:
-    """The error that was raised in the other process, or Ray's own where the process is gone."""
-    cause: BaseException = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
-    return cause
-
-
-def wait_for(ref: Any, *, role: str, phase: str, timeout_s: float) -> Any:
-    """`ray.get` with a deadline and an error that names role and phase.
-
-    Raises:
-        PhaseTimeoutError: nothing came in time.
-        MemberFailedError: the process died, or raised an error that is none of ours.
-    """
-    try:
-        return ray.get(ref, timeout=timeout_s)
-    except GetTimeoutError as error:
-        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
-        raise PhaseTimeoutError(f"{role} has not finished {phase} within {timeout_s:.0f} s; free: {free}") from error
-    except RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, MiniChatGPTError):
-            raise cause from error
-        died = "died" if isinstance(error, RayActorError) else "failed"
-        raise MemberFailedError(f"{role} {died} in {phase}: {type(cause).__name__}: {cause}") from error
-
-
-class RayTransport:
-    """Carries calls to Ray actors; a reply's payload is an object reference.
-
-    Args:
-        members: actor handles by role and name.
-    """
-
-    def __init__(self, members: dict[tuple[str, str], Any]) -> None:
-        self._members = members
-        self._open: dict[Any, tuple[int, Any]] = {}
-
-    def send(self, call: Call) -> None:
-        """Start a remote call."""
-        method = getattr(self._members[call.role, call.member], call.method)
-        payload, stats = method.remote(call.argument)
-        self._open[stats] = (call.call_id, payload)
-
-    def wait(self, timeout_s: float) -> list[Reply]:
-        """Replies in the order in which they come."""
-        done, _ = ray.wait(list(self._open), num_returns=1, timeout=timeout_s)
-        replies = []
-        for ref in done:
-            call_id, payload = self._open.pop(ref)
-            try:
-                replies.append(Reply(call_id, payload, ray.get(ref, timeout=CONTROL_TIMEOUT_S)))
-            except RayError as error:
-                replies.append(Reply(call_id, error=cause_of(error)))
-        return replies
-
-    def fetch(self, ref: Any, timeout_s: float) -> Any:
-        """The payload from the object store."""
-        return wait_for(ref, role="driver", phase="fetch", timeout_s=timeout_s)
-
-
-class RayLearner:
-    """The learner actor: implements `common.ports.Learner`; payloads never pass through this process."""
-
-    def __init__(self, actor: Any, config: RunConfig, watch: Stopwatch) -> None:
-        self._watch = watch
-        self._actor = actor
-        self._update_timeout_s = config.learner.update_timeout_s
-        self._step = 0
-
-    @property
-    def step(self) -> int:
-        """Updates done."""
-        return self._step
-
-    def weights(self) -> WeightsHandle:
-        """A handle whose buffer this process owns and does not hold."""
-        with self._watch.phase("publish"):
-            buffer, handle = self._actor.weights.remote()
-            ready: WeightsHandle = wait_for(handle, role="learner", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
-        return dataclasses.replace(ready, ref=buffer)
-
-    def update(self, chunks: Sequence[ChunkHandle]) -> UpdateReport:
-        """Let the learner fetch the payloads, then train on them."""
-        with self._watch.phase("update"):
-            prepared = self._actor.prepare.remote(list(chunks))
-            wait_for(prepared, role="learner", phase="prepare", timeout_s=CONTROL_TIMEOUT_S)
-            updated = self._actor.update.remote()
-            report: UpdateReport = wait_for(updated, role="learner", phase="update", timeout_s=self._update_timeout_s)
-        self._step = report.step
-        return report
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint, where the learner is."""
-        wait_for(self._actor.save.remote(str(folder)), role="learner", phase="save", timeout_s=CONTROL_TIMEOUT_S)
-
-    def export(self, folder: Path) -> None:
-        """Leave the policy in Hugging Face's format, where the learner is."""
-        wait_for(self._actor.export.remote(str(folder)), role="learner", phase="export", timeout_s=CONTROL_TIMEOUT_S)
+SLICE_S = 0.5
+"""Time between two looks at the wish to stop, while a stage runs."""
+SPARE_MEMBERS = 8
+"""Members that a local cluster has room for beyond those it starts with, so that `scale` works."""
 
 
 class RayRuntime:
     """A Ray cluster.
 
     Args:
-        config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles ask for.
+        config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles may ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
     """
 
     name = "ray"
+    are_processes = True
 
     def __init__(self, config: RunConfig, *, address: str | None = None) -> None:
         if ray.is_initialized():
@@ -174,16 +63,24 @@ class RayRuntime:
             ray.shutdown()
             raise
 
-    def run_stage(self, request: StageRequest) -> Iterator[Progress | StageResult]:
+    def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
         limit = request.config.learner.stage_timeout_s
         stream = run_stage.options(**options(request.config.learner)).remote(request)
+        silent_s = 0.0
         while True:
-            ready, _ = ray.wait([stream], num_returns=1, timeout=limit)
+            ready, _ = ray.wait([stream], num_returns=1, timeout=SLICE_S)
+            if stop.requested:
+                ray.cancel(stream, force=False)
+                stop.raise_if_requested()
             if not ready:
+                silent_s += SLICE_S
+                if silent_s < limit:
+                    continue
                 raise PhaseTimeoutError(
                     f"{request.stage} gave no sign for {limit:.0f} s (learner.stage_timeout_s); it may be stuck"
                 )
+            silent_s = 0.0
             try:
                 ref = next(stream)
             except StopIteration:
@@ -191,63 +88,48 @@ class RayRuntime:
             yield wait_for(ref, role=request.stage, phase="training", timeout_s=CONTROL_TIMEOUT_S)
 
     @contextmanager
-    def members(self, config: RunConfig, paths: ModelPaths, folder: Path) -> Iterator[Members]:
-        """Start actors, all at once; kill them at the end."""
-        handles: dict[tuple[str, str], Any] = {}
-        for i in range(config.rollout.workers):
-            name = f"worker-{i}"
-            handles["rollout", name] = spawn(RolloutActor, config.rollout, config, paths, name)
-        for i in range(config.reward_service.replicas):
-            name = f"replica-{i}"
-            handles["reward", name] = spawn(RewardActor, config.reward_service, config, paths)
-        if paths.judge is None:
-            handles["learner", "learner"] = spawn(LearnerActor, config.learner, config, paths, str(folder))
+    def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
+        """Start the learner; workers and replicas start when the supervisor asks for them. All are killed at the end."""
+        logs, watch = folder / "logs", Stopwatch()
+        transport = RayTransport(
+            {
+                "rollout": lambda slot: spawn(RolloutActor, config.rollout, config, paths, slot),
+                "reward": lambda slot: spawn(RewardActor, config.reward_service, config, paths),
+            },
+            logs,
+        )
+        learner = None
         try:
-            described = _await_ready(handles, config)
-            learner, watch = handles.get(("learner", "learner")), Stopwatch()
-            yield Members(
-                transport=RayTransport(handles),
-                workers=[name for role, name in handles if role == "rollout"],
-                replicas=[name for role, name in handles if role == "reward"],
-                learner=RayLearner(learner, config, watch) if learner is not None else None,
-                weights_of=lambda path, identity: _weights_of(handles["rollout", "worker-0"], path, identity),
-                watch=watch,
-                described=described,
-            )
+            if paths.judge is None:
+                learner = RayLearner(
+                    lambda: spawn(LearnerActor, config.learner, config, paths, str(folder)),
+                    config,
+                    watch=watch,
+                    stop=stop,
+                    logs=logs,
+                )
+            yield Members(transport, learner, _weights_of, watch)
         finally:
-            for handle in handles.values():
-                ray.kill(handle)
+            transport.close()
+            if learner is not None:
+                learner.close()
 
     def close(self) -> None:
         """Disconnect; a local cluster ends with it."""
         ray.shutdown()
 
 
-def _weights_of(worker: Any, path: str, identity: Identity) -> WeightsHandle:
-    """A model folder's weights, read by a worker; this process owns the buffer and does not hold it."""
-    buffer, handle = worker.weights_of.remote(path, identity)
-    ready: WeightsHandle = wait_for(handle, role="worker-0", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
+def _weights_of(path: str, identity: Identity) -> WeightsHandle:
+    """A model folder's weights, read by a process of the cluster; this one owns the buffer and does not hold it."""
+    buffer, handle = read_weights.remote(path, identity)
+    ready: WeightsHandle = wait_for(handle, role="driver", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
     return dataclasses.replace(ready, ref=buffer)
 
 
-def _await_ready(handles: dict[tuple[str, str], Any], config: RunConfig) -> dict[str, dict[str, object]]:
-    """What each actor says once its models are loaded."""
-    limits: dict[str, Placement] = {
-        "rollout": config.rollout,
-        "reward": config.reward_service,
-        "learner": config.learner,
-    }
-    asked = {key: handle.ready.remote() for key, handle in handles.items()}
-    return {
-        name: wait_for(ref, role=f"{role} member {name}", phase="start", timeout_s=limits[role].start_timeout_s)
-        for (role, name), ref in asked.items()
-    }
-
-
 def local_cpus(config: RunConfig) -> int:
-    """Logical CPUs of a local cluster: the machine's, or as many as the roles ask for, if that is more."""
+    """Logical CPUs of a local cluster: the machine's, or as many as the roles and some spare members ask for."""
     needed = (
-        config.rollout.workers * config.rollout.num_cpus
+        (config.rollout.workers + SPARE_MEMBERS) * config.rollout.num_cpus
         + config.reward_service.replicas * config.reward_service.num_cpus
         + config.learner.num_cpus
     )

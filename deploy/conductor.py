@@ -1,59 +1,45 @@
 """The conductor: sends chunks of prompts to workers, their rollouts to the reward service, and keeps the ledger.
 
-It runs in the driver and never touches payloads. It moves calls and replies between two pure pools (who does what) and
-a transport (how it travels): `deploy/local.py` for one process, `deploy/cluster.py` for Ray.
+A pure machine over two pools: replies and time go in, actions come out; it touches no payload, waits for nothing and
+knows no Ray. `deploy/supervisor.py` runs it in a thread of its own.
 
     prompts ─▶ generate ─▶ score ─────▶ ChunkHandle ─▶ learner
-                        └▶ reference ─┘
+       ▲                └▶ reference ─┘      │
+       └── next draws for what was dropped ──┘   in rounds: each waits for the one before, so that chunks do not
+                                                 depend on who was fast
 """
 
 import itertools
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from actors.admission import capacity
 from actors.prompts import PromptStream
 from common.config import RunConfig
-from common.errors import LedgerError
-from common.metrics import RunMetrics
+from common.errors import LedgerError, MemberFailedError, NonFiniteError, TooManyDropsError
 from common.pool import Pool
-from common.ports import Reply, Transport
+from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument
+from common.ports import Reply
 from common.ppo_config import PPOConfig
-from common.records import ChunkHandle, GenerateRequest, Prompt, Stats, UpdateReport, WeightsHandle
-from common.supervision import Ledger
-from deploy.stopwatch import Stopwatch
+from common.records import ChunkHandle, GenerateRequest, Prompt, UpdateReport, WeightsHandle
+from common.supervision import Ledger, Limits
+from deploy.batch_flow import Batch, Chunk
 
-POLL_S = 1.0
-"""Longest time between two looks at the deadlines."""
-
-
-@dataclass(slots=True)
-class _Chunk:
-    """A chunk on its way."""
-
-    request: GenerateRequest
-    rollouts: Any = None
-    rollout_stats: Stats | None = None
-    judgements: Any = None
-    judge_stats: Stats | None = None
-    reference: Any = None
+MAX_REGENERATED = 5
+"""Times that one chunk may lose its payload with a node before the run stops."""
 
 
 class Conductor:
-    """Source of judged samples: implements `common.ports.Rollouts`.
+    """Two pools, one ledger, one batch at a time.
 
     Args:
         config: the run; its PPO stage must be present.
         prompts: the stream that training draws from.
-        transport: carries calls.
-        workers: names of the rollout workers.
-        replicas: names of the reward replicas.
-        metrics: told of every reply.
-        watch: told the driver's wall time of collecting, and the members' own seconds by phase, summed.
+        rollout: what the pool of workers is held to.
+        reward: what the pool of reward replicas is held to.
         with_reference: ask the reward service for reference logprobs too.
-        clock: seconds, for deadlines; a test may turn it.
+        ledger: of the attempts before this one.
     """
 
     def __init__(
@@ -61,146 +47,286 @@ class Conductor:
         config: RunConfig,
         *,
         prompts: PromptStream,
-        transport: Transport,
-        workers: Sequence[str],
-        replicas: Sequence[str],
-        metrics: RunMetrics,
-        watch: Stopwatch,
+        rollout: Limits,
+        reward: Limits,
         with_reference: bool,
-        clock: Callable[[], float] = time.monotonic,
+        ledger: Ledger,
     ) -> None:
         assert config.ppo is not None, "a conductor is of a PPO stage"
         self.ppo: PPOConfig = config.ppo
         self.chunk_sequences = config.rollout.chunk_sequences
         self.run_seed = config.seed
         self.prompts = prompts
-        self.transport = transport
-        self.metrics = metrics
-        self.watch = watch
+        ids = itertools.count()  # of both pools, so that they know their own replies
+        self.rollout = Pool("rollout", rollout, call_ids=ids)
+        self.reward = Pool("reward", reward, call_ids=ids)
         self.with_reference = with_reference
-        self.clock = clock
-        self.ledger = Ledger()
-        ids = itertools.count()
-        deadline_s = config.rollout.request_timeout_s
-        self.rollout_pool = Pool("rollout", workers, deadline_s=deadline_s, call_ids=ids)
-        self.reward_pool = Pool("reward", replicas, deadline_s=deadline_s, call_ids=ids)
+        self.ledger = ledger
+        self.failure: BaseException | None = None
+        """Why nothing goes on; the first cause."""
         self._weights: WeightsHandle | None = None
         self._chunk_indices = itertools.count()
+        self._batch: Batch | None = None
+        self._tasks: dict[int, Chunk] = {}
+        self._nonfinite_in_a_row = 0
+        self._boundary = self._state()
 
-    def publish(self, weights: WeightsHandle) -> None:
+    # --- what others want
+
+    def publish(self, weights: WeightsHandle, now: float) -> list[Action]:
         """All that is generated from now on comes from these weights; they travel with the next requests."""
         self._weights = weights
+        return self._take(self.rollout.publish(weights, now), now)
 
-    def collect(self, num_samples: int) -> list[ChunkHandle]:
-        """Exactly `num_samples` samples, generated and judged, in draw order.
+    def resize(self, workers: int | None, replicas: int | None, now: float) -> list[Action]:
+        """Change how many members the pools have."""
+        actions = self.rollout.resize(workers, now) if workers is not None else []
+        actions += self.reward.resize(replicas, now) if replicas is not None else []
+        return self._take(actions, now)
+
+    def begin(self, num_samples: int, now: float) -> list[Action]:
+        """Start on samples for training; `finished` has them once they are there.
 
         Raises:
             LedgerError: more is asked for than staleness allows.
-            MemberFailedError, PhaseTimeoutError: see `common.pool.Pool`.
         """
-        allowed = capacity(
-            step=self._current().identity.step,
-            submitted=self.ledger.dispatched,
-            batch=self.ppo.trajectories_per_update,
-            max_staleness=self.ppo.max_staleness,
-        )
+        step = self._current().identity.step
+        batch, staleness = self.ppo.trajectories_per_update, self.ppo.max_staleness
+        allowed = capacity(step=step, submitted=self.ledger.live, batch=batch, max_staleness=staleness)
         if num_samples > allowed:
             raise LedgerError(f"{num_samples} samples asked for where staleness admits {allowed}: {self.ledger}")
-        with self.watch.phase("collect"):
-            self.ledger.dispatch(num_samples)
-            handles = self._run(self.prompts.take(num_samples))
-            self.ledger.buffer(num_samples)
-            self.ledger.check()
-        return handles
+        self._batch = Batch(num_samples, self.ledger, refill=True)
+        return self._round(self._batch, self.prompts.take(num_samples), now)
 
-    def sample(self, prompts: Sequence[Prompt]) -> list[ChunkHandle]:
-        """Generate and judge given prompts outside of training; not in the ledger."""
-        return self._run(tuple(prompts))
+    def begin_given(self, prompts: Sequence[Prompt], now: float) -> list[Action]:
+        """Start on given prompts outside of training: with a ledger of their own, and nothing dropped is replaced."""
+        self._batch = Batch(len(prompts), Ledger(), refill=False)
+        return self._round(self._batch, prompts, now)
+
+    def begin_again(self, handles: Sequence[ChunkHandle], lost: Sequence[int], now: float) -> list[Action]:
+        """Payloads of some chunks went with their node: generate those again, with the same seeds."""
+        batch = self._batch = Batch(sum(len(h.draw_indices) for h in handles), self.ledger, refill=True)
+        actions: list[Action] = []
+        for index, handle in enumerate(handles):
+            if index not in lost:
+                batch.ready.append(handle)
+                continue
+            self.ledger.lose(len(handle.draw_indices))
+            prompts = tuple(self.prompts.prompt_at(draw) for draw in handle.draw_indices)
+            actions += self._send_chunk(batch, handle.chunk_index, prompts, now)
+        return actions
+
+    def finished(self) -> list[ChunkHandle] | None:
+        """The batch, in draw order, once it is complete; it is handed out once."""
+        batch = self._batch
+        if batch is None or batch.chunks or self.failure is not None:
+            return None
+        batch.ledger.check()
+        self._batch = None
+        return sorted(batch.ready, key=lambda handle: handle.chunk_index)
 
     def account(self, report: UpdateReport) -> None:
-        """Book the samples that an update trained on."""
-        if len(report.trained) != self.ppo.trajectories_per_update:
+        """Book the samples that an update trained on, or that a step without a finite gradient used up."""
+        wanted = self.ppo.trajectories_per_update
+        if not report.is_finite:
+            self.ledger.drop("nonfinite_update", wanted, buffered=True)
+            self._nonfinite_in_a_row += 1
+        elif len(report.trained) != wanted:
             raise LedgerError(
                 f"update {report.step} trained on {len(report.trained)} samples, not on the "
-                f"{self.ppo.trajectories_per_update} that were collected for it"
+                f"{wanted} that were collected for it"
             )
-        self.ledger.train(len(report.trained))
+        else:
+            self.ledger.train(wanted)
+            self._nonfinite_in_a_row = 0
         self.ledger.check()
-        self.metrics.ledger(self.ledger)
+        self._boundary = self._state()
+        if self._nonfinite_in_a_row >= self.ppo.max_nonfinite_updates:
+            raise NonFiniteError(
+                f"{self._nonfinite_in_a_row} updates in a row had no step with a finite loss and gradient "
+                "(ppo.max_nonfinite_updates); lower the learning rate, or look at the scores in samples.jsonl"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps: prompt cursor and ledger after the last update; what came later is done again."""
+        return self._boundary
+
+    def roll_back(self, state: Mapping[str, Any], now: float) -> list[Action]:
+        """Go back to a checkpoint: its cursor, and all later work is of a dead lineage."""
+        self.abandon()
+        self.prompts.load_state_dict(state)
+        self.ledger.roll_back(int(state["ledger"]["trained"]))
+        self.ledger.check()
+        self._boundary = self._state()
+        return self._take([], now)
+
+    def abandon(self) -> None:
+        """Nobody waits for the batch any more; its samples stay in flight or buffered until they are rolled back."""
+        for task_id in list(self._tasks):
+            self.rollout.forget(task_id)
+            self.reward.forget(task_id)
+        self._tasks.clear()
+        self._batch = None
+
+    # --- what happens
+
+    def on_reply(self, reply: Reply, now: float) -> list[Action]:
+        """A call is answered; unknown ones are late echoes of calls that are answered."""
+        for pool in (self.rollout, self.reward):
+            if pool.owns(reply):
+                return self._take(pool.on_reply(reply, now), now)
+        return []
+
+    def tick(self, now: float) -> list[Action]:
+        """Time has passed."""
+        return self._take(self.rollout.tick(now) + self.reward.tick(now), now)
+
+    def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
+        """Nodes are about to go."""
+        return self._take(self.rollout.leave_nodes(nodes, now) + self.reward.leave_nodes(nodes, now), now)
+
+    # --- inside
 
     def _current(self) -> WeightsHandle:
         if self._weights is None:
             raise RuntimeError("publish weights before collecting")
         return self._weights
 
-    def _run(self, prompts: tuple[Prompt, ...]) -> list[ChunkHandle]:
-        """Generate and judge prompts in fixed chunks; returns when all are done."""
-        chunks: dict[int, _Chunk] = {}
-        waiting: dict[int, tuple[_Chunk, str]] = {}
+    def _state(self) -> dict[str, Any]:
+        return {**self.prompts.state_dict(), "ledger": self.ledger.as_dict()}
+
+    def _round(self, batch: Batch, prompts: Sequence[Prompt], now: float) -> list[Action]:
+        """Send prompts in fixed chunks."""
+        batch.ledger.dispatch(len(prompts))
+        actions: list[Action] = []
         for start in range(0, len(prompts), self.chunk_sequences):
-            part = prompts[start : start + self.chunk_sequences]
-            request = GenerateRequest(
-                chunk_index=next(self._chunk_indices),
-                attempt=0,
-                prompts=part,
-                fill=self.chunk_sequences - len(part),
-                run_seed=self.run_seed,
-                temperature=self.ppo.temperature,
-                weights=self._current(),
-            )
-            chunk = chunks[request.chunk_index] = _Chunk(request)
-            waiting[self.rollout_pool.submit("generate", request)] = (chunk, "generate")
-        while waiting:
-            self._send_due()
-            for reply in self.transport.wait(POLL_S):
-                chunk, method = waiting.pop(reply.call_id)
-                self._settle(reply)
-                waiting.update(self._follow_up(chunk, method, reply))
-            self._check_deadlines()
-        return [self._handle(chunks[index]) for index in sorted(chunks)]
+            part = tuple(prompts[start : start + self.chunk_sequences])
+            actions += self._send_chunk(batch, next(self._chunk_indices), part, now)
+        return actions
 
-    def _send_due(self) -> None:
-        now = self.clock()
-        for pool in (self.reward_pool, self.rollout_pool):  # what is nearly done goes first
-            for call in pool.due(now):
-                self.transport.send(call)
-
-    def _settle(self, reply: Reply) -> None:
-        pool = self.rollout_pool if self.rollout_pool.owns(reply) else self.reward_pool
-        member = pool.settle(reply)
-        if reply.stats is not None:
-            self.metrics.member(pool.role, member, reply.stats)
-            self.watch.add(reply.stats.seconds)
-
-    def _follow_up(self, chunk: _Chunk, method: str, reply: Reply) -> dict[int, tuple[_Chunk, str]]:
-        """Keep what came, and ask for what comes next."""
-        if method == "score":
-            chunk.judgements, chunk.judge_stats = reply.payload, reply.stats
-        elif method == "reference":
-            chunk.reference = reply.payload
-        else:
-            chunk.rollouts, chunk.rollout_stats = reply.payload, reply.stats
-            calls = {self.reward_pool.submit("score", reply.payload): (chunk, "score")}
-            if self.with_reference:
-                calls[self.reward_pool.submit("reference", reply.payload)] = (chunk, "reference")
-            return calls
-        return {}
-
-    def _check_deadlines(self) -> None:
-        now = self.clock()
-        self.rollout_pool.check_deadlines(now)
-        self.reward_pool.check_deadlines(now)
-
-    @staticmethod
-    def _handle(chunk: _Chunk) -> ChunkHandle:
-        assert chunk.rollout_stats is not None, "generate is answered first"
-        assert chunk.judge_stats is not None, "then score"
-        return ChunkHandle(
-            chunk_index=chunk.request.chunk_index,
-            draw_indices=tuple(p.draw_index for p in chunk.request.prompts),
-            rollouts=chunk.rollouts,
-            judgements=chunk.judgements,
-            reference=chunk.reference,
-            rollout_stats=chunk.rollout_stats,
-            judge_stats=chunk.judge_stats,
+    def _send_chunk(self, batch: Batch, index: int, prompts: tuple[Prompt, ...], now: float) -> list[Action]:
+        request = GenerateRequest(
+            chunk_index=index,
+            attempt=0,
+            prompts=prompts,
+            fill=self.chunk_sequences - len(prompts),
+            run_seed=self.run_seed,
+            temperature=self.ppo.temperature,
+            weights=self._current(),
         )
+        chunk = batch.chunks[index] = Chunk(request)
+        return self._ask(self.rollout, chunk, "generate", request, now)
+
+    def _ask(self, pool: Pool, chunk: Chunk, method: Any, argument: Any, now: float) -> list[Action]:
+        task_id = pool.submit(method, argument, now)
+        chunk.tasks.add(task_id)
+        self._tasks[task_id] = chunk
+        return self._take(pool.dispatch(now), now)
+
+    def _take(self, actions: list[Action], now: float) -> list[Action]:
+        """Act on what concerns chunks; the rest is for the transport, metrics and log."""
+        passed: list[Action] = []
+        for action in actions:
+            match action:
+                case Done() | GaveUp() | LostArgument():
+                    passed += [action, *self._on_outcome(action, now)]
+                case Duplicate(stats):
+                    self.ledger.duplicates += stats.samples
+                case Failed(error):
+                    self.failure = self.failure or error
+                    passed.append(action)
+                case _:
+                    passed.append(action)
+        return passed
+
+    def _on_outcome(self, outcome: Done | GaveUp | LostArgument, now: float) -> list[Action]:
+        """A task is closed; its chunk may have been given up by another outcome of the same step."""
+        chunk = self._tasks.pop(outcome.task_id, None)
+        if chunk is None:
+            return []
+        chunk.tasks.discard(outcome.task_id)
+        match outcome:
+            case Done():
+                return self._on_done(chunk, outcome, now)
+            case GaveUp():
+                return self._on_gave_up(chunk, outcome, now)
+            case _:
+                return self._regenerate(chunk, now)
+
+    def _on_done(self, chunk: Chunk, done: Done, now: float) -> list[Action]:
+        """Keep what came, and ask for what comes next."""
+        if done.method == "score":
+            chunk.judgements, chunk.judge_stats = done.payload, done.stats
+        elif done.method == "reference":
+            chunk.reference = done.payload
+        else:
+            chunk.rollouts, chunk.rollout_stats = done.payload, done.stats
+            actions = self._ask(self.reward, chunk, "score", done.payload, now)
+            return actions + (
+                self._ask(self.reward, chunk, "reference", done.payload, now) if self.with_reference else []
+            )
+        return [] if chunk.tasks else self._complete(chunk, now)
+
+    def _complete(self, chunk: Chunk, now: float) -> list[Action]:
+        """A chunk is judged: its samples are buffered, those without a score dropped."""
+        batch = self._batch
+        assert batch is not None, "a chunk belongs to a batch"
+        for unscored in chunk.unscored():
+            batch.drop(unscored.reason, 1, unscored.detail)
+        handle = chunk.handle()
+        batch.ledger.buffer(len(handle.draw_indices))
+        if handle.draw_indices:
+            batch.ready.append(handle)
+        del batch.chunks[handle.chunk_index]
+        return self._refill(batch, now)
+
+    def _on_gave_up(self, chunk: Chunk, gave_up: GaveUp, now: float) -> list[Action]:
+        if gave_up.method == "generate":
+            draws = [p.draw_index for p in chunk.request.prompts]
+            self.failure = self.failure or MemberFailedError(
+                f"draws {draws[0]} … {draws[-1]} could not be generated in {self.rollout.limits.max_attempts} attempts "
+                f"(rollout.max_attempts): {type(gave_up.error).__name__}: {gave_up.error}"
+            )
+            return []
+        self._forget_rest(chunk)
+        batch = self._batch
+        assert batch is not None, "a chunk belongs to a batch"
+        role = "reward" if gave_up.method == "score" else "reference"
+        batch.drop(f"{role}_{gave_up.reason}", len(chunk.request.prompts), str(gave_up.error))
+        del batch.chunks[chunk.request.chunk_index]
+        return self._refill(batch, now)
+
+    def _refill(self, batch: Batch, now: float) -> list[Action]:
+        """Once a round is over: the next draws for what was dropped, unless that happens too often."""
+        missing = batch.missing()
+        if batch.chunks or not batch.refill or missing == 0:
+            return []
+        limit = self.ppo.max_drops_per_update
+        limit = self.ppo.trajectories_per_update if limit is None else limit
+        dropped = sum(batch.dropped.values())
+        if dropped > limit:
+            self.failure = self.failure or TooManyDropsError(
+                f"{dropped} samples of this update could not be judged: {batch.dropped} (limit {limit}, "
+                f"ppo.max_drops_per_update); the last one: {batch.detail or 'no detail'}"
+            )
+            return []
+        return self._round(batch, self.prompts.take(missing), now)
+
+    def _forget_rest(self, chunk: Chunk) -> None:
+        """Nobody waits for what else was asked for a chunk."""
+        for task_id in chunk.tasks:
+            self.reward.forget(task_id)
+            del self._tasks[task_id]
+        chunk.tasks.clear()
+
+    def _regenerate(self, chunk: Chunk, now: float) -> list[Action]:
+        """The rollouts were lost with their node before they were judged: once more, with the same seeds."""
+        self._forget_rest(chunk)
+        chunk.regenerated += 1
+        if chunk.regenerated > MAX_REGENERATED:
+            self.failure = self.failure or MemberFailedError(
+                f"chunk {chunk.request.chunk_index} lost its payload {chunk.regenerated} times; are nodes going away?"
+            )
+            return []
+        chunk.request = replace(chunk.request, weights=self._current())
+        return self._ask(self.rollout, chunk, "generate", chunk.request, now)

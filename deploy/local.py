@@ -1,7 +1,12 @@
-"""Everything in one process, without Ray: for debugging, and to show that Ray changes nothing but where things run."""
+"""Everything in one process, without Ray: for debugging, and to show that Ray changes nothing but where things run.
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+Calls are carried out one after the other by one thread, so that results do not depend on its pace. An object cannot
+be killed or hang apart from the rest: deadlines hold only between calls, and there are no heartbeats.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,14 +14,16 @@ from typing import Any
 import torch
 
 from actors.build import build_worker
+from common.checkpoint import ShardFiles
 from common.config import RunConfig
-from common.errors import MiniChatGPTError
-from common.ports import Call, Reply
+from common.ports import Call, MemberKey, Reply, Role
+from common.process import describe
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.weights import weights_of
 from deploy.runtime import Members
+from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
-from learner.service import LearnerService, build_learner
+from learner.service import LearnerService, Payload, build_learner
 from learner.stages import StageRequest, run_stage
 from reward_service.build import build_service
 
@@ -33,36 +40,69 @@ def threads(number: int) -> Iterator[None]:
 
 
 class LocalTransport:
-    """Carries out calls one after the other, when somebody waits for them.
+    """Builds members as objects and carries out their calls, in the order in which they were sent.
 
     Args:
-        members: by role and name, the object whose methods are called.
+        build: by role, makes the object of a slot.
         num_threads: by role.
     """
 
-    def __init__(self, members: dict[tuple[str, str], Any], num_threads: dict[str, int]) -> None:
-        self._members = members
+    def __init__(self, build: Mapping[Role, Callable[[str], Any]], num_threads: Mapping[Role, int]) -> None:
+        self._build = build
         self._threads = num_threads
-        self._calls: deque[Call] = deque()
+        self._members: dict[MemberKey, Any] = {}
+        self._receiver: Callable[[Reply], None] = lambda reply: None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="members")
+        self._closing = threading.Event()
+
+    def receive(self, receiver: Callable[[Reply], None]) -> None:
+        """Name who gets the replies."""
+        self._receiver = receiver
+
+    def start(self, member: MemberKey) -> None:
+        """Nothing yet: the object is built when it is asked whether it is ready."""
 
     def send(self, call: Call) -> None:
         """Queue a call."""
-        self._calls.append(call)
+        self._executor.submit(self._carry_out, call).add_done_callback(lambda future: self._arrived(call, future))
 
-    def wait(self, timeout_s: float) -> list[Reply]:
-        """Carry out the oldest call; it may take longer than `timeout_s`, for nothing else could go on meanwhile."""
-        call = self._calls.popleft()
-        member = self._members[call.role, call.member]
-        with threads(self._threads[call.role]):
-            try:
-                payload, stats = getattr(member, call.method)(call.argument)
-            except MiniChatGPTError as error:
-                return [Reply(call.call_id, error=error)]
-        return [Reply(call.call_id, payload, stats)]
+    def _carry_out(self, call: Call) -> Any:
+        if self._closing.is_set():
+            return None
+        with threads(self._threads[call.member.role]):
+            if call.method == "ready":
+                self._members[call.member] = self._build[call.member.role](call.member.slot)
+                return describe(threads=torch.get_num_threads(), node="")
+            method = getattr(self._members[call.member], call.method)
+            return method() if call.argument is None else method(call.argument)
+
+    def _arrived(self, call: Call, future: "Future[Any]") -> None:
+        if self._closing.is_set():
+            return
+        error = future.exception()
+        if error is not None:
+            self._receiver(Reply(call.call_id, error=error))
+        elif call.method in ("generate", "score", "reference"):
+            self._receiver(Reply(call.call_id, *future.result()))
+        else:
+            self._receiver(Reply(call.call_id, future.result()))
+
+    def kill(self, member: MemberKey, *, dump: bool) -> None:
+        """Forget an object; what it is at goes on to its end."""
+        self._executor.submit(self._members.pop, member, None)
+
+    def draining_nodes(self) -> frozenset[str]:
+        """One process is on no node."""
+        return frozenset()
 
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """The payload itself."""
         return ref
+
+    def close(self) -> None:
+        """Let the running call end, and carry out no other."""
+        self._closing.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 class LocalLearner:
@@ -72,59 +112,93 @@ class LocalLearner:
         self._service = service
         self._watch = watch
         self._threads = num_threads
+        self._payloads: list[Payload] = []
+        self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
 
     @property
     def step(self) -> int:
         """Updates done."""
         return self._service.step
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a process would say of itself."""
+        return describe(threads=self._threads, node="")
+
+    def restart(self) -> None:
+        """Nothing that is lost without this process could be started again."""
+        raise RuntimeError("a learner in this process is lost with it")
+
+    def load(self, url: str, *, lineage: int) -> None:
+        """Go on from a checkpoint, as a new lineage."""
+        with threads(self._threads):
+            self._service.load(url, lineage=lineage)
+
     def weights(self) -> WeightsHandle:
         """A copy of the policy as it is now."""
         with threads(self._threads), self._watch.phase("publish"):
             return self._service.weights()
 
-    def update(self, chunks: Sequence[ChunkHandle]) -> UpdateReport:
-        """Train on the chunks once."""
-        with threads(self._threads), self._watch.phase("update"):
-            return self._service.update([(c.rollouts, c.judgements, c.reference) for c in chunks])
+    def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
+        """Nothing is ever lost within a process."""
+        self._payloads = [(c.rollouts, c.judgements, c.reference) for c in chunks]
+        return []
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint."""
-        with threads(self._threads):
-            self._service.save(folder)
+    def update(self) -> UpdateReport:
+        """Train on what was prepared."""
+        payloads, self._payloads = self._payloads, []
+        with threads(self._threads), self._watch.phase("update"):
+            return self._service.update(payloads)
+
+    def begin_save(self, url: str) -> "Future[ShardFiles]":
+        """Copy the state now, write it in the background."""
+        with self._watch.phase("snapshot"):
+            self._service.snapshot()
+        return self._saver.submit(self._service.write_snapshot, url)
 
     def export(self, folder: Path) -> None:
         """Leave the policy in Hugging Face's format."""
         self._service.export(folder)
+
+    def close(self) -> None:
+        """Wait for a save that is being written."""
+        self._saver.shutdown(wait=True)
 
 
 class LocalRuntime:
     """One process."""
 
     name = "local"
+    are_processes = False
 
-    def run_stage(self, request: StageRequest) -> Iterator[Progress | StageResult]:
+    def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage here."""
         with threads(request.config.learner.threads):
-            yield from run_stage(request)
+            for item in run_stage(request):
+                stop.raise_if_requested()
+                yield item
 
     @contextmanager
-    def members(self, config: RunConfig, paths: ModelPaths, folder: Path) -> Iterator[Members]:
-        """Build workers and reward replicas as objects, and a learner for training."""
-        workers = [f"worker-{i}" for i in range(config.rollout.workers)]
-        replicas = [f"replica-{i}" for i in range(config.reward_service.replicas)]
-        built: dict[tuple[str, str], Any] = {}
-        for name in workers:
-            built["rollout", name] = build_worker(config, paths, fetch=lambda handle: handle.ref, name=name)
-        for name in replicas:
-            built["reward", name] = build_service(config, paths)
-        learner, watch = None, Stopwatch()
-        if paths.judge is None:
-            with threads(config.learner.threads):
-                learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
-        transport = LocalTransport(built, {"rollout": config.rollout.threads, "reward": config.reward_service.threads})
-        described: dict[str, dict[str, object]] = {name: {} for name in workers + replicas}
-        yield Members(transport, workers, replicas, learner, weights_of, watch, described)
+    def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
+        """Objects instead of processes, and a learner for training."""
+        watch = Stopwatch()
+        transport = LocalTransport(
+            {
+                "rollout": lambda slot: build_worker(config, paths, fetch=lambda handle: handle.ref, name=slot),
+                "reward": lambda slot: build_service(config, paths),
+            },
+            {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
+        )
+        learner = None
+        try:
+            if paths.judge is None:
+                with threads(config.learner.threads):
+                    learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
+            yield Members(transport, learner, weights_of, watch)
+        finally:
+            transport.close()
+            if learner is not None:
+                learner.close()
 
     def close(self) -> None:
         """Nothing was started."""

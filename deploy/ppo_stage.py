@@ -1,4 +1,4 @@
-"""The PPO stage: wires members, conductor, recorder and loop, and writes what they measured."""
+"""The PPO stage: from its inputs to what it leaves in the run folder."""
 
 import shutil
 import time
@@ -6,91 +6,66 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
-from rich.console import Console
 
 from actors.prompt_texts import build_prompts
-from actors.prompts import PromptStream
-from common.config import RunConfig
 from common.metrics import RunMetrics
-from common.ports import Learner
 from common.records import ModelPaths, StageResult
 from common.text import load_tokenizer
-from deploy.conductor import Conductor
+from deploy.beginning import Beginning
+from deploy.event_log import EventLog
 from deploy.metrics_server import serve_metrics
+from deploy.place import Place
+from deploy.ppo_run import ppo_run
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
-from deploy.runtime import Members, Runtime
-from learner.loop import train
+from deploy.stop_signal import handle_signals
 
 
-class FolderCheckpoints:
-    """Implements `common.ports.Checkpoints`: a folder per step; the last one goes once the new one is whole."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._last: Path | None = None
-
-    def save(self, learner: Learner) -> None:
-        """Write a checkpoint of the learner."""
-        path = self.folder / f"step_{learner.step:06d}"
-        learner.save(path)
-        if self._last is not None and self._last != path:
-            shutil.rmtree(self._last)
-        self._last = path
-
-
-def ppo_stage(
-    config: RunConfig, runtime: Runtime, folder: Path, paths: dict[str, str], console: Console
-) -> StageResult:
-    """Run PPO from the policy at `paths["policy"]`; leaves models/ppo, metrics, samples, trajectories, a checkpoint."""
+def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageResult:
+    """Run PPO from the policy at `models.policy`; leaves models/ppo, metrics, samples, trajectories, checkpoints."""
+    config, folder, console = place.config, place.folder, place.console
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
-    _clear(folder, "metrics.jsonl", "trajectories", "checkpoints", "models/ppo", "summary.json")
-    clear_samples(folder, heldout=False)
     start = time.monotonic()
-    models = ModelPaths(paths["policy"], paths["reward_model"])
+    _make_room(folder, beginning)
+    if beginning.step >= config.ppo.updates:
+        console.print(f"ppo: all {config.ppo.updates} updates are done already; nothing more is trained")
     metrics = RunMetrics(CollectorRegistry())
     with ExitStack() as stack:
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
-        with console.status("ppo: starting workers, reward service and learner"):
-            prompts = build_prompts(config, models)
-            members = stack.enter_context(runtime.members(config, models, folder))
-        assert members.learner is not None, "training has a learner"
-        started = time.monotonic()
-        conductor = make_conductor(config, members, metrics, prompts)
+        prompts = build_prompts(config, models)
+        members = stack.enter_context(place.runtime.members(config, models, folder, place.stop))
+        stack.enter_context(handle_signals(place.stop))  # once more: Ray has put its own handlers in place
         bar = stack.enter_context(progress(console))
-        task = bar.add_task("ppo", total=config.ppo.updates, message="first update")
-        tokenizer = load_tokenizer(models.policy)
-        train(
-            learner=members.learner,
-            rollouts=conductor,
-            recorder=RunRecorder(
-                folder, tokenizer=tokenizer, conductor=conductor, metrics=metrics, watch=members.watch, bar=(bar, task)
-            ),
-            checkpoints=FolderCheckpoints(folder / "checkpoints"),
-            config=config.ppo,
+        task = bar.add_task("ppo", total=config.ppo.updates, completed=beginning.step, message="starting")
+        log = EventLog(folder, bar.console)
+        run = stack.enter_context(ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log))
+        started = time.monotonic()
+        recorder = RunRecorder(
+            folder,
+            tokenizer=load_tokenizer(models.policy),
+            ledger=run.supervisor.ledger,
+            metrics=metrics,
+            watch=members.watch,
+            saw=run.writer.saw,
+            bar=(bar, task),
         )
+        run.train(recorder)
         trained = time.monotonic()
-        members.learner.export(folder / "models" / "ppo")
-    return StageResult(
-        {
-            "updates": members.learner.step,
-            "trajectories": conductor.ledger.trained,
-            "ledger": conductor.ledger.as_dict(),
-            "members": members.described,
-            "runtime": runtime.name,
-            "threads": {
-                "rollout": config.rollout.threads,
-                "reward_service": config.reward_service.threads,
-                "learner": config.learner.threads,
-            },
-        },
-        {"start": started - start, "train": trained - started, "export": time.monotonic() - trained},
-    )
+        run.learner.export(folder / "models" / "ppo")
+        result = run.result()
+    seconds = {"start": started - start, "train": trained - started, "export": time.monotonic() - trained}
+    return StageResult(result, seconds)
 
 
-def _clear(folder: Path, *names: str) -> None:
-    """Remove what an earlier attempt at the stage left."""
-    for name in names:
+def _make_room(folder: Path, beginning: Beginning) -> None:
+    """Remove what an earlier attempt left; all of it where PPO starts from its beginning."""
+    stale = ["models/ppo", "summary.json"]
+    clear_samples(folder, heldout=True)
+    if beginning.checkpoint is None:
+        beginning.store.clear()
+        clear_samples(folder, heldout=False)
+        stale += ["metrics.jsonl", "trajectories", "events.jsonl", "logs", "ledger.json"]
+    for name in stale:
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -105,18 +80,3 @@ def clear_samples(folder: Path, *, heldout: bool) -> None:
         lines = path.read_text(encoding="utf-8").splitlines()
         kept = [line for line in lines if line.startswith('{"kind": "heldout"') != heldout]
         path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-
-
-def make_conductor(config: RunConfig, members: Members, metrics: RunMetrics, prompts: PromptStream) -> Conductor:
-    """Evaluation, which has no learner, measures KL whoever computes it in training."""
-    assert config.ppo is not None, "a conductor is of a PPO stage"
-    return Conductor(
-        config,
-        prompts=prompts,
-        transport=members.transport,
-        workers=members.workers,
-        replicas=members.replicas,
-        metrics=metrics,
-        watch=members.watch,
-        with_reference=config.ppo.reference == "service" or members.learner is None,
-    )

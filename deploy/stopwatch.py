@@ -1,5 +1,6 @@
-"""Adds up wall seconds by phase, until somebody takes them."""
+"""Adds up wall seconds by phase, until somebody takes them; safe to use from several threads."""
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,22 +11,33 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self._seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._running: tuple[str, float] | None = None
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what happens inside."""
         start = time.perf_counter()
+        self._running = (name, start)
         try:
             yield
         finally:
+            self._running = None
             self.add({name: time.perf_counter() - start})
+
+    def running(self) -> tuple[str, float] | None:
+        """The phase that is being timed, and its seconds so far."""
+        running = self._running
+        return None if running is None else (running[0], time.perf_counter() - running[1])
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Add what others measured."""
-        for name, value in seconds.items():
-            self._seconds[name] = self._seconds.get(name, 0.0) + value
+        with self._lock:
+            for name, value in seconds.items():
+                self._seconds[name] = self._seconds.get(name, 0.0) + value
 
     def take(self) -> dict[str, float]:
         """All seconds so far; counting starts anew."""
-        taken, self._seconds = self._seconds, {}
+        with self._lock:
+            taken, self._seconds = self._seconds, {}
         return taken

@@ -3,12 +3,14 @@
     ┌────────────── weights ──────────────┐
     ▼                                     │
  rollouts ── trajectories (handles) ──▶ learner ── report ──▶ recorder
+                                          └────── state ────▶ checkpoints
 
 `rollouts` sends prompts to workers, has their responses scored, and hands back *handles*: the payloads stay where they
 were made until the learner fetches them. Whether workers are Ray actors or objects of this process is decided in
-`deploy`; this loop cannot tell.
+`deploy`; this loop cannot tell. Workers may come, die and leave meanwhile: `rollouts` sees to it.
 
-What happens inside: generation in actors/engine.py, judging in reward_service/scorers.py, the update in learner/ppo.py.
+What happens inside: generation in actors/engine.py, judging in reward_service/scorers.py, the update in learner/ppo.py,
+who does what in deploy/conductor.py, and what follows when the learner itself is lost in deploy/recovery.py.
 """
 
 from common.ports import Checkpoints, Learner, Recorder, Rollouts
@@ -21,20 +23,22 @@ def train(
     """Run PPO until `config.updates` are done; every wait inside has a deadline.
 
     Raises:
-        PhaseTimeoutError, MemberFailedError: a process hangs or died; the message names it.
+        LearnerLostError: the learner died or hangs; another one can go on from the newest checkpoint.
+        MemberFailedError, TooManyDropsError: the pools cannot go on; the message names the cause.
+        NonFiniteError: too many updates in a row had no finite step.
+        RunStopped: somebody wants the run to end.
         LedgerError: a sample was lost or counted twice.
     """
     rollouts.publish(learner.weights())
     while learner.step < config.updates:
         trajectories = rollouts.collect(config.trajectories_per_update)
-        report = learner.update(trajectories)
+        while lost := learner.prepare(trajectories):
+            trajectories = rollouts.regenerate(trajectories, lost)
+        report = learner.update()
         rollouts.account(report)
-        rollouts.publish(learner.weights())
         recorder.record(report)
-        if due(learner.step, config.checkpoint_every) or learner.step == config.updates:
-            checkpoints.save(learner)
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every `every` updates happens after update `step`; 0 is never."""
-    return every > 0 and step % every == 0
+        if report.is_finite:
+            rollouts.publish(learner.weights())
+        if checkpoints.due(learner.step):
+            checkpoints.save(learner, rollouts)
+    checkpoints.wait()

@@ -6,8 +6,11 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import GetTimeoutError, ObjectLostError
 
+from common.checkpoint import ShardFiles
 from common.config import RunConfig
+from common.process import describe, heartbeat, stacks
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.weights import Buffer, detached
 from learner.service import Payload, build_learner
@@ -15,12 +18,12 @@ from learner.stages import StageRequest
 from learner.stages import run_stage as run
 
 FETCH_TIMEOUT_S = 120.0
-"""Longest time in which an update's payloads must arrive."""
+"""Longest time in which an update's payloads must arrive; one that does not is taken for lost."""
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"heartbeat": 1, "save": 1})
 class LearnerActor:
-    """Shell around LearnerService."""
+    """Shell around LearnerService; signs of life and the writing of checkpoints go on beside updates."""
 
     def __init__(self, config: RunConfig, paths: ModelPaths, folder: str) -> None:
         self._parts = (config, paths, folder)
@@ -31,33 +34,61 @@ class LearnerActor:
         config, paths, folder = self._parts
         torch.set_num_threads(config.learner.threads)
         self._service = build_learner(config, paths, Path(folder))
-        return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
+        return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
+
+    def load(self, url: str, lineage: int) -> int:
+        """Go on from a checkpoint; returns the updates behind it."""
+        self._service.load(url, lineage=lineage)
+        return self._service.step
 
     @ray.method(num_returns=2)
     def weights(self) -> tuple[Buffer, WeightsHandle]:
         """The policy as it is now: the driver owns the result, so it outlives this process."""
         return detached(self._service.weights())
 
-    def prepare(self, chunks: Sequence[ChunkHandle]) -> int:
-        """Fetch an update's payloads; one that is lost fails here, before anything is trained."""
-        refs = [ref for chunk in chunks for ref in (chunk.rollouts, chunk.judgements, chunk.reference)]
-        fetched = iter(ray.get([ref for ref in refs if ref is not None], timeout=FETCH_TIMEOUT_S))
-        parts: list[Any] = [None if ref is None else next(fetched) for ref in refs]
-        self._payloads = [(parts[i], parts[i + 1], parts[i + 2]) for i in range(0, len(parts), 3)]
-        return len(self._payloads)
+    def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
+        """Fetch an update's payloads before anything is trained; returns the positions of those that are lost."""
+        fetched = [_fetch(chunk) for chunk in chunks]
+        self._payloads = [payload for payload in fetched if payload is not None]
+        return [position for position, payload in enumerate(fetched) if payload is None]
 
     def update(self) -> UpdateReport:
         """Train on what was prepared, once."""
         payloads, self._payloads = self._payloads, []
         return self._service.update(payloads)
 
-    def save(self, folder: str) -> None:
-        """Write a checkpoint."""
-        self._service.save(Path(folder))
+    def snapshot(self) -> None:
+        """Copy the state; between two updates."""
+        self._service.snapshot()
+
+    @ray.method(concurrency_group="save")
+    def write_snapshot(self, url: str) -> ShardFiles:
+        """Write the copy, beside the next updates."""
+        return self._service.write_snapshot(url)
 
     def export(self, folder: str) -> None:
         """Leave the policy in Hugging Face's format."""
         self._service.export(Path(folder))
+
+    @ray.method(concurrency_group="heartbeat")
+    def heartbeat(self) -> dict[str, Any]:
+        """A sign of life."""
+        return heartbeat()
+
+    @ray.method(concurrency_group="heartbeat")
+    def stacks(self) -> str:
+        """Where the threads of this process stand."""
+        return stacks()
+
+
+def _fetch(chunk: ChunkHandle) -> Payload | None:
+    """A chunk's payloads, or None if one of them went with its node."""
+    try:
+        rollouts, judgements = ray.get([chunk.rollouts, chunk.judgements], timeout=FETCH_TIMEOUT_S)
+        reference = None if chunk.reference is None else ray.get(chunk.reference, timeout=FETCH_TIMEOUT_S)
+    except (ObjectLostError, GetTimeoutError):
+        return None
+    return rollouts, judgements, reference
 
 
 @ray.remote(num_returns="streaming", max_retries=0)

@@ -1,18 +1,20 @@
 """A reward replica as a Ray actor: builds its parts in its own process and forwards calls. No logic here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
 import torch
 
 from common.config import RunConfig
+from common.process import describe, heartbeat, stacks
 from common.records import JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk, Stats
 from reward_service.build import build_service
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"heartbeat": 1})
 class RewardActor:
-    """Shell around RewardService."""
+    """Shell around RewardService; signs of life are answered beside the work."""
 
     def __init__(self, config: RunConfig, paths: ModelPaths) -> None:
         self._parts = (config, paths)
@@ -22,7 +24,11 @@ class RewardActor:
         config, paths = self._parts
         torch.set_num_threads(config.reward_service.threads)
         self._service = build_service(config, paths)
-        return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
+        return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
+
+    def probe(self) -> Mapping[str, float]:
+        """Scores of a fixed text, by which a new replica shows that it judges as the others do."""
+        return self._service.probe()
 
     @ray.method(num_returns=2)
     def score(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
@@ -33,3 +39,13 @@ class RewardActor:
     def reference(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
         """Payload and stats, as two objects."""
         return self._service.reference(chunk)
+
+    @ray.method(concurrency_group="heartbeat")
+    def heartbeat(self) -> dict[str, Any]:
+        """A sign of life."""
+        return heartbeat()
+
+    @ray.method(concurrency_group="heartbeat")
+    def stacks(self) -> str:
+        """Where the threads of this process stand."""
+        return stacks()

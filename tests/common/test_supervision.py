@@ -1,6 +1,8 @@
-"""The pure machines under both pools: the ledger of samples, and who gets the next call."""
+"""The arithmetic under both pools: the ledger of samples, restart budgets, and limits from a configuration."""
 
 import copy
+import json
+import math
 from collections import Counter
 
 import pytest
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from common.errors import LedgerError
-from common.supervision import Assignment, Dispatcher, Late, Ledger
+from common.placement_config import RolloutConfig
+from common.supervision import MAX_BACKOFF_S, Ledger, Limits, RestartBudget
 
 
 class LedgerOfSamples(RuleBasedStateMachine):
@@ -41,15 +44,28 @@ class LedgerOfSamples(RuleBasedStateMachine):
 
     @rule(samples=st.integers(0, 3), reason=st.sampled_from(["timeout", "scorer"]))
     def drop(self, samples, reason):
-        dropped = self.move(samples, "in_flight", f"dropped {reason}")
-        self.ledger.in_flight -= dropped
-        self.ledger.dropped[reason] = self.ledger.dropped.get(reason, 0) + dropped
+        self.ledger.drop(reason, self.move(samples, "in_flight", f"dropped {reason}"))
 
     @rule(samples=st.integers(0, 3))
-    def roll_back(self, samples):
-        lost = self.move(samples, "buffered", "rolled_back")
-        self.ledger.buffered -= lost
-        self.ledger.rolled_back += lost
+    def drop_what_was_judged(self, samples):
+        self.ledger.drop("nonfinite", self.move(samples, "buffered", "dropped nonfinite"), buffered=True)
+
+    @rule(samples=st.integers(0, 3))
+    def lose_with_a_node(self, samples):
+        self.ledger.lose(self.move(samples, "buffered", "in_flight"))
+
+    @rule(keep=st.integers(0, 9))
+    def roll_back(self, keep):
+        trained = self.fates.count("trained")
+        kept = min(keep, trained)
+        self.move(len(self.fates), "buffered", "rolled_back")
+        self.move(len(self.fates), "in_flight", "rolled_back")
+        self.move(trained - kept, "trained", "rolled_back")
+        self.ledger.roll_back(kept)
+
+    @rule()
+    def be_saved_and_read_back(self):
+        self.ledger = Ledger.of(json.loads(json.dumps(self.ledger.as_dict())))
 
     @rule()
     def answer_twice(self):
@@ -71,6 +87,7 @@ class LedgerOfSamples(RuleBasedStateMachine):
         self.ledger.check()
         counts = Counter(self.fates)
         booked = self.ledger.as_dict()
+        assert self.ledger.live == counts["trained"] + counts["buffered"] + counts["in_flight"]
         assert booked["dispatched"] == len(self.fates)
         for fate in ("trained", "rolled_back", "buffered", "in_flight"):
             assert booked[fate] == counts[fate]
@@ -89,110 +106,42 @@ def test_a_sample_that_was_never_dispatched_cannot_come_back():
         ledger.check()
 
 
-def test_a_sample_cannot_be_trained_on_twice():
-    # Trap 26, as far as counting sees it.
+def test_a_saved_ledger_that_does_not_add_up_is_refused():
     ledger = Ledger()
-    ledger.dispatch(2)
-    ledger.buffer(2)
-    ledger.train(2)
-    ledger.check()
-    ledger.train(1)
-    with pytest.raises(LedgerError, match="trained=3"):
-        ledger.check()
+    ledger.dispatch(3)
+    with pytest.raises(LedgerError, match="dispatched=4"):
+        Ledger.of({**ledger.as_dict(), "dispatched": 4})
 
 
-def test_the_ledger_as_a_dictionary_is_a_copy():
-    ledger = Ledger(dropped={"timeout": 1})
-    ledger.as_dict()["dropped"]["timeout"] = 5
-    assert ledger.dropped == {"timeout": 1}
+def test_the_first_restart_is_at_once_and_each_later_one_waits_twice_as_long():
+    budget = RestartBudget(8, 1000.0)
+    assert [budget.take(float(i)) for i in range(8)] == [0, 1, 2, 4, 8, 16, MAX_BACKOFF_S, MAX_BACKOFF_S]
+    assert budget.take(9.0) is None
 
 
-def dispatcher(members=("a", "b", "c"), depth=2, deadline_s=10.0):
-    return Dispatcher(members, depth=depth, deadline_s=deadline_s)
+def test_restarts_that_are_long_ago_cost_nothing():
+    budget = RestartBudget(2, 100.0)
+    assert [budget.take(0.0), budget.take(50.0), budget.take(99.0)] == [0, 1, None]
+    assert budget.take(100.5) == 1, "the first one has left the window"
+    assert budget.take(300.0) == 0
+    assert budget.total == 4
 
 
-def test_tasks_go_to_the_least_loaded_member_and_ties_to_the_earlier_one():
-    pool = dispatcher()
-    for task in range(4):
-        pool.submit(task)
-    assert pool.assign(0.0) == [Assignment(m, t) for t, m in enumerate("abca")]
-    pool.finish(1)
-    pool.submit(4)
-    pool.submit(5)
-    assert pool.assign(0.0) == [Assignment("b", 4), Assignment("b", 5)]
+@given(st.lists(st.floats(0, 50), max_size=60), st.integers(0, 5), st.floats(1, 100))
+def test_no_window_ever_holds_more_restarts_than_allowed(gaps, most, window):
+    budget, now, taken = RestartBudget(most, window), 0.0, []
+    for gap in gaps:
+        now += gap
+        if budget.take(now) is not None:
+            taken.append(now)
+    for at in taken:
+        assert sum(0 <= at - other <= window for other in taken) <= most
 
 
-def test_no_member_holds_more_than_its_depth_and_the_rest_waits_in_order():
-    pool = dispatcher(("a", "b"), depth=2)
-    for task in range(7):
-        pool.submit(task)
-    assert len(pool.assign(0.0)) == 4
-    assert pool.assign(1.0) == []
-    assert list(pool.queue) == [4, 5, 6]
-    assert pool.finish(1) == "b"
-    assert pool.assign(2.0) == [Assignment("b", 4)]
-    assert pool.num_held() == 4
-
-
-def test_a_result_that_nobody_holds_is_nobodys():
-    pool = dispatcher()
-    pool.submit("x")
-    assert pool.finish("x") is None, "it waits in the queue and was given to nobody"
-    pool.assign(0.0)
-    assert pool.finish("x") == "a"
-    assert pool.finish("x") is None
-
-
-def test_a_task_is_late_once_it_was_held_for_longer_than_the_deadline():
-    pool = dispatcher(depth=1, deadline_s=10.0)
-    pool.submit("early")
-    pool.assign(100.0)
-    pool.submit("later")
-    pool.assign(105.0)
-    assert pool.late(110.0) == []
-    assert pool.late(110.5) == [Late("a", "early", 10.5)]
-    assert pool.late(116.0) == [Late("a", "early", 16.0), Late("b", "later", 11.0)]
-    pool.finish("early")
-    assert pool.late(116.0) == [Late("b", "later", 11.0)]
-
-
-def test_time_in_the_queue_does_not_count_against_the_deadline():
-    pool = dispatcher(("a",), depth=1, deadline_s=10.0)
-    pool.submit("first")
-    pool.submit("second")
-    pool.assign(0.0)
-    pool.finish("first")
-    pool.assign(9.0)
-    assert pool.late(18.0) == []
-    assert [late.task for late in pool.late(20.0)] == ["second"]
-
-
-def test_a_pool_without_members_is_an_error():
-    with pytest.raises(ValueError, match="at least one member"):
-        dispatcher(())
-
-
-@given(
-    num_members=st.integers(1, 4),
-    depth=st.integers(1, 3),
-    moves=st.lists(st.one_of(st.just("submit"), st.just("assign"), st.integers(0, 30)), max_size=80),
-)
-def test_every_task_is_given_once_in_order_and_loads_stay_balanced(num_members, depth, moves):
-    pool = dispatcher([f"m{i}" for i in range(num_members)], depth, 10.0)
-    submitted, given_out, open_tasks = 0, [], {}
-    for move in moves:
-        if move == "submit":
-            pool.submit(submitted)
-            submitted += 1
-        elif move == "assign":
-            for one in pool.assign(0.0):
-                loads = Counter(open_tasks.values())
-                assert loads[one.member] == min(loads[m] for m in pool.members) < depth
-                given_out.append(one.task)
-                open_tasks[one.task] = one.member
-            assert not pool.queue or len(open_tasks) == num_members * depth
-        else:
-            assert pool.finish(move) == open_tasks.pop(move, None)
-    assert given_out == list(range(len(given_out)))
-    assert len(given_out) + len(pool.queue) == submitted
-    assert pool.num_held() == len(open_tasks)
+def test_what_is_no_process_has_no_deadlines_but_keeps_its_budgets():
+    config = RolloutConfig(request_timeout_s=7, max_attempts=2)
+    processes = Limits.of(config, min_members=2)
+    objects = Limits.of(config, min_members=2, are_processes=False)
+    assert (processes.request_s, processes.heartbeat_s) == (7, config.heartbeat_timeout_s)
+    assert {objects.start_s, objects.sync_s, objects.request_s, objects.drain_s, objects.heartbeat_s} == {math.inf}
+    assert (objects.max_attempts, objects.max_restarts, objects.min_members) == (2, config.max_restarts, 2)

@@ -1,18 +1,16 @@
-"""A conductor over a transport in memory that answers in an order of its own, late, never, or with errors."""
+"""A conductor on a bench: members in memory that answer in an order of their own, late, never, or with errors."""
 
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry
 
 import deploy
 from actors.prompts import PromptStream
 from common.config_file import load_config
-from common.metrics import RunMetrics
-from common.pool import DEPTH
-from common.ports import Call, Reply
+from common.pool_actions import Kill, Note, Send
+from common.ports import Reply
 from common.records import (
     Identity,
     Judgement,
@@ -21,23 +19,13 @@ from common.records import (
     Rollout,
     RolloutChunk,
     Stats,
+    Unscored,
     WeightsHandle,
 )
+from common.supervision import Ledger, Limits
 from deploy.conductor import Conductor
-from deploy.stopwatch import Stopwatch
 
 TINY = Path(deploy.__file__).with_name("configs") / "tiny.toml"
-LIMIT_S = 50.0
-
-
-class Clock:
-    """Seconds that pass when nobody has anything to say."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 def generate(request):
@@ -63,9 +51,17 @@ def generate(request):
     return RolloutChunk(request.prompts, rollouts), stats
 
 
-def score(chunk):
-    judgements = tuple(Judgement(r.draw_index, 0, r.draw_index / 10, {}, "v") for r in chunk.rollouts)
-    return JudgementChunk(judgements), Stats(samples=len(judgements), seconds={"score": 0.5})
+def score(chunk, unscored=()):
+    judgements = tuple(
+        None if r.draw_index in unscored else Judgement(r.draw_index, 0, r.draw_index / 10, {}, "v")
+        for r in chunk.rollouts
+    )
+    missing = tuple(
+        Unscored(r.draw_index, 0, "reward_nonfinite", f"draw {r.draw_index} scored nan")
+        for r in chunk.rollouts
+        if r.draw_index in unscored
+    )
+    return JudgementChunk(judgements), Stats(samples=len(judgements), seconds={"score": 0.5}, unscored=missing)
 
 
 def reference(chunk):
@@ -73,56 +69,90 @@ def reference(chunk):
     return ReferenceChunk(logprobs), Stats(samples=len(logprobs), seconds={"reference": 0.125})
 
 
-class ShufflingTransport:
-    """A transport in memory: members work on what they hold, and each wait brings a few replies in random order.
+def answer(call, unscored=()):
+    """What a sound member answers."""
+    match call.method:
+        case "ready":
+            return Reply(call.call_id, {"node": "n1", "pid": 1})
+        case "adopt":
+            return Reply(call.call_id, {"identity": str(call.argument.identity)})
+        case "probe":
+            return Reply(call.call_id, {"reward_model": 0.5})
+        case "heartbeat":
+            return Reply(call.call_id, {"rss_bytes": 1})
+        case "score":
+            return Reply(call.call_id, *score(call.argument, unscored))
+        case "reference":
+            return Reply(call.call_id, *reference(call.argument))
+        case _:
+            return Reply(call.call_id, *generate(call.argument))
+
+
+class Bench:
+    """Carries actions and replies, and turns the clock where nobody speaks.
 
     Args:
-        clock: moves on by the whole timeout where no member answers.
-        seed: of the order.
-        silent: (member, method) that never answers.
-        failing: (member, method) to the error with which it answers.
+        seed: of the order in which members answer.
+        silent: (slot, method) that never answers.
+        failing: (slot, method) to the error with which it answers; or a function of the call.
+        unscored: draws that have no score.
     """
 
-    def __init__(self, clock, *, seed=0, silent=(), failing=None):
-        self.clock = clock
+    def __init__(self, conductor, *, seed=0, silent=(), failing=None, unscored=()):
+        self.conductor = conductor
         self.random = random.Random(seed)
-        self.silent, self.failing = set(silent), failing or {}
-        self.open: list[Call] = []
-        self.sent: list[Call] = []
+        errors = failing or {}
+        self.failing = errors if callable(errors) else lambda call: errors.get((call.member.slot, call.method))
+        self.silent, self.unscored = set(silent), set(unscored)
+        self.now = 1000.0
+        self.open, self.sent, self.log = {}, [], []
 
-    def send(self, call):
-        self.sent.append(call)
-        self.open.append(call)
-        assert sum(c.member == call.member for c in self.open) <= DEPTH, f"{call.member} holds too much"
+    def take(self, actions):
+        self.log += actions
+        for action in actions:
+            match action:
+                case Send(call):
+                    self.sent.append(call)
+                    self.open[call.call_id] = call
+                case Kill(member, _):
+                    self.open = {i: c for i, c in self.open.items() if c.member != member}
 
-    def wait(self, timeout_s):
-        speaking = [c for c in self.open if (c.member, c.method) not in self.silent]
-        if not speaking:
-            self.clock.now += timeout_s
-            return []
-        replying = self.random.sample(speaking, self.random.randint(1, len(speaking)))
-        self.open = [c for c in self.open if c not in replying]
-        return [self.answer(call) for call in replying]
+    def speak(self):
+        """A few members answer; where none does, a second passes."""
+        able = [c for c in self.open.values() if (c.member.slot, c.method) not in self.silent]
+        if not able:
+            self.now += 1.0
+        for call in self.random.sample(able, self.random.randint(1, len(able))) if able else []:
+            if self.open.pop(call.call_id, None) is None:
+                continue  # its member was lost meanwhile
+            error = self.failing(call)
+            reply = answer(call, self.unscored) if error is None else Reply(call.call_id, error=error)
+            self.take(self.conductor.on_reply(reply, self.now))
+        self.take(self.conductor.tick(self.now))
 
-    def answer(self, call):
-        if (call.member, call.method) in self.failing:
-            return Reply(call.call_id, error=self.failing[call.member, call.method])
-        work = {"generate": generate, "score": score, "reference": reference}[call.method]
-        return Reply(call.call_id, *work(call.argument))
+    def finish(self):
+        while (handles := self.conductor.finished()) is None:
+            if self.conductor.failure is not None:
+                raise self.conductor.failure
+            self.speak()
+        return handles
 
-    def fetch(self, ref, timeout_s):
-        return ref
+    def collect(self, num_samples):
+        self.take(self.conductor.begin(num_samples, self.now))
+        return self.finish()
+
+    def sample(self, prompts):
+        self.take(self.conductor.begin_given(prompts, self.now))
+        return self.finish()
+
+    def publish(self, weights):
+        self.take(self.conductor.publish(weights, self.now))
 
     def requests(self):
         return [c.argument for c in self.sent if c.method == "generate"]
 
-
-class SlowTransport(ShufflingTransport):
-    """One answer at a time, the oldest call's, 20 s after the one before."""
-
-    def wait(self, timeout_s):
-        self.clock.now += 20.0
-        return [self.answer(self.open.pop(0))]
+    def notes(self):
+        return [a.text for a in self.log if isinstance(a, Note)]
 
 
 def prompts_of(config):
@@ -131,33 +161,33 @@ def prompts_of(config):
     return PromptStream(texts, prompt_tokens=ppo.prompt_tokens, response_tokens=ppo.response_tokens, seed=config.seed)
 
 
-def make(*overrides, workers=2, replicas=2, published=True, transport=ShufflingTransport, **faults):
-    """A conductor of `tiny.toml`: 32 samples per update in chunks of 8."""
-    config = load_config(TINY, [f"rollout.request_timeout_s={LIMIT_S}", *overrides])
-    clock = Clock()
-    transport = transport(clock, **faults)
+def make(*overrides, workers=2, replicas=2, published=True, **faults):
+    """A bench with a conductor of `tiny.toml`: 32 samples per update in chunks of 8."""
+    config = load_config(TINY, [*overrides])
+    rollout = Limits.of(config.rollout, min_members=1)
+    reward = Limits.of(config.reward_service, min_members=1, budget_s=config.reward_service.budget_s)
     conductor = Conductor(
         config,
         prompts=prompts_of(config),
-        transport=transport,
-        workers=[f"worker-{i}" for i in range(workers)],
-        replicas=[f"replica-{i}" for i in range(replicas)],
-        metrics=RunMetrics(CollectorRegistry()),
-        watch=Stopwatch(),
+        rollout=rollout,
+        reward=reward,
         with_reference=config.ppo.reference == "service",
-        clock=clock,
+        ledger=Ledger(),
     )
+    bench = Bench(conductor, **faults)
+    bench.take(conductor.resize(workers, replicas, bench.now))
     if published:
-        conductor.publish(WeightsHandle(Identity(0, 0), "buffer 0", 0, ()))
-    return conductor, transport
+        bench.publish(WeightsHandle(Identity(0, 0), "buffer 0", 0, ()))
+    return bench
 
 
 @pytest.fixture(scope="session")
-def make_conductor():
-    """Builds (conductor, transport) from `tiny.toml`, overrides as in `--set`, and the transport's faults."""
+def make_bench():
+    """Builds a bench from `tiny.toml`, overrides as in `--set`, and the members' faults."""
     return make
 
 
 @pytest.fixture(scope="session")
-def slow_transport():
-    return SlowTransport
+def member_answer():
+    """What a sound member answers to a call."""
+    return answer

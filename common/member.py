@@ -1,0 +1,102 @@
+"""What a pool knows of its members: slots that keep their name, and the lives that follow each other in them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from common.ports import MemberKey, Method
+from common.supervision import RestartBudget
+
+State = Literal["starting", "syncing", "active", "draining"]
+
+
+@dataclass(slots=True)
+class Held:
+    """A call that a member has not answered yet."""
+
+    call_id: int
+    method: Method
+    task_id: int | None
+    """None for calls that are no work."""
+    since: float
+
+
+@dataclass(slots=True)
+class Member:
+    """One life.
+
+    starting ──ready──▶ syncing ──adopt or probe──▶ active ──scaled down──▶ draining
+    """
+
+    key: MemberKey
+    since: float
+    """When it came into its state."""
+    state: State = "starting"
+    held: dict[int, Held] = field(default_factory=dict)
+    described: Mapping[str, Any] = field(default_factory=dict)
+    """What it said of itself when it was ready: node, pid, threads."""
+    weights: str = ""
+    """Identity of the weights that it last used."""
+    beat_at: float = 0.0
+    """Last sign of life."""
+    beat_call: int | None = None
+    """A heartbeat that is not answered yet."""
+    beat_sent_at: float = 0.0
+    last_beat: Mapping[str, Any] = field(default_factory=dict)
+    """What its last heartbeat said: memory."""
+
+    @property
+    def node(self) -> str:
+        """Where it runs; empty where it is not known yet, or there are no nodes."""
+        return str(self.described.get("node", ""))
+
+    def load(self) -> int:
+        """Work that it holds."""
+        return sum(held.task_id is not None for held in self.held.values())
+
+    def enter(self, state: State, now: float) -> None:
+        """Change state."""
+        self.state, self.since = state, now
+
+    def oldest(self) -> Held | None:
+        """The work that it is at; what else it holds waits behind."""
+        work = [held for held in self.held.values() if held.task_id is not None]
+        return min(work, key=lambda held: (held.since, held.call_id), default=None)
+
+
+@dataclass(slots=True)
+class Slot:
+    """A place in the pool."""
+
+    name: str
+    budget: RestartBudget
+    member: Member | None = None
+    restart_at: float | None = None
+    """When the next life begins."""
+    given_up: str | None = None
+    """Why no other life begins."""
+    last_error: str = ""
+
+    @property
+    def index(self) -> int:
+        """Its number."""
+        return int(self.name.rpartition("-")[2])
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it goes once its work is done."""
+        return self.member is not None and self.member.state == "draining"
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """For status: what an operator wants to know."""
+        member = self.member
+        return {
+            "name": self.name,
+            "state": "given_up" if self.given_up else member.state if member else "starting",
+            "described": {**member.described, **member.last_beat} if member else {},
+            "weights": member.weights if member else "",
+            "held": member.load() if member else 0,
+            "restarts": self.budget.total,
+            "heartbeat_age_s": now - member.beat_at if member and member.state != "starting" else None,
+            "last_error": self.given_up or self.last_error,
+        }

@@ -1,0 +1,105 @@
+"""What a pool asks for and reports: the results of its steps."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from common.ports import Call, MemberKey, Method, Role
+from common.records import Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Ask for a member."""
+
+    member: MemberKey
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a call."""
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """End a member; `dump` where it is alive and stuck."""
+
+    member: MemberKey
+    dump: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Departed:
+    """A slot is gone: its metrics go with it."""
+
+    slot: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something that an operator wants to read."""
+
+    event: str
+    """A short word, as in `restart`."""
+    slot: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """A task is answered, for the first time."""
+
+    task_id: int
+    method: Method
+    role: Role
+    slot: str
+    """Who answered; empty where it was one that is lost."""
+    payload: Any
+    stats: Stats
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A task is answered once more."""
+
+    stats: Stats
+
+
+@dataclass(frozen=True, slots=True)
+class LostArgument:
+    """What a task needed went with its node; the task is closed."""
+
+    task_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """A task has used up its attempts or its time; it is closed."""
+
+    task_id: int
+    method: Method
+    reason: Literal["timeout", "error"]
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The pool cannot go on."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Orphaned:
+    """Work of a member that is lost; between roster and pool only."""
+
+    task_ids: tuple[int, ...]
+    """In the order in which they were sent."""
+    blamed: int | None = None
+    """The one that seems to be the cause."""
+    error: BaseException | None = None
+    """What the blamed one did."""
+
+
+Action = Start | Send | Kill | Departed | Note | Done | Duplicate | LostArgument | GaveUp | Failed | Orphaned

@@ -1,0 +1,70 @@
+"""What the conductor remembers of a batch and of each of its chunks while they are on their way."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.records import ChunkHandle, GenerateRequest, Stats, Unscored
+from common.supervision import Ledger
+
+
+@dataclass(slots=True)
+class Chunk:
+    """A chunk on its way: references to payloads, never payloads."""
+
+    request: GenerateRequest
+    tasks: set[int] = field(default_factory=set)
+    """What is asked for and not answered."""
+    rollouts: Any = None
+    rollout_stats: Stats | None = None
+    judgements: Any = None
+    judge_stats: Stats | None = None
+    reference: Any = None
+    regenerated: int = 0
+    """Times that its payload was lost with a node."""
+
+    def unscored(self) -> tuple[Unscored, ...]:
+        """Samples that the reward service could not judge."""
+        assert self.judge_stats is not None, "score is answered"
+        return self.judge_stats.unscored
+
+    def handle(self) -> ChunkHandle:
+        """What the learner gets: the samples that have a score."""
+        assert self.rollout_stats is not None, "generate is answered first"
+        assert self.judge_stats is not None, "then score"
+        without = {u.draw_index for u in self.judge_stats.unscored}
+        return ChunkHandle(
+            chunk_index=self.request.chunk_index,
+            draw_indices=tuple(p.draw_index for p in self.request.prompts if p.draw_index not in without),
+            rollouts=self.rollouts,
+            judgements=self.judgements,
+            reference=self.reference,
+            rollout_stats=self.rollout_stats,
+            judge_stats=self.judge_stats,
+        )
+
+
+@dataclass(slots=True)
+class Batch:
+    """What somebody waits for."""
+
+    wanted: int
+    ledger: Ledger
+    refill: bool
+    """Replace what is dropped by the next draws."""
+    chunks: dict[int, Chunk] = field(default_factory=dict)
+    """On their way, by chunk index."""
+    ready: list[ChunkHandle] = field(default_factory=list)
+    dropped: dict[str, int] = field(default_factory=dict)
+    """By reason."""
+    detail: str = ""
+    """Why the last one was dropped."""
+
+    def drop(self, reason: str, samples: int, detail: str) -> None:
+        """Samples are given up."""
+        self.ledger.drop(reason, samples)
+        self.dropped[reason] = self.dropped.get(reason, 0) + samples
+        self.detail = detail or self.detail
+
+    def missing(self) -> int:
+        """Samples that are still to come, where those on their way come too: the wanted less the judged ones."""
+        return self.wanted - sum(len(handle.draw_indices) for handle in self.ready)

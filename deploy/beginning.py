@@ -1,0 +1,56 @@
+"""From where PPO starts: the newest verified checkpoint of the same settings, or from the beginning."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import Checkpoint
+from common.checkpoint_store import CheckpointStore
+from common.config import RunConfig
+from deploy.resume import refuse_changes
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """Where PPO starts, and by which settings its checkpoints are known again."""
+
+    store: CheckpointStore
+    settings: Mapping[str, Any]
+    """All on which PPO's result depends, by dotted key."""
+    checkpoint: Checkpoint | None
+    """None: from the beginning."""
+
+    @property
+    def step(self) -> int:
+        """Updates that are done already."""
+        return 0 if self.checkpoint is None else self.checkpoint.step
+
+
+def find_beginning(
+    config: RunConfig, folder: Path, settings: Mapping[str, Any], *, anew: bool, warn: Callable[[str], None]
+) -> Beginning:
+    """Look for a checkpoint to go on from; changes nothing on disk.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        settings: of the run as it is configured now.
+        anew: do not go on from any.
+        warn: told of checkpoints that are damaged, and so passed over.
+
+    Raises:
+        ConfigError: there is a checkpoint of other settings; names the keys that differ.
+    """
+    assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
+    url = config.ppo.checkpoint_url or str(folder / "checkpoints")
+    store = CheckpointStore(url, keep_last=config.ppo.keep_last, keep_best=config.ppo.keep_best)
+    if anew:
+        return Beginning(store, settings, None)
+    checkpoint, damaged = store.newest_verified()
+    for message in damaged:
+        warn(message)
+    if checkpoint is not None:
+        saved: Any = store.read_state(checkpoint)["settings"]
+        refuse_changes(saved, settings)
+    return Beginning(store, settings, checkpoint)

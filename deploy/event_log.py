@@ -1,0 +1,40 @@
+"""What an operator wants to read: members that were lost, replaced, resized; one line each, in events.jsonl and on the
+terminal."""
+
+import threading
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from common.pool_actions import Note
+from deploy.recorder import append_json
+
+QUIET = frozenset({"active"})
+"""Events that are written down and not shown: a good start is no news."""
+
+
+class EventLog:
+    """Appends to `events.jsonl`; safe to use from several threads.
+
+    Args:
+        folder: of the run.
+        console: where events are shown, above the progress bar.
+    """
+
+    def __init__(self, folder: Path, console: Console) -> None:
+        self._path = folder / "events.jsonl"
+        self._console = console
+        self._lock = threading.Lock()
+
+    def write(self, event: str, text: str, slot: str = "") -> None:
+        """One event."""
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with self._lock:
+            append_json(self._path, {"time": now, "event": event, "slot": slot, "text": text})
+        if event not in QUIET:
+            self._console.print(f"[dim]{now[11:19]}[/] {text}", highlight=False)
+
+    def note(self, note: Note) -> None:
+        """An event of a pool."""
+        self.write(note.event, note.text, note.slot)

@@ -1,0 +1,24 @@
+"""What every stage with pools is given: where it runs, and who watches and steers it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from common.config import RunConfig
+from deploy.run_controls import RunControls
+from deploy.runtime import Runtime
+from deploy.stop_signal import StopSignal
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a stage runs and what it talks to."""
+
+    config: RunConfig
+    runtime: Runtime
+    folder: Path
+    """Of the run."""
+    console: Console
+    stop: StopSignal
+    controls: RunControls

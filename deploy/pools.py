@@ -1,0 +1,56 @@
+"""From a configuration to running pools: limits, conductor and supervisor thread."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from actors.prompts import PromptStream
+from common.metrics import RunMetrics
+from common.pool_actions import Note
+from common.supervision import Ledger, Limits
+from deploy.conductor import Conductor
+from deploy.place import Place
+from deploy.runtime import Members
+from deploy.supervisor import Supervisor
+
+
+@contextmanager
+def supervised(
+    place: Place,
+    members: Members,
+    *,
+    prompts: PromptStream,
+    metrics: RunMetrics,
+    ledger: Ledger,
+    note: Callable[[Note], None],
+    keep: Callable[[Ledger], None] = lambda ledger: None,
+) -> Iterator[Supervisor]:
+    """Pools of the sizes that the configuration names, whose members start at once.
+
+    Evaluation, which has no learner, measures KL whoever computes it in training.
+    """
+    config = place.config
+    assert config.ppo is not None, "pools are of a PPO stage"
+    processes = place.runtime.are_processes
+    rollout = Limits.of(config.rollout, min_members=config.rollout.min_workers, are_processes=processes)
+    reward = Limits.of(
+        config.reward_service,
+        min_members=config.reward_service.min_replicas,
+        budget_s=config.reward_service.budget_s,
+        are_processes=processes,
+    )
+    conductor = Conductor(
+        config,
+        prompts=prompts,
+        rollout=rollout,
+        reward=reward,
+        with_reference=config.ppo.reference == "service" or members.learner is None,
+        ledger=ledger,
+    )
+    supervisor = Supervisor(
+        conductor, members.transport, metrics=metrics, watch=members.watch, stop=place.stop, note=note, keep=keep
+    )
+    try:
+        supervisor.resize(workers=config.rollout.workers, replicas=config.reward_service.replicas)
+        yield supervisor
+    finally:
+        supervisor.close()

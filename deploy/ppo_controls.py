@@ -1,0 +1,133 @@
+"""What PPO answers to the control channel: implements `deploy.run_controls.StageControls`, on any thread."""
+
+import time
+from concurrent.futures import Future
+from typing import Any
+
+from common.checkpoint import Checkpoint
+from common.errors import ConfigError
+from deploy.checkpoint_writer import CheckpointWriter
+from deploy.event_log import EventLog
+from deploy.place import Place
+from deploy.recovery import Recovery
+from deploy.run_status import CheckpointInfo, LearnerStatus, MemberStatus, PoolStatus, RunStatus
+from deploy.runtime import HostedLearner
+from deploy.stopwatch import Stopwatch
+from deploy.supervisor import Supervisor
+
+
+class PPOControls:
+    """Looks at the run, resizes its pools, asks for checkpoints.
+
+    Args:
+        place: where it runs.
+        supervisor: owner of the pools.
+        learner: owner of the weights.
+        writer: of checkpoints.
+        watch: knows the phase of the loop.
+        recovery: knows lineage and restarts.
+        log: is told of what was asked for.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        supervisor: Supervisor,
+        learner: HostedLearner,
+        writer: CheckpointWriter,
+        watch: Stopwatch,
+        recovery: Recovery,
+        log: EventLog,
+    ) -> None:
+        assert place.config.ppo is not None, "PPO is what is controlled"
+        self._place = place
+        self._updates = place.config.ppo.updates
+        self._supervisor = supervisor
+        self._learner = learner
+        self._writer = writer
+        self._watch = watch
+        self._recovery = recovery
+        self._log = log
+
+    def status(self) -> RunStatus:
+        """The run as it is now."""
+        facts, running = self._place.controls.facts, self._watch.running()
+        newest = self._writer.newest
+        return RunStatus(
+            run=facts.run,
+            pid=facts.pid,
+            started_at=facts.started_at,
+            stage="ppo",
+            stopping=self._place.stop.reason,
+            step=self._learner.step,
+            updates=self._updates,
+            lineage=self._recovery.lineages.lineage,
+            phase=None if running is None else running[0],
+            phase_s=None if running is None else running[1],
+            ledger=self._supervisor.ledger().as_dict(),
+            newest_checkpoint=None if newest is None else self._info(newest),
+            pools={role: _pool_status(pool) for role, pool in self._supervisor.describe().items()},
+            learner=LearnerStatus(
+                state="starting" if "pid" not in self._learner.described else running[0] if running else "idle",
+                pid=self._learner.described.get("pid"),
+                restarts=self._recovery.budget.total,
+            ),
+        )
+
+    def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
+        """Change how many workers and replicas there shall be.
+
+        Raises:
+            ConfigError: fewer than the configuration's minimum.
+        """
+        config = self._place.config
+        for name, wanted, least in (
+            ("rollout workers", rollout_workers, config.rollout.min_workers),
+            ("reward replicas", reward_replicas, config.reward_service.min_replicas),
+        ):
+            if wanted is not None and wanted < least:
+                raise ConfigError(f"{wanted} {name} are fewer than the configured minimum of {least}; ask for more")
+        asked = [f"{n} {name}" for n, name in ((rollout_workers, "rollout workers"), (reward_replicas, "reward "
+                 "replicas")) if n is not None]  # fmt: skip
+        self._log.write("scale", f"scale to {', '.join(asked)}")
+        self._supervisor.resize(workers=rollout_workers, replicas=reward_replicas)
+        return self.status()
+
+    def checkpoint(self) -> "Future[CheckpointInfo]":
+        """Ask for a checkpoint after the current update."""
+        answer: Future[CheckpointInfo] = Future()
+
+        def pass_on(done: "Future[Checkpoint]") -> None:
+            if (error := done.exception()) is not None:
+                answer.set_exception(error)
+            else:
+                answer.set_result(self._info(done.result()))
+
+        self._writer.request().add_done_callback(pass_on)
+        return answer
+
+    def _info(self, checkpoint: Checkpoint) -> CheckpointInfo:
+        age_s = max(0.0, time.time() - checkpoint.written_at)
+        return CheckpointInfo(step=checkpoint.step, url=checkpoint.url, age_s=age_s)
+
+
+def _pool_status(pool: dict[str, Any]) -> PoolStatus:
+    return PoolStatus(
+        target=pool["target"],
+        active=pool["active"],
+        members=tuple(
+            MemberStatus(
+                slot=slot["name"],
+                state=slot["state"],
+                node=slot["described"].get("node") or None,
+                pid=slot["described"].get("pid"),
+                weights=slot["weights"] or None,
+                calls_held=slot["held"],
+                restarts=slot["restarts"],
+                heartbeat_age_s=slot["heartbeat_age_s"],
+                last_error=slot["last_error"] or None,
+            )
+            for slot in pool["slots"]
+        ),
+    )

@@ -1,0 +1,176 @@
+"""One run of PPO: learner, pools, checkpoints and controls wired together, trained through losses, ended cleanly."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+from actors.prompts import PromptStream
+from common.errors import MiniChatGPTError, RunStopped
+from common.metrics import RunMetrics
+from common.ports import Recorder
+from common.supervision import Ledger, RestartBudget
+from deploy.beginning import Beginning
+from deploy.checkpoint_writer import CheckpointWriter
+from deploy.event_log import EventLog
+from deploy.files import read_json
+from deploy.place import Place
+from deploy.pools import supervised
+from deploy.ppo_controls import PPOControls
+from deploy.recovery import Lineages, Recovery
+from deploy.runtime import HostedLearner, Members
+from deploy.supervisor import Supervisor
+from learner.loop import train
+
+
+class PPORun:
+    """What is alive while PPO trains.
+
+    Args:
+        place: where it runs.
+        supervisor: source of samples.
+        learner: owner of the weights.
+        writer: of checkpoints.
+        recovery: goes back to a checkpoint.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        *,
+        supervisor: Supervisor,
+        learner: HostedLearner,
+        writer: CheckpointWriter,
+        recovery: Recovery,
+    ) -> None:
+        assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
+        self.place = place
+        self.ppo = place.config.ppo
+        self.supervisor = supervisor
+        self.learner = learner
+        self.writer = writer
+        self.recovery = recovery
+
+    def train(self, recorder: Recorder) -> None:
+        """Run the loop to its end.
+
+        Raises:
+            MiniChatGPTError: it could not; a note of the error says which checkpoint is kept.
+            RunStopped: somebody wanted the end; the message says what is kept.
+        """
+
+        def loop() -> None:
+            train(
+                learner=self.learner,
+                rollouts=self.supervisor,
+                recorder=recorder,
+                checkpoints=self.writer,
+                config=self.ppo,
+            )
+
+        try:
+            self.recovery.train(loop)
+        except RunStopped as stopped:
+            kept = self._rescue()
+            message = f"{stopped.reason}: stopped after update {self._step()} of {self.ppo.updates}. {kept}"
+            raise RunStopped(message, reason=stopped.reason, exit_code=stopped.exit_code) from stopped
+        except MiniChatGPTError as error:
+            error.add_note(f"Stopped after update {self._step()} of {self.ppo.updates}. {self._rescue()}")
+            raise
+
+    def _step(self) -> int:
+        return self.learner.step
+
+    def _rescue(self) -> str:
+        """Write a checkpoint of the last update if there is none yet; says in words what is kept."""
+        self.supervisor.abandon()
+        wrong = ""
+        newest = self.writer.newest
+        if self.learner.step > (newest.step if newest is not None else 0):
+            try:
+                self.writer.save(self.learner, self.supervisor)
+                self.writer.wait()
+            except MiniChatGPTError as error:
+                wrong = f"A checkpoint of it could not be written: {error}. "
+        newest = self.writer.newest
+        if newest is None:
+            return f"{wrong}There is no checkpoint: the same command starts PPO from its beginning"
+        return f"{wrong}Checkpoint {newest.name} is kept; the same command goes on from it"
+
+    def result(self) -> dict[str, Any]:
+        """What the stage's record says."""
+        config, ledger = self.place.config, self.supervisor.ledger()
+        pools = self.supervisor.describe()
+        return {
+            "updates": self.learner.step,
+            "trajectories": ledger.trained,
+            "ledger": ledger.as_dict(),
+            "lineage": self.recovery.lineages.lineage,
+            "members": {slot["name"]: slot["described"] for pool in pools.values() for slot in pool["slots"]}
+            | {"learner": self.learner.described},
+            "runtime": self.place.runtime.name,
+            "threads": {
+                "rollout": config.rollout.threads,
+                "reward_service": config.reward_service.threads,
+                "learner": config.learner.threads,
+            },
+        }
+
+
+@contextmanager
+def ppo_run(
+    place: Place, beginning: Beginning, members: Members, *, metrics: RunMetrics, prompts: PromptStream, log: EventLog
+) -> Iterator[PPORun]:
+    """Start the pools, go on from the checkpoint where there is one, and answer the control channel."""
+    config, learner = place.config, members.learner
+    assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
+    assert learner is not None, "training has a learner"
+    lineages, ledger = _latest(place, beginning)
+    with ExitStack() as stack:
+        supervisor = stack.enter_context(
+            supervised(place, members, prompts=prompts, metrics=metrics, ledger=ledger, note=log.note,
+                       keep=lineages.keep)  # fmt: skip
+        )
+        writer = stack.enter_context(
+            closing(
+                CheckpointWriter(
+                    beginning.store,
+                    config.ppo,
+                    settings=lambda: beginning.settings,
+                    save_timeout_s=config.learner.save_timeout_s,
+                    warn=lambda text: log.write("checkpoint_failed", text),
+                    newest=beginning.checkpoint,
+                )
+            )
+        )
+        recovery = Recovery(
+            learner=learner,
+            supervisor=supervisor,
+            store=beginning.store,
+            writer=writer,
+            lineages=lineages,
+            budget=RestartBudget(config.learner.max_restarts, config.learner.restart_window_s),
+            folder=place.folder,
+            note=log.write,
+            stop=place.stop,
+        )
+        if beginning.checkpoint is not None:
+            recovery.go_back_to(beginning.checkpoint)
+        controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
+                               recovery=recovery, log=log)  # fmt: skip
+        stack.enter_context(place.controls.attached(controls))
+        yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery)
+
+
+def _latest(place: Place, beginning: Beginning) -> tuple[Lineages, Ledger]:
+    """Lineage and ledger of the last attempt: of ledger.json, which is newer than any checkpoint, if it is there."""
+    path = place.folder / "ledger.json"
+    if beginning.checkpoint is None:
+        return Lineages(path), Ledger()
+    state: Any = beginning.store.read_state(beginning.checkpoint)["rollouts"]
+    ledger, lineage = Ledger.of(state["ledger"]), beginning.store.next_lineage() - 1
+    if path.is_file():
+        saved = read_json(path)
+        latest = Ledger.of(saved["ledger"])
+        if latest.dispatched >= ledger.dispatched:
+            ledger, lineage = latest, max(lineage, int(saved["lineage"]))
+    return Lineages(path, lineage), ledger

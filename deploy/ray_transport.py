@@ -1,0 +1,122 @@
+"""Carries calls to Ray actors. Nothing blocks: replies come through futures, on a thread of Ray's."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
+
+from common.errors import MemberFailedError
+from common.ports import Call, MemberKey, Reply, Role
+from deploy.postmortem import describe_death
+from deploy.ray_calls import cause_of, draining_nodes, wait_for
+
+WORK = ("generate", "score", "reference")
+STACKS_TIMEOUT_S = 5.0
+"""Longest time in which a stuck process must say where it stands before it is killed."""
+
+
+class RayTransport:
+    """Starts, calls and kills the actors of both pools; a reply's payload is an object reference.
+
+    Args:
+        spawn: by role, asks Ray for an actor with the name of a slot.
+        logs: folder where stacks of stuck processes go.
+    """
+
+    def __init__(self, spawn: Mapping[Role, Callable[[str], Any]], logs: Path) -> None:
+        self._spawn = spawn
+        self._logs = logs
+        self._actors: dict[MemberKey, Any] = {}
+        self._facts: dict[MemberKey, dict[str, Any]] = {}
+        self._receiver: Callable[[Reply], None] = lambda reply: None
+        self._killers = ThreadPoolExecutor(4, thread_name_prefix="kill")
+
+    def receive(self, receiver: Callable[[Reply], None]) -> None:
+        """Name who gets the replies."""
+        self._receiver = receiver
+
+    def start(self, member: MemberKey) -> None:
+        """Ask for an actor."""
+        self._actors[member] = self._spawn[member.role](member.slot)
+
+    def send(self, call: Call) -> None:
+        """Start a remote call."""
+        method = getattr(self._actors[call.member], call.method)
+        if call.method in WORK:
+            payload, answer = method.remote(call.argument)
+        else:
+            payload, answer = None, method.remote(*([] if call.argument is None else [call.argument]))
+        answer.future().add_done_callback(lambda future: self._arrived(call, payload, future))
+
+    def _arrived(self, call: Call, payload: Any, future: "Future[Any]") -> None:
+        error = future.exception()
+        if error is not None:
+            cause, kind = cause_of(error)
+            if isinstance(cause, RayActorError):
+                cause = MemberFailedError(describe_death(cause, self._facts.get(call.member, {})))
+            self._receiver(Reply(call.call_id, error=cause, cause=kind))
+        elif call.method in WORK:
+            self._receiver(Reply(call.call_id, payload, future.result()))
+        else:
+            if call.method in ("ready", "heartbeat"):
+                self._facts[call.member] = {**self._facts.get(call.member, {}), **future.result()}
+            self._receiver(Reply(call.call_id, future.result()))
+
+    def kill(self, member: MemberKey, *, dump: bool) -> None:
+        """End an actor; a stuck one first says where it stands, if it still can."""
+        actor = self._actors.pop(member, None)
+        if actor is not None:
+            self._killers.submit(self._end, member, actor, dump)
+
+    def _end(self, member: MemberKey, actor: Any, dump: bool) -> None:
+        if dump:
+            self._dump(member, actor)
+        end_actor(actor, self._facts.pop(member, {}))
+
+    def _dump(self, member: MemberKey, actor: Any) -> None:
+        try:
+            text = ray.get(actor.stacks.remote(), timeout=STACKS_TIMEOUT_S)
+        except (GetTimeoutError, RayError) as error:
+            text = f"no stacks: {type(error).__name__}: {error}"
+        self._logs.mkdir(parents=True, exist_ok=True)
+        path = self._logs / f"stuck-{member.slot}-{member.incarnation}.txt"
+        path.write_text(text, encoding="utf-8")
+
+    def draining_nodes(self) -> frozenset[str]:
+        """Nodes that Ray is about to take away."""
+        return draining_nodes()
+
+    def fetch(self, ref: Any, timeout_s: float) -> Any:
+        """The payload from the object store."""
+        return wait_for(ref, role="driver", phase="fetch", timeout_s=timeout_s)
+
+    def close(self) -> None:
+        """End all actors."""
+        for member in list(self._actors):
+            self.kill(member, dump=False)
+        self._killers.shutdown(wait=True)
+
+
+def end_actor(actor: Any, facts: Mapping[str, Any]) -> None:
+    """Kill an actor; one that is stopped on this node goes at once, where Ray itself would wait for 5 s."""
+    ray.kill(actor)
+    pid = facts.get("pid")
+    if pid is None or facts.get("node") != ray.get_runtime_context().get_node_id() or not _is_actor(pid):
+        return
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def _is_actor(pid: int) -> bool:
+    """Whether this process is still an actor: its number may have gone to another one."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    except OSError:
+        return False

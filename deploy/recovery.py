@@ -1,0 +1,132 @@
+"""What follows when the learner is lost: another one goes on from the newest verified checkpoint, as a new lineage.
+
+Rollout workers and reward replicas stay as they are. Prompt cursor, ledger and the run's files go back to the same
+step, so that the samples that come again are the same, and count once along the ancestry of the weights.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.checkpoint import Checkpoint
+from common.checkpoint_store import CheckpointStore
+from common.errors import LearnerLostError
+from common.supervision import Ledger, RestartBudget
+from deploy.checkpoint_writer import CheckpointWriter
+from deploy.files import write_json
+from deploy.resume import rewind
+from deploy.runtime import HostedLearner
+from deploy.stop_signal import StopSignal
+from deploy.supervisor import Supervisor
+
+START: dict[str, Any] = {"next_draw_index": 0, "ledger": Ledger().as_dict()}
+"""State of the rollouts before the first update."""
+
+
+@dataclass(slots=True)
+class Lineages:
+    """Which lineage the weights are of, and the latest ledger: `ledger.json` of the run folder, never out of date.
+
+    Weights of a step that was reached twice differ in their lineage, so that no sample of dead weights is taken for
+    one of living weights. The file is written before each dispatch, so that even after kill -9 nothing is uncounted.
+    """
+
+    path: Path
+    lineage: int = 0
+
+    def keep(self, ledger: Ledger) -> None:
+        """Write lineage and ledger down."""
+        write_json(self.path, {"lineage": self.lineage, "ledger": ledger.as_dict()})
+
+
+class Recovery:
+    """Brings learner, rollouts and files back to one checkpoint.
+
+    Args:
+        learner: the one that may be lost.
+        supervisor: source of samples.
+        store: checkpoints.
+        writer: of checkpoints, which forgets what was after the one that is gone back to.
+        lineages: a new one begins at each restart.
+        budget: how often the learner may be started again.
+        folder: of the run, whose files are cut back.
+        note: told what an operator wants to read.
+        stop: looked at while waiting.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: HostedLearner,
+        supervisor: Supervisor,
+        store: CheckpointStore,
+        writer: CheckpointWriter,
+        lineages: Lineages,
+        budget: RestartBudget,
+        folder: Path,
+        note: Callable[[str, str], None],
+        stop: StopSignal,
+    ) -> None:
+        self.learner = learner
+        self.supervisor = supervisor
+        self.store = store
+        self.writer = writer
+        self.lineages = lineages
+        self.budget = budget
+        self.folder = folder
+        self.note = note
+        self.stop = stop
+
+    def train(self, train: Callable[[], None]) -> None:
+        """Run the loop to its end, through losses of the learner.
+
+        Raises:
+            LearnerLostError: it was lost too often; names the last cause.
+        """
+        lost: LearnerLostError | None = None
+        while True:
+            try:
+                if lost is not None:
+                    self._start_again()
+                train()
+                return
+            except LearnerLostError as error:
+                lost = error
+                pause = self.budget.take(time.monotonic())
+                if pause is None:
+                    raise LearnerLostError(
+                        f"{error}. It was started again {self.budget.max_restarts} times within "
+                        f"{self.budget.window_s:g} s (learner.max_restarts, learner.restart_window_s)"
+                    ) from error
+                self.note("learner_lost", f"{error}. Another one starts" + (f" in {pause:g} s" if pause else ""))
+                self._pause(pause)
+
+    def _start_again(self) -> None:
+        """A new learner; everything goes back to the newest checkpoint, or to the start."""
+        self.supervisor.abandon()
+        self.writer.settle()
+        self.learner.restart()
+        checkpoint, damaged = self.store.newest_verified()
+        for message in damaged:
+            self.note("checkpoint_damaged", message)
+        self.go_back_to(checkpoint)
+
+    def go_back_to(self, checkpoint: Checkpoint | None) -> None:
+        """Learner, rollouts and files as they were after the checkpoint's update; None: before the first one."""
+        self.lineages.lineage += 1
+        state = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]
+        step = 0 if checkpoint is None else checkpoint.step
+        rewind(self.folder, step)
+        self.writer.go_back_to(checkpoint)
+        self.learner.load(None if checkpoint is None else checkpoint.url, lineage=self.lineages.lineage)
+        self.supervisor.roll_back(state)
+        where = "from the start" if checkpoint is None else f"from {checkpoint.name}"
+        self.note("resumed", f"training goes on {where}, as lineage {self.lineages.lineage}")
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.stop.raise_if_requested()
+            time.sleep(min(0.1, max(0.0, end - time.monotonic())))
