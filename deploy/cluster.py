@@ -24,6 +24,7 @@ from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageRes
 from deploy.preflight import check_placements
 from deploy.ray_environment import THREADS
 from deploy.runtime import Members
+from deploy.scorer_secrets import scorer_secrets
 from deploy.stopwatch import Stopwatch
 from learner.ray_actor import LearnerActor, run_stage
 from learner.stages import StageRequest
@@ -193,13 +194,14 @@ class RayRuntime:
     @contextmanager
     def members(self, config: RunConfig, paths: ModelPaths, folder: Path) -> Iterator[Members]:
         """Start actors, all at once; kill them at the end."""
+        secrets = scorer_secrets(config, os.environ)
         handles: dict[tuple[str, str], Any] = {}
         for i in range(config.rollout.workers):
             name = f"worker-{i}"
             handles["rollout", name] = spawn(RolloutActor, config.rollout, config, paths, name)
         for i in range(config.reward_service.replicas):
             name = f"replica-{i}"
-            handles["reward", name] = spawn(RewardActor, config.reward_service, config, paths)
+            handles["reward", name] = spawn(RewardActor, config.reward_service, config, paths, secrets)
         if paths.judge is None:
             handles["learner", "learner"] = spawn(LearnerActor, config.learner, config, paths, str(folder))
         try:

@@ -1,8 +1,9 @@
 """Everything in one process, without Ray: for debugging, and to show that Ray changes nothing but where things run."""
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from common.ports import Call, Reply
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.weights import weights_of
 from deploy.runtime import Members
+from deploy.scorer_secrets import scorer_secrets
 from deploy.stopwatch import Stopwatch
 from learner.service import LearnerService, build_learner
 from learner.stages import StageRequest, run_stage
@@ -116,15 +118,18 @@ class LocalRuntime:
         built: dict[tuple[str, str], Any] = {}
         for name in workers:
             built["rollout", name] = build_worker(config, paths, fetch=lambda handle: handle.ref, name=name)
-        for name in replicas:
-            built["reward", name] = build_service(config, paths)
-        learner, watch = None, Stopwatch()
-        if paths.judge is None:
-            with threads(config.learner.threads):
-                learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
-        transport = LocalTransport(built, {"rollout": config.rollout.threads, "reward": config.reward_service.threads})
-        described: dict[str, dict[str, object]] = {name: {} for name in workers + replicas}
-        yield Members(transport, workers, replicas, learner, weights_of, watch, described)
+        with ExitStack() as stack:
+            secrets = scorer_secrets(config, os.environ)
+            for name in replicas:
+                built["reward", name] = stack.enter_context(closing(build_service(config, paths, secrets)))
+            learner, watch = None, Stopwatch()
+            if paths.judge is None:
+                with threads(config.learner.threads):
+                    learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
+            num_threads = {"rollout": config.rollout.threads, "reward": config.reward_service.threads}
+            described: dict[str, dict[str, object]] = {name: {} for name in workers + replicas}
+            transport = LocalTransport(built, num_threads)
+            yield Members(transport, workers, replicas, learner, weights_of, watch, described)
 
     def close(self) -> None:
         """Nothing was started."""

@@ -47,7 +47,7 @@ def ppo_stage(
     _clear(folder, "metrics.jsonl", "trajectories", "checkpoints", "models/ppo", "summary.json")
     clear_samples(folder, heldout=False)
     start = time.monotonic()
-    models = ModelPaths(paths["policy"], paths["reward_model"])
+    models = ModelPaths(paths["policy"], paths.get("reward_model"))
     metrics = RunMetrics(CollectorRegistry())
     with ExitStack() as stack:
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))

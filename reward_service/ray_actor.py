@@ -1,5 +1,6 @@
 """A reward replica as a Ray actor: builds its parts in its own process and forwards calls. No logic here."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -14,14 +15,14 @@ from reward_service.build import build_service
 class RewardActor:
     """Shell around RewardService."""
 
-    def __init__(self, config: RunConfig, paths: ModelPaths) -> None:
-        self._parts = (config, paths)
+    def __init__(self, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> None:
+        self._parts = (config, paths, secrets)
 
     def ready(self) -> dict[str, Any]:
         """Load the models (here, for errors of a constructor lose their type); says what the process uses."""
-        config, paths = self._parts
+        config, paths, secrets = self._parts
         torch.set_num_threads(config.reward_service.threads)
-        self._service = build_service(config, paths)
+        self._service = build_service(config, paths, secrets)
         return {"threads": torch.get_num_threads(), "node": ray.get_runtime_context().get_node_id()}
 
     @ray.method(num_returns=2)
@@ -33,3 +34,7 @@ class RewardActor:
     def reference(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
         """Payload and stats, as two objects."""
         return self._service.reference(chunk)
+
+    def probe(self) -> dict[str, float]:
+        """Classifiers' numbers for a fixed text, by part; raises MemberFailedError if a scorer cannot score it."""
+        return dict(self._service.probe())
