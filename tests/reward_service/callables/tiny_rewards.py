@@ -14,6 +14,15 @@ def length(prompts: list[str], responses: list[str]) -> list[float]:
     return [len(response) + len(prompt) / 100 for prompt, response in zip(prompts, responses, strict=True)]
 
 
+def picky(prompts, responses):
+    """Cannot score responses of an odd number of words."""
+    return [float(len(r)) if len(r.split()) % 2 == 0 else float("nan") for r in responses]
+
+
+def hopeless(prompts, responses):
+    raise ValueError("nothing is good enough")
+
+
 def chatty(prompts, responses):
     """Prints by every way that leads to stdout, and reads stdin."""
     print('{"scores": [666.0]}', flush=True)
