@@ -127,7 +127,7 @@ class RunConfig(Config):
     sft: LanguageModelTraining | None = None
     """Supervised fine-tuning on demonstrations."""
     reward_model: RewardModelConfig | None = None
-    """What PPO maximises."""
+    """The classifier that scores for PPO, if `reward_service.scorers` names one of type `model`, as by default."""
     judge: RewardModelConfig | None = None
     """An independent classifier that PPO never sees and that scores the evaluation."""
     ppo: PPOConfig | None = None
@@ -191,8 +191,8 @@ class RunConfig(Config):
             raise ValueError("a fresh model knows nothing; add a [pretrain] table or choose a pretrained model")
         if self.model.type == "pretrained" and self.pretrain is not None:
             raise ValueError("[pretrain] is for fresh models; remove the table, or use [sft]")
-        if self.ppo is not None and self.reward_model is None:
-            raise ValueError("[ppo] has nothing to maximise; add a [reward_model] table")
+        if self.ppo is not None:
+            self._check_reward(self.ppo)
         if self.evaluate is not None and self.ppo is None:
             raise ValueError("[evaluate] compares before and after PPO; add a [ppo] table")
         if self.evaluate is not None and self.judge is None:
@@ -200,6 +200,18 @@ class RunConfig(Config):
         self._check_independent_judge()
         self._check_lengths()
         return self
+
+    def _check_reward(self, ppo: PPOConfig) -> None:
+        if self.reward_service.has_model and self.reward_model is None:
+            raise ValueError(
+                "[ppo] has nothing to maximise; add a [reward_model] table, or list other scorers in "
+                "reward_service.scorers"
+            )
+        if ppo.score_baseline == "prompt" and not self.reward_service.has_model:
+            raise ValueError(
+                'ppo.score_baseline="prompt" is the reward model\'s score of the prompt, but reward_service.scorers '
+                'has no { type = "model" }; add it, or set score_baseline = "none"'
+            )
 
     def _check_independent_judge(self) -> None:
         a, b = self.reward_model, self.judge

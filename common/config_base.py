@@ -41,4 +41,7 @@ def settings_that_matter(config: Config) -> dict[str, Any]:
             del dumped[name]
         elif isinstance(value, Config):
             dumped[name] = settings_that_matter(value)
+        elif isinstance(value, list):
+            pairs = zip(value, dumped[name], strict=True)
+            dumped[name] = [settings_that_matter(item) if isinstance(item, Config) else plain for item, plain in pairs]
     return dumped

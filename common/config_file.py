@@ -101,9 +101,11 @@ def _key(key: str) -> str:
 
 
 def _literal(value: Any) -> str:
-    """A TOML value; JSON's strings, numbers, booleans and lists of them are TOML too."""
+    """A TOML value; JSON's strings, numbers and booleans are TOML too."""
     if isinstance(value, list):
         return "[" + ", ".join(_literal(item) for item in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{_key(key)} = {_literal(item)}" for key, item in value.items()) + " }"
     if isinstance(value, float) and math.isinf(value):
         return "inf" if value > 0 else "-inf"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

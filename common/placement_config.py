@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config_base import CHANGEABLE, Config
+from common.scorer_config import ModelScorerConfig, ScorerConfig, check_scorers
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["float32", "bfloat16", "float16"]
@@ -84,6 +85,8 @@ class RolloutConfig(PoolPlacement):
 class RewardServiceConfig(PoolPlacement):
     """The processes that score and compute reference logprobs."""
 
+    scorers: list[ScorerConfig] = Field(default=[ModelScorerConfig()], min_length=1)
+    """What scores a response: the score is the sum of weight times number."""
     replicas: Annotated[int, CHANGEABLE] = Field(default=1, ge=1)
     """Reward replicas."""
     min_replicas: Annotated[int, CHANGEABLE] = Field(default=1, ge=1)
@@ -97,6 +100,28 @@ class RewardServiceConfig(PoolPlacement):
     def _enough_replicas(self) -> "RewardServiceConfig":
         if self.min_replicas > self.replicas:
             raise ValueError(f"min_replicas={self.min_replicas} is more than replicas={self.replicas}; lower it")
+        return self
+
+    @property
+    def has_model(self) -> bool:
+        """Whether the classifier of [reward_model] is among the scorers."""
+        return any(scorer.type == "model" for scorer in self.scorers)
+
+    @property
+    def scoring_budget_s(self) -> float:
+        """Time in which a replica answers one call: it may hold two, and both count from when they were sent."""
+        return self.request_timeout_s / 2
+
+    @model_validator(mode="after")
+    def _scorers_fit(self) -> "RewardServiceConfig":
+        check_scorers(self.scorers)
+        for scorer in self.scorers:
+            if scorer.type != "model" and 2 * scorer.timeout_s > self.scoring_budget_s:
+                raise ValueError(
+                    f"scorer {scorer.name!r} has timeout_s={scorer.timeout_s:g}, and two tries must fit into half of "
+                    f"request_timeout_s={self.request_timeout_s:g}; lower timeout_s to {self.scoring_budget_s / 2:g}, "
+                    f"or raise request_timeout_s to {4 * scorer.timeout_s:g}"
+                )
         return self
 
 

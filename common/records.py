@@ -81,7 +81,7 @@ class Judgement:
     parts: Mapping[str, float]
     """The scorers' own numbers, by name, as in `{"reward_model": 1.3, "prompt": -0.2}`."""
     scorer_version: str
-    """Hash of the scorer's weights."""
+    """Hash of the scorers' names, weights in the mixture and, of classifiers, their own weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,6 +270,7 @@ class ModelPaths:
 
     policy: str
     """The policy before PPO, which is also the reference."""
-    reward_model: str
+    reward_model: str | None
+    """None where no scorer is the reward model."""
     judge: str | None = None
     """Set for evaluation only: PPO never sees it."""

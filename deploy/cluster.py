@@ -23,6 +23,7 @@ from deploy.ray_calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
 from deploy.ray_learner import RayLearner
 from deploy.ray_transport import RayTransport
 from deploy.runtime import Members
+from deploy.scorer_secrets import scorer_secrets
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 from learner.ray_actor import LearnerActor, run_stage
@@ -90,11 +91,11 @@ class RayRuntime:
     @contextmanager
     def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
         """Start the learner; workers and replicas start when the supervisor asks for them. All are killed at the end."""
-        logs, watch = folder / "logs", Stopwatch()
+        logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         transport = RayTransport(
             {
                 "rollout": lambda slot: spawn(RolloutActor, config.rollout, config, paths, slot),
-                "reward": lambda slot: spawn(RewardActor, config.reward_service, config, paths),
+                "reward": lambda slot: spawn(RewardActor, config.reward_service, config, paths, secrets),
             },
             logs,
         )

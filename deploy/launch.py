@@ -1,5 +1,6 @@
 """From a checked configuration to a finished run folder: what `minichatgpt run` does after parsing."""
 
+import os
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from deploy.pipeline import STAGES, Pipeline
 from deploy.ray_environment import protect_local_cluster
 from deploy.report import write_report
 from deploy.runtime import Runtime
+from deploy.scorer_secrets import scorer_secrets
 from deploy.summary import write_summary
 
 
@@ -30,6 +32,7 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         console.print(f"[yellow]Caution:[/] {caution}")
 
     def start_runtime() -> Runtime:
+        scorer_secrets(config, os.environ)  # one that is missing shall not come up hours later
         if local:
             from deploy.local import LocalRuntime
 

@@ -4,10 +4,11 @@ Calls are carried out one after the other by one thread, so that results do not 
 be killed or hang apart from the rest: deadlines hold only between calls, and there are no heartbeats.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from common.process import describe
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.weights import weights_of
 from deploy.runtime import Members
+from deploy.scorer_secrets import scorer_secrets
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 from learner.service import LearnerService, Payload, build_learner
 from learner.stages import StageRequest, run_stage
 from reward_service.build import build_service
+from reward_service.service import RewardService
 
 
 @contextmanager
@@ -181,24 +184,27 @@ class LocalRuntime:
     @contextmanager
     def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
         """Objects instead of processes, and a learner for training."""
-        watch = Stopwatch()
-        transport = LocalTransport(
-            {
-                "rollout": lambda slot: build_worker(config, paths, fetch=lambda handle: handle.ref, name=slot),
-                "reward": lambda slot: build_service(config, paths),
-            },
-            {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
-        )
+        watch, secrets = Stopwatch(), scorer_secrets(config, os.environ)
         learner = None
-        try:
+        with ExitStack() as stack:
+
+            def build_replica(slot: str) -> RewardService:
+                return stack.enter_context(closing(build_service(config, paths, secrets)))
+
+            transport = LocalTransport(
+                {
+                    "rollout": lambda slot: build_worker(config, paths, fetch=lambda handle: handle.ref, name=slot),
+                    "reward": build_replica,
+                },
+                {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
+            )
+            stack.callback(transport.close)
             if paths.judge is None:
                 with threads(config.learner.threads):
                     learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
+                stack.callback(learner.close)
             yield Members(transport, learner, weights_of, watch)
-        finally:
-            transport.close()
-            if learner is not None:
-                learner.close()
+            transport.close()  # before its members' own helpers are closed
 
     def close(self) -> None:
         """Nothing was started."""

@@ -153,11 +153,11 @@ class Pipeline:
             case "sft":
                 return {"policy": self._base()}
             case "ppo":
-                return {"policy": self._start_of_ppo(), "reward_model": self._classifier("reward_model")}
+                return {"policy": self._start_of_ppo(), **self._reward_model()}
             case _:
                 return {
                     "policy": self._start_of_ppo(),
-                    "reward_model": self._classifier("reward_model"),
+                    **self._reward_model(),
                     "judge": self._classifier("judge"),
                     "ppo": self._output("ppo"),
                 }
@@ -170,6 +170,10 @@ class Pipeline:
 
     def _start_of_ppo(self) -> Model:
         return self._output("sft") if self.config.sft is not None else self._base()
+
+    def _reward_model(self) -> dict[str, Model]:
+        """Where it is among the scorers."""
+        return {"reward_model": self._classifier("reward_model")} if self.config.reward_service.has_model else {}
 
     def _classifier(self, role: str) -> Model:
         table = getattr(self.config, role)

@@ -26,6 +26,7 @@ WHY_ABSENT = {
     "sft": "the sft stage was not part of the config",
     "reward_model": "the reward_model stage was not part of the config",
     "judge": "no judge was part of the config",
+    "scorers": "the reward model is not among the scorers",
     "ppo": "the ppo stage was not part of the config, or has not finished an update",
     "evaluate": "the evaluate stage was not part of the config, or has not finished",
 }
@@ -129,13 +130,13 @@ def _gains(s: Summary) -> list[Measure]:
     return [
         Measure(
             "Reward", "signed", "higher",
-            "Mean score of the responses by the reward model (a logit: 0 is undecided). This is what PPO maximises.",
+            "Mean score of the responses: what PPO maximises. By the reward model alone it is a logit, 0 is undecided.",
             "evaluate", s.reward_before, s.reward_after,
         ),
         Measure(
             "Rated positive", "percent", "higher",
-            "Mean probability of “positive”, by the same reward model: the reward on a scale from 0 to 100 %.",
-            "evaluate", s.p_positive_before, s.p_positive_after,
+            "Mean probability of “positive”, by the reward model: its logit on a scale from 0 to 100 %.",
+            "scorers" if s.reward_after is not None else "evaluate", s.p_positive_before, s.p_positive_after,
         ),
         Measure(
             "Rated positive by the judge", "percent", "higher",

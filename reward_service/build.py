@@ -1,41 +1,75 @@
 """From a configuration to a reward replica, in the process that calls this."""
 
+from collections.abc import Mapping
+
 from common.classifier_config import RewardModelConfig
 from common.classifiers import load_classifier
 from common.config import RunConfig
 from common.modeling import load_policy, resolve_device
 from common.placement_config import RewardServiceConfig
 from common.records import ModelPaths
+from common.scorer_config import FunctionScorerConfig, HttpScorerConfig, ModelScorerConfig, ScorerConfig
 from common.text import load_classifier_tokenizer, load_tokenizer
+from reward_service.function_scorer import FunctionScorer
+from reward_service.http_scorer import HttpScorer
+from reward_service.mixture import Mixture, Term
+from reward_service.model_scorer import ModelScorer, TextClassifier
 from reward_service.reference import Reference
-from reward_service.scorers import ModelScorer, TextClassifier
+from reward_service.scorers import Scorer
 from reward_service.service import RewardService
 
 
-def build_service(config: RunConfig, paths: ModelPaths) -> RewardService:
-    """A replica with the reward model, the judge where `paths` names one, and the reference where it is kept here.
+def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> RewardService:
+    """A replica with the scorers, the judge where `paths` names one, and the reference where it is kept here.
 
     For evaluation (a judge is named) the reference is always here, for KL is measured whoever trained.
+
+    Args:
+        config: the run.
+        paths: of the models.
+        secrets: values of the environment variables that scorers name.
+
+    Raises:
+        ConfigError: a scorer cannot be built: its function cannot be imported, say.
     """
-    ppo = config.ppo
+    ppo, placement = config.ppo, config.reward_service
     assert ppo is not None, "a reward service is of a PPO stage"
-    assert config.reward_model is not None, "the configuration demands a reward model"
-    classifiers = {"reward_model": _classifier(config.reward_service, config.reward_model, paths.reward_model)}
-    if paths.judge is not None:
-        assert config.judge is not None, "the configuration demands a judge"
-        classifiers["judge"] = _classifier(config.reward_service, config.judge, paths.judge)
-    scorer = ModelScorer(
-        classifiers, load_tokenizer(paths.policy), prompt_baseline=ppo.score_baseline == "prompt" and not paths.judge
-    )
     reference = None
     if ppo.reference == "service" or paths.judge is not None:
-        placement = config.reward_service
         policy = load_policy(paths.policy, dtype=config.learner.dtype)
         policy.to(resolve_device(placement.device, placement.num_gpus))
-        reference = Reference(
-            policy, temperature=ppo.temperature, batch_sequences=config.reward_service.batch_sequences
-        )
-    return RewardService(scorer, reference)
+        reference = Reference(policy, temperature=ppo.temperature, batch_sequences=placement.batch_sequences)
+    terms = [Term(_scorer(scorer, config, paths, secrets), scorer.weight) for scorer in placement.scorers]
+    if paths.judge is not None:
+        assert config.judge is not None, "the configuration demands a judge"
+        judge = ModelScorer("judge", _classifier(placement, config.judge, paths.judge))
+        terms.append(Term(judge, 0.0))
+    mixture = Mixture(
+        terms,
+        load_tokenizer(paths.policy),
+        budget_s=placement.scoring_budget_s,
+        probe_budget_s=placement.sync_timeout_s / 2,
+    )
+    return RewardService(mixture, reference)
+
+
+def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> Scorer:
+    match scorer:
+        case ModelScorerConfig():
+            assert config.ppo is not None, "a reward service is of a PPO stage"
+            assert config.reward_model is not None, "the configuration demands a reward model"
+            assert paths.reward_model is not None, "the pipeline names the reward model that a scorer needs"
+            return ModelScorer(
+                scorer.name,
+                _classifier(config.reward_service, config.reward_model, paths.reward_model),
+                prompt_baseline=config.ppo.score_baseline == "prompt" and paths.judge is None,
+            )
+        case FunctionScorerConfig():
+            function = FunctionScorer(scorer)
+            function.start()
+            return function
+        case HttpScorerConfig():
+            return HttpScorer.from_config(scorer, secrets[scorer.token_env] if scorer.token_env is not None else None)
 
 
 def _classifier(placement: RewardServiceConfig, table: RewardModelConfig, path: str) -> TextClassifier:

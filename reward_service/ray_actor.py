@@ -16,19 +16,19 @@ from reward_service.build import build_service
 class RewardActor:
     """Shell around RewardService; signs of life are answered beside the work."""
 
-    def __init__(self, config: RunConfig, paths: ModelPaths) -> None:
-        self._parts = (config, paths)
+    def __init__(self, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> None:
+        self._parts = (config, paths, secrets)
 
     def ready(self) -> dict[str, Any]:
         """Load the models (here, for errors of a constructor lose their type); says what the process uses."""
-        config, paths = self._parts
+        config, paths, secrets = self._parts
         torch.set_num_threads(config.reward_service.threads)
-        self._service = build_service(config, paths)
+        self._service = build_service(config, paths, secrets)
         return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
 
-    def probe(self) -> Mapping[str, float]:
-        """Scores of a fixed text, by which a new replica shows that it judges as the others do."""
-        return self._service.probe()
+    def probe(self) -> dict[str, float]:
+        """Classifiers' numbers for a fixed text, by part; raises MemberFailedError if a scorer cannot score it."""
+        return dict(self._service.probe())
 
     @ray.method(num_returns=2)
     def score(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:

@@ -1,25 +1,27 @@
 """One reward replica: a plain class that scores chunks and computes their reference logprobs, in calls of their own."""
 
+from collections.abc import Mapping
+
 from common.errors import ConfigError
 from common.records import JudgementChunk, ReferenceChunk, RolloutChunk, Stats
+from reward_service.mixture import Mixture
 from reward_service.reference import Reference
-from reward_service.scorers import Scorer
 
 
 class RewardService:
-    """A scorer and, where the reward service holds the reference, a frozen policy.
+    """A mixture of scorers and, where the reward service holds the reference, a frozen policy.
 
     Args:
         scorer: judges text.
         reference: None where the learner computes reference logprobs, or nobody does.
     """
 
-    def __init__(self, scorer: Scorer, reference: Reference | None) -> None:
+    def __init__(self, scorer: Mixture, reference: Reference | None) -> None:
         self.scorer = scorer
         self._reference = reference
 
     def score(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
-        """Judge a chunk."""
+        """Judge a chunk; never fails for what a scorer does, see Mixture.judge."""
         return self.scorer.judge(chunk)
 
     def reference(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
@@ -27,3 +29,15 @@ class RewardService:
         if self._reference is None:
             raise ConfigError('this replica holds no reference; set ppo.reference = "service"')
         return self._reference.logprobs(chunk)
+
+    def probe(self) -> Mapping[str, float]:
+        """Classifiers' numbers for a fixed text, by part: the same in every replica that is sound.
+
+        Raises:
+            MemberFailedError: a scorer gives no finite number for it; names the scorer.
+        """
+        return self.scorer.probe()
+
+    def close(self) -> None:
+        """End the processes and connections of the scorers."""
+        self.scorer.close()

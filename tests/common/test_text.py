@@ -25,7 +25,8 @@ from common.text import (
 )
 from common.weights import buffer_hash, flatten
 from learner.batch import Batch, join
-from reward_service.scorers import ModelScorer, TextClassifier
+from reward_service.mixture import Mixture, Term
+from reward_service.model_scorer import ModelScorer, TextClassifier
 
 TEXTS = ["The film isn’t bad, it is good!", "A good film: 10 of 10.", "i don't like it. (not at all)"]
 
@@ -200,7 +201,8 @@ def test_trajectories_hold_the_sampled_ids_where_text_would_encode_to_others(lla
 
     bag = BagClassifier(BagConfig(vocab_size=5))
     judge = TextClassifier(bag, tokenizer, positive_class=1, max_tokens=32, batch_sequences=8)
-    judgements, _ = ModelScorer({"reward_model": judge}, tokenizer).judge(chunk)
+    terms = [Term(ModelScorer("reward_model", judge), 1.0)]
+    judgements, _ = Mixture(terms, tokenizer, budget_s=60.0, probe_budget_s=60.0).judge(chunk)
     trajectories = join(chunk, judgements, None)
     batch = Batch.of(trajectories, torch.device("cpu"))
     again, _ = worker.generate(request)

@@ -53,6 +53,8 @@ def test_what_all_stages_depend_on_changes_all(marks, change):
         ("rollout.chunk_sequences=16", {"ppo", "evaluate"}),
         ("rollout.threads=2", {"ppo", "evaluate"}),
         ("reward_service.batch_sequences=32", {"ppo", "evaluate"}),
+        ("reward_service.scorers=[{type='model', weight=2}]", {"ppo", "evaluate"}),
+        ("reward_service.scorers=[{type='model'}, {type='function', callable='a:b'}]", {"ppo", "evaluate"}),
         ("evaluate.prompts=8", {"evaluate"}),
     ],
 )
@@ -67,6 +69,7 @@ def test_a_setting_changes_its_own_stages_and_no_other(marks, change, stages):
         "rollout.num_cpus=1.5",
         "rollout.start_timeout_s=5",
         "reward_service.replicas=3",
+        "reward_service.request_timeout_s=500",
         "learner.num_cpus=1.5",
         "learner.update_timeout_s=5",
         "learner.stage_timeout_s=5",

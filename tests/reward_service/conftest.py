@@ -1,5 +1,8 @@
 """Tiny classifiers with random weights and tokenizers of their own, and chunks of rollouts to judge."""
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +20,9 @@ from transformers import (
 from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier
 from common.records import Identity, Prompt, Rollout, RolloutChunk
 from common.text import train_word_tokenizer
-from reward_service.scorers import TextClassifier
+from reward_service.mixture import Mixture, Term
+from reward_service.model_scorer import ModelScorer, TextClassifier
+from reward_service.scorers import Text
 
 WORDS = ["good", "bad", "film", "story", "the", "a", "is", "not", "very", "i", "like", "hate", "it", "cast", "plot"]
 
@@ -130,6 +135,41 @@ def chunk_of(policy_tokenizer):
         return RolloutChunk(tuple(prompts), tuple(rollouts))
 
     return build
+
+
+@pytest.fixture(scope="session")
+def mixture_of(policy_tokenizer):
+    """Builds a mixture of scorers at weight 1, or of (scorer, weight) pairs."""
+
+    def build(*terms):
+        pairs = [term if isinstance(term, tuple) else (term, 1.0) for term in terms]
+        return Mixture([Term(*pair) for pair in pairs], policy_tokenizer, budget_s=120.0, probe_budget_s=60.0)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def model_mixture(mixture_of, classifier_of):
+    """Builds a mixture of the reward model alone."""
+    return lambda kind="bag", **settings: mixture_of(ModelScorer("reward_model", classifier_of(kind), **settings))
+
+
+@pytest.fixture(scope="session")
+def texts_of():
+    """Texts to judge, from responses; all have the same prompt."""
+    return lambda *responses: [Text("say", f" {response}", f"say {response}") for response in responses]
+
+
+@pytest.fixture
+def soon():
+    """A deadline that catches hangs only."""
+    return time.monotonic() + 120.0
+
+
+@pytest.fixture
+def callables(monkeypatch):
+    """Makes the functions beside these tests importable, as for a user whose PYTHONPATH names their folder."""
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("callables")))
 
 
 @pytest.fixture(scope="session", params=["llama", "gpt2"])

@@ -1,4 +1,4 @@
-"""Scores: a text's own, whoever else is in the batch, in the classifier's own tokens; never made up."""
+"""A classifier's score: a text's own, whoever else is in the batch, in the classifier's own tokens; never made up."""
 
 import math
 import random
@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import MiniChatGPTError
 from common.records import RolloutChunk
-from reward_service.scorers import ModelScorer, TextClassifier
+from reward_service.model_scorer import ModelScorer, TextClassifier
+from reward_service.scorers import Failure
 
 WORDS = ["good", "bad", "film", "story", "the", "a", "is", "not", "very", "i", "like", "hate", "it", "cast", "plot"]
 KINDS = ["bag", "conv", "bert"]
@@ -113,11 +113,11 @@ def test_the_score_is_the_logit_of_the_class_that_was_named(classifier_of, posit
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rollouts_are_scored_as_text_in_the_classifiers_own_tokens(classifier_of, policy_tokenizer, chunk_of, kind):
+def test_rollouts_are_scored_as_text_in_the_classifiers_own_tokens(classifier_of, mixture_of, chunk_of, kind):
     # Trap 16: the two tokenizers give the same words other ids; EOS is no word.
     classifier = classifier_of(kind)
     chunk = chunk_of(PAIRS)
-    judged, stats = ModelScorer({"reward_model": classifier}, policy_tokenizer).judge(chunk)
+    judged, stats = mixture_of(ModelScorer("reward_model", classifier)).judge(chunk)
     expected = [float(plain_logits(classifier, f"{p} {r}")[1]) for p, r in PAIRS]
     assert [j.score for j in judged.judgements] == pytest.approx(expected, abs=1e-5)
     ids = np.concatenate([chunk.prompts[0].token_ids, chunk.rollouts[0].response_ids]).tolist()
@@ -125,8 +125,8 @@ def test_rollouts_are_scored_as_text_in_the_classifiers_own_tokens(classifier_of
     assert (stats.samples, stats.score_sum) == (4, pytest.approx(sum(expected), abs=1e-4))
 
 
-def test_judgements_are_of_their_rollouts_in_order(classifier_of, policy_tokenizer, chunk_of):
-    scorer = ModelScorer({"reward_model": classifier_of("bag")}, policy_tokenizer)
+def test_judgements_are_of_their_rollouts_in_order(model_mixture, chunk_of):
+    scorer = model_mixture("bag")
     chunk = chunk_of(PAIRS)
     judged = scorer.judge(chunk)[0].judgements
     assert [j.draw_index for j in judged] == [p.draw_index for p in chunk.prompts] == [40, 43, 46, 49]
@@ -138,35 +138,19 @@ def test_judgements_are_of_their_rollouts_in_order(classifier_of, policy_tokeniz
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_prompt_baseline_subtracts_the_logit_of_the_prompt_alone(classifier_of, policy_tokenizer, chunk_of, kind):
-    classifier = classifier_of(kind)
-    scorer = ModelScorer({"reward_model": classifier}, policy_tokenizer, prompt_baseline=True)
-    for judgement, (prompt, response) in zip(scorer.judge(chunk_of(PAIRS))[0].judgements, PAIRS, strict=True):
+def test_the_prompt_baseline_subtracts_the_logit_of_the_prompt_alone(classifier_of, model_mixture, chunk_of, kind):
+    classifier, mixture = classifier_of(kind), model_mixture(kind, prompt_baseline=True)
+    for judgement, (prompt, response) in zip(mixture.judge(chunk_of(PAIRS))[0].judgements, PAIRS, strict=True):
         whole, alone = (float(plain_logits(classifier, t)[1]) for t in (f"{prompt} {response}", prompt))
         assert judgement.score == pytest.approx(whole - alone, abs=1e-5)
         assert judgement.parts["prompt"] == pytest.approx(alone, abs=1e-5)
         assert judgement.parts["reward_model"] == pytest.approx(whole, abs=1e-5)
 
 
-def test_without_a_baseline_no_prompt_is_scored(classifier_of, policy_tokenizer, chunk_of):
-    scorer = ModelScorer({"reward_model": classifier_of("bag")}, policy_tokenizer)
-    judgement = scorer.judge(chunk_of(PAIRS))[0].judgements[0]
+def test_without_a_baseline_no_prompt_is_scored(model_mixture, chunk_of):
+    judgement = model_mixture("bag").judge(chunk_of(PAIRS))[0].judgements[0]
     assert set(judgement.parts) == {"reward_model", "reward_model_p_positive"}
     assert judgement.score == judgement.parts["reward_model"]
-
-
-def test_several_classifiers_are_kept_as_parts_and_the_first_one_is_the_score(
-    classifier_of, policy_tokenizer, chunk_of
-):
-    classifiers = {"reward_model": classifier_of("bag"), "judge": classifier_of("bert")}
-    judged = ModelScorer(classifiers, policy_tokenizer).judge(chunk_of(PAIRS))[0].judgements
-    for judgement, (prompt, response) in zip(judged, PAIRS, strict=True):
-        text = f"{prompt} {response}"
-        assert judgement.score == judgement.parts["reward_model"]
-        for name, classifier in classifiers.items():
-            logits = plain_logits(classifier, text)
-            assert judgement.parts[name] == pytest.approx(float(logits[1]), abs=1e-5)
-            assert judgement.parts[f"{name}_p_positive"] == pytest.approx(float(logits.softmax(-1)[1]), abs=1e-6)
 
 
 def test_p_positive_of_a_bag_is_the_logistic_of_its_log_odds(classifier_of):
@@ -174,29 +158,44 @@ def test_p_positive_of_a_bag_is_the_logistic_of_its_log_odds(classifier_of):
     assert probabilities == pytest.approx([1 / (1 + math.exp(-2 * z)) for z in logits])
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_score_that_is_not_finite_is_an_error_that_names_the_draw(classifier_of, policy_tokenizer, chunk_of, value):
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_not_finite_leaves_its_rollout_alone_without_a_score(
+    classifier_of, mixture_of, chunk_of, value
+):
     # Never a made-up score: not even a clipped one.
     classifier = classifier_of("bag")
+    sound = mixture_of(ModelScorer("reward_model", classifier)).judge(chunk_of(PAIRS))[0].judgements
     classifier.model.words.weight.data[classifier.tokenizer("hate")["input_ids"][0]] = value
-    with pytest.raises(MiniChatGPTError, match="draw 43"):
-        ModelScorer({"reward_model": classifier}, policy_tokenizer).judge(chunk_of(PAIRS))
+    judged, stats = mixture_of(ModelScorer("reward_model", classifier)).judge(chunk_of(PAIRS))
+    assert [j if j is None else j.score for j in judged.judgements] == [
+        s.score if i != 1 else None for i, s in enumerate(sound)
+    ]
+    (failed,) = stats.unscored
+    assert (failed.draw_index, failed.sample_index, failed.reason) == (43, 0, "reward_nonfinite")
+    assert "scorer reward_model" in failed.detail
+    assert stats.score_sum == pytest.approx(sum(s.score for i, s in enumerate(sound) if i != 1))
 
 
-def test_a_second_classifiers_number_that_is_not_finite_is_an_error_too(classifier_of, policy_tokenizer, chunk_of):
-    judge = classifier_of("bag")
-    judge.model.words.weight.data[judge.tokenizer("hate")["input_ids"][0]] = math.nan
-    scorer = ModelScorer({"reward_model": classifier_of("conv"), "judge": judge}, policy_tokenizer)
-    with pytest.raises(MiniChatGPTError, match=r"draw 43.*'judge': nan"):
-        scorer.judge(chunk_of(PAIRS))
+@pytest.mark.parametrize("baseline", [False, True])
+def test_only_the_text_that_a_classifier_cannot_take_is_without_a_score(classifier_of, texts_of, soon, baseline):
+    classifier = classifier_of("bag")
+    words = classifier.model.words.weight.data
+    last = len(words) - 1
+    texts = texts_of("plot", classifier.tokenizer.decode([last]), "cast")
+    expected = ModelScorer("reward_model", classifier, prompt_baseline=baseline).score(texts, soon)
+    classifier.model.words.weight.data = words[:last].clone()  # an embedding that is too short for one word
+    found = ModelScorer("reward_model", classifier, prompt_baseline=baseline).score(texts, soon)
+    assert isinstance(found[1], Failure)
+    assert found[1].reason == "reward_error"
+    assert "IndexError" in found[1].detail
+    assert [found[i].value for i in (0, 2)] == pytest.approx([expected[i].value for i in (0, 2)], abs=1e-6)
 
 
-def test_the_version_tells_the_weights_of_every_classifier(classifier_of, policy_tokenizer, chunk_of):
+def test_the_version_tells_the_weights_of_every_scorer(classifier_of, mixture_of):
     def version(**seeds):
-        classifiers = {name: classifier_of("bag", seed=seed) for name, seed in seeds.items()}
-        judged = ModelScorer(classifiers, policy_tokenizer).judge(chunk_of(PAIRS))[0].judgements
-        (one,) = {j.scorer_version for j in judged}
-        return one
+        return mixture_of(*(ModelScorer(n, classifier_of("bag", seed=s)) for n, s in seeds.items())).version
 
     assert version(a=0, b=1) == version(a=0, b=1)
-    assert len({version(a=0), version(a=1), version(a=0, b=1), version(a=0, b=2)}) == 4
+    assert len({version(a=0), version(a=1), version(a=0, b=1), version(a=0, b=2), version(b=0)}) == 5
+    scorer = ModelScorer("a", classifier_of("bag"))
+    assert mixture_of((scorer, 2.0)).version != mixture_of((scorer, 1.0)).version
