@@ -198,13 +198,14 @@ class LocalRuntime:
                 },
                 {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
             )
-            stack.callback(transport.close)
             if paths.judge is None:
                 with threads(config.learner.threads):
                     learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
                 stack.callback(learner.close)
-            yield Members(transport, learner, weights_of, watch)
-            transport.close()  # before its members' own helpers are closed
+            try:
+                yield Members(transport, learner, weights_of, watch)
+            finally:
+                transport.close()
 
     def close(self) -> None:
         """Nothing was started."""
