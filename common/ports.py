@@ -1,10 +1,13 @@
 """The protocols through which the rooms meet. `deploy` wires the implementations, with Ray or without."""
 
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from pydantic import JsonValue
+
+from common.checkpoint import ShardFiles
 from common.records import ChunkHandle, Stats, UpdateReport, WeightsHandle
 
 Role = Literal["rollout", "reward"]
@@ -59,10 +62,13 @@ class Learner(Protocol):
         """The policy as it is now."""
 
     def update(self, chunks: Sequence[ChunkHandle]) -> UpdateReport:
-        """Train on the chunks once; raises NonFiniteError and leaves the weights alone if the step is not finite."""
+        """Train on the chunks once; see `learner.ppo.PPOLearner.update` for what comes back if nothing was finite."""
 
-    def save(self, folder: Path) -> None:
-        """Write a whole checkpoint into `folder`."""
+    def begin_save(self, url: str) -> "Future[ShardFiles]":
+        """Write the learner's part of a checkpoint into the folder `url`, in the background.
+
+        All of it is copied before this returns, so that the next update may begin at once.
+        """
 
 
 class Rollouts(Protocol):
@@ -77,6 +83,9 @@ class Rollouts(Protocol):
     def account(self, report: UpdateReport) -> None:
         """Book the samples that the update trained on."""
 
+    def state_dict(self) -> dict[str, JsonValue]:
+        """What a checkpoint keeps: where the prompt stream is, and the ledger."""
+
 
 class Recorder(Protocol):
     """Keeps what an update reports."""
@@ -86,7 +95,17 @@ class Recorder(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Keeps the learner's state."""
+    """Keeps the state of a run, in the background."""
 
-    def save(self, learner: Learner) -> None:
-        """Write a checkpoint of the learner, whole or not at all."""
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after update `step`.
+
+        Raises:
+            CheckpointError: two saves in a row have failed.
+        """
+
+    def save(self, learner: Learner, rollouts: Rollouts) -> None:
+        """Begin a checkpoint; one that is still being written is waited for first. Raises as `due` does."""
+
+    def wait(self) -> None:
+        """Return once the last checkpoint is whole and counts; raises CheckpointError if it failed."""

@@ -231,7 +231,7 @@ class UpdateReport:
     """What one update did."""
 
     step: int
-    """Updates done, this one included."""
+    """Updates done, this one included if it counts."""
     identity: Identity
     trained: tuple[tuple[int, int], ...]
     """(draw_index, sample_index) of every sample that was trained on, sorted."""
@@ -241,6 +241,8 @@ class UpdateReport:
     """Wall seconds by phase."""
     samples: tuple[Sample, ...] = ()
     """Best and worst texts of the update."""
+    is_finite: bool = True
+    """False where no optimizer step was finite: nothing was trained on, weights, step and identity are as before."""
 
 
 @dataclass(frozen=True, slots=True)

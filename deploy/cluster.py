@@ -8,6 +8,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
 from actors.ray_actor import RolloutActor
+from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.errors import ConfigError, MemberFailedError, MiniChatGPTError, PhaseTimeoutError
 from common.placement_config import Placement
@@ -138,9 +140,13 @@ class RayLearner:
         self._step = report.step
         return report
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint, where the learner is."""
-        wait_for(self._actor.save.remote(str(folder)), role="learner", phase="save", timeout_s=CONTROL_TIMEOUT_S)
+    def begin_save(self, url: str) -> "Future[ShardFiles]":
+        """Let the learner copy what a checkpoint holds, and write it beside the next update."""
+        with self._watch.phase("save"):
+            copied = self._actor.snapshot.remote()
+            wait_for(copied, role="learner", phase="snapshot", timeout_s=CONTROL_TIMEOUT_S)
+        written: Future[ShardFiles] = self._actor.write_snapshot.remote(url).future()
+        return written
 
     def export(self, folder: Path) -> None:
         """Leave the policy in Hugging Face's format, where the learner is."""

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import JsonValue
+
 from actors.admission import capacity
 from actors.prompts import PromptStream
 from common.config import RunConfig
@@ -127,6 +129,11 @@ class Conductor:
         self.ledger.train(len(report.trained))
         self.ledger.check()
         self.metrics.ledger(self.ledger)
+
+    def state_dict(self) -> dict[str, JsonValue]:
+        """What a checkpoint keeps: where the prompt stream is, and the ledger."""
+        ledger: dict[str, JsonValue] = dict(self.ledger.as_dict())  # type: ignore[arg-type]
+        return {"prompts": dict(self.prompts.state_dict()), "ledger": ledger}
 
     def _current(self) -> WeightsHandle:
         if self._weights is None:

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from actors.build import build_worker
+from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.errors import MiniChatGPTError
 from common.ports import Call, Reply
@@ -72,6 +74,7 @@ class LocalLearner:
         self._service = service
         self._watch = watch
         self._threads = num_threads
+        self._saves = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
 
     @property
     def step(self) -> int:
@@ -88,10 +91,11 @@ class LocalLearner:
         with threads(self._threads), self._watch.phase("update"):
             return self._service.update([(c.rollouts, c.judgements, c.reference) for c in chunks])
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint."""
-        with threads(self._threads):
-            self._service.save(folder)
+    def begin_save(self, url: str) -> "Future[ShardFiles]":
+        """Copy what a checkpoint holds, and write it beside the next update."""
+        with threads(self._threads), self._watch.phase("save"):
+            self._service.snapshot()
+        return self._saves.submit(self._service.write_snapshot, url)
 
     def export(self, folder: Path) -> None:
         """Leave the policy in Hugging Face's format."""

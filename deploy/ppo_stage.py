@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,46 +11,55 @@ from rich.console import Console
 
 from actors.prompt_texts import build_prompts
 from actors.prompts import PromptStream
+from common.checkpoint_store import CheckpointStore
 from common.config import RunConfig
 from common.metrics import RunMetrics
-from common.ports import Learner
 from common.records import ModelPaths, StageResult
 from common.text import load_tokenizer
+from deploy.checkpoint_writer import CheckpointWriter
 from deploy.conductor import Conductor
 from deploy.metrics_server import serve_metrics
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
+from deploy.resume import run_settings
 from deploy.runtime import Members, Runtime
 from learner.loop import train
 
 
-class FolderCheckpoints:
-    """Implements `common.ports.Checkpoints`: a folder per step; the last one goes once the new one is whole."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._last: Path | None = None
-
-    def save(self, learner: Learner) -> None:
-        """Write a checkpoint of the learner."""
-        path = self.folder / f"step_{learner.step:06d}"
-        learner.save(path)
-        if self._last is not None and self._last != path:
-            shutil.rmtree(self._last)
-        self._last = path
-
-
 def ppo_stage(
-    config: RunConfig, runtime: Runtime, folder: Path, paths: dict[str, str], console: Console
+    config: RunConfig,
+    runtime: Runtime,
+    folder: Path,
+    paths: dict[str, str],
+    console: Console,
+    *,
+    inputs: Mapping[str, str],
 ) -> StageResult:
-    """Run PPO from the policy at `paths["policy"]`; leaves models/ppo, metrics, samples, trajectories, a checkpoint."""
+    """Run PPO from the policy at `paths["policy"]`; leaves models/ppo, metrics, samples, trajectories, checkpoints.
+
+    `inputs` are the hashes of the models at `paths`.
+    """
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
-    _clear(folder, "metrics.jsonl", "trajectories", "checkpoints", "models/ppo", "summary.json")
+    _clear(folder, "metrics.jsonl", "trajectories", "models/ppo", "summary.json")
     clear_samples(folder, heldout=False)
+    store = CheckpointStore(
+        config.ppo.checkpoint_url or str(folder / "checkpoints"),
+        keep_last=config.ppo.keep_last,
+        keep_best=config.ppo.keep_best,
+    )
+    store.clear()
+    checkpoints = CheckpointWriter(
+        store,
+        config.ppo,
+        settings=lambda: run_settings(config, inputs),
+        save_timeout_s=config.learner.save_timeout_s,
+        warn=lambda message: console.print(f"[yellow]Caution:[/] {message}"),
+    )
     start = time.monotonic()
     models = ModelPaths(paths["policy"], paths["reward_model"])
     metrics = RunMetrics(CollectorRegistry())
     with ExitStack() as stack:
+        stack.callback(checkpoints.close)
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
         with console.status("ppo: starting workers, reward service and learner"):
             prompts = build_prompts(config, models)
@@ -64,9 +74,15 @@ def ppo_stage(
             learner=members.learner,
             rollouts=conductor,
             recorder=RunRecorder(
-                folder, tokenizer=tokenizer, conductor=conductor, metrics=metrics, watch=members.watch, bar=(bar, task)
+                folder,
+                tokenizer=tokenizer,
+                conductor=conductor,
+                metrics=metrics,
+                watch=members.watch,
+                bar=(bar, task),
+                saw=checkpoints.saw,
             ),
-            checkpoints=FolderCheckpoints(folder / "checkpoints"),
+            checkpoints=checkpoints,
             config=config.ppo,
         )
         trained = time.monotonic()

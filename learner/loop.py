@@ -11,6 +11,7 @@ were made until the learner fetches them. Whether workers are Ray actors or obje
 What happens inside: generation in actors/engine.py, judging in reward_service/scorers.py, the update in learner/ppo.py.
 """
 
+from common.errors import NonFiniteError
 from common.ports import Checkpoints, Learner, Recorder, Rollouts
 from common.ppo_config import PPOConfig
 
@@ -23,18 +24,21 @@ def train(
     Raises:
         PhaseTimeoutError, MemberFailedError: a process hangs or died; the message names it.
         LedgerError: a sample was lost or counted twice.
+        NonFiniteError: no optimizer step of an update was finite.
+        CheckpointError: the last checkpoint, or two in a row, could not be written.
     """
     rollouts.publish(learner.weights())
     while learner.step < config.updates:
         trajectories = rollouts.collect(config.trajectories_per_update)
         report = learner.update(trajectories)
+        if not report.is_finite:
+            raise NonFiniteError(
+                f"update {learner.step + 1}: no optimizer step was finite; weights {report.identity} are as they were. "
+                "Lower the learning rate or look at the scores"
+            )
         rollouts.account(report)
         rollouts.publish(learner.weights())
         recorder.record(report)
-        if due(learner.step, config.checkpoint_every) or learner.step == config.updates:
-            checkpoints.save(learner)
-
-
-def due(step: int, every: int) -> bool:
-    """Whether something that happens every `every` updates happens after update `step`; 0 is never."""
-    return every > 0 and step % every == 0
+        if checkpoints.due(learner.step):
+            checkpoints.save(learner, rollouts)
+    checkpoints.wait()

@@ -7,6 +7,7 @@ from typing import Any
 import ray
 import torch
 
+from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.weights import Buffer, detached
@@ -18,7 +19,7 @@ FETCH_TIMEOUT_S = 120.0
 """Longest time in which an update's payloads must arrive."""
 
 
-@ray.remote
+@ray.remote(concurrency_groups={"save": 1})
 class LearnerActor:
     """Shell around LearnerService."""
 
@@ -51,9 +52,14 @@ class LearnerActor:
         payloads, self._payloads = self._payloads, []
         return self._service.update(payloads)
 
-    def save(self, folder: str) -> None:
-        """Write a checkpoint."""
-        self._service.save(Path(folder))
+    def snapshot(self) -> None:
+        """Copy what a checkpoint holds; see LearnerService."""
+        self._service.snapshot()
+
+    @ray.method(concurrency_group="save")
+    def write_snapshot(self, url: str) -> ShardFiles:
+        """Write it, in a thread of its own, while the next update runs."""
+        return self._service.write_snapshot(url)
 
     def export(self, folder: str) -> None:
         """Leave the policy in Hugging Face's format."""
