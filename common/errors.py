@@ -42,4 +42,8 @@ class LedgerError(MiniChatGPTError, AssertionError):
 
 
 class NonFiniteError(MiniChatGPTError, ArithmeticError):
-    """A loss or gradient was NaN or infinite; the weights are as they were before the step."""
+    """A loss, gradient or measure was NaN or infinite; the weights are as they were before the step."""
+
+
+class CorruptWeightsError(NonFiniteError):
+    """Weights or optimizer state are NaN or infinite themselves: nothing but loading a checkpoint mends them."""

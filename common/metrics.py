@@ -53,7 +53,9 @@ class RunMetrics:
         self._dispatched = gauge("samples_dispatched", "Samples dispatched since the start.")
         self._generated = counter("tokens_generated", "Response tokens generated.", "worker")
         self._trained = counter("tokens_trained", "Response tokens trained on, each counted once.")
-        self._nonfinite = counter("nonfinite_steps", "Optimizer steps left out for a gradient that was not finite.")
+        self._nonfinite = counter(
+            "nonfinite_steps", "Optimizer steps left out for a loss or gradient that was not finite."
+        )
         self._seconds = Histogram(
             prefix + "phase_seconds",
             "Seconds by role and phase.",

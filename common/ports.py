@@ -126,13 +126,17 @@ class Recorder(Protocol):
 
 
 class Checkpoints(Protocol):
-    """Keeps the learner's state."""
+    """Keeps the state of a run, in the background."""
 
     def due(self, step: int) -> bool:
-        """Whether a checkpoint is to be written after update `step`."""
+        """Whether a checkpoint is to be written after update `step`.
+
+        Raises:
+            CheckpointError: two saves in a row have failed.
+        """
 
     def save(self, learner: Learner, rollouts: Rollouts) -> None:
-        """Start to write one in the background; whole or not at all."""
+        """Begin a checkpoint; one that is still being written is waited for first. Raises as `due` does."""
 
     def wait(self) -> None:
-        """Until the last one is written and verified."""
+        """Return once the last checkpoint is whole and counts; raises CheckpointError if it failed."""

@@ -23,7 +23,13 @@ FORMAT = 2
 
 
 def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str:
-    """Hash of what a stage depends on.
+    """Hash of what a stage depends on; arguments as in `depends_on`."""
+    parts = depends_on(config, stage, inputs)
+    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+
+
+def depends_on(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """All that a stage's result depends on, as JSON-able values.
 
     Args:
         config: the run.
@@ -49,7 +55,7 @@ def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str
         parts["reward_service"] = settings_that_matter(config.reward_service)
     if stage == "evaluate":
         parts["judge"] = _scores(config.judge)
-    return xxhash.xxh3_128_hexdigest(json.dumps(parts, sort_keys=True).encode())
+    return parts
 
 
 def _dump(table: Any) -> Any:

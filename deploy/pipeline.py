@@ -129,7 +129,8 @@ class Pipeline:
     def _run(self, stage: str, inputs: dict[str, Model]) -> StageResult:
         paths = {role: model.path for role, model in inputs.items()}
         if stage == "ppo":
-            return ppo_stage(self.config, self.runtime, self.folder, paths, self.console)
+            hashes = {role: model.hash for role, model in inputs.items()}
+            return ppo_stage(self.config, self.runtime, self.folder, paths, self.console, inputs=hashes)
         if stage == "evaluate":
             return evaluate_stage(self.config, self.runtime, self.folder, paths, self.console)
         output = self.folder / "models" / OUTPUT[stage]

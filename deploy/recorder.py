@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class RunRecorder:
         metrics: the Prometheus registry's.
         watch: knows the seconds.
         bar: progress bar and its task.
+        saw: told of every report too.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class RunRecorder:
         metrics: RunMetrics,
         watch: Stopwatch,
         bar: tuple[Bar, TaskID],
+        saw: Callable[[UpdateReport], None],
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
@@ -63,10 +65,12 @@ class RunRecorder:
         self.metrics = metrics
         self.watch = watch
         self.bar, self.task = bar
+        self._saw = saw
         self._since = time.monotonic()
 
     def record(self, report: UpdateReport) -> None:
         """Write one update down."""
+        self._saw(report)
         now = time.monotonic()
         seconds = {**self.watch.take(), **report.seconds, "total": now - self._since}
         self._since = now

@@ -1,6 +1,8 @@
 """The learner as others see it: payloads in, reports out, files where the data is. A plain class; Ray is optional."""
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from common.checkpoint import read_checkpoint, write_checkpoint
+from common.checkpoint import ShardFiles, read_shard, write_shard
 from common.config import RunConfig
 from common.errors import CheckpointError
 from common.modeling import PolicyWithValueHead, load_policy, resolve_device
@@ -35,8 +37,18 @@ _PROBE = 8
 PROBE_ROWS, PROBE_TOKENS = 4, 12
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All on which later updates depend, copied: what goes on training does not change it."""
+
+    tensors: dict[str, Tensor]
+    """On the CPU, by name."""
+    state: dict[str, Any]
+    """JSON-able."""
+
+
 class LearnerService:
-    """A PPO learner that records what it trains on and writes its own checkpoints.
+    """A PPO learner that records what it trains on and writes its own part of a checkpoint.
 
     Args:
         learner: does the mathematics.
@@ -48,6 +60,7 @@ class LearnerService:
         self.learner = learner
         self.tokenizer = tokenizer
         self.folder = folder
+        self._snapshot: Snapshot | None = None
 
     @property
     def step(self) -> int:
@@ -66,53 +79,81 @@ class LearnerService:
         write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
         return self.learner.update(ordered)
 
-    def save(self, folder: Path) -> None:
-        """Write weights, value head, optimizer state, step, lineage and KL controller, whole or not at all."""
-        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.learner.plain.named_parameters()}
+    def snapshot(self) -> None:
+        """Copy weights, value head, optimizer state, step, lineage and KL controller to the CPU's memory.
+
+        This is all of a save that training waits for; `write_snapshot` may then run beside the next update. Nothing
+        else changes from update to update: noise and orders follow from keys, and the reference comes with the learner.
+
+        Raises:
+            CorruptWeightsError: weights or optimizer state are not finite, and must not be saved.
+        """
+        self.learner.check_finite()
+        tensors = {f"model.{name}": _copy(p) for name, p in self.learner.plain.named_parameters()}
         groups = []
         for number, optimizer in enumerate(self.learner.optimizers):
             state, group = pack_state(optimizer)
-            tensors |= {f"optimizer.{number}.{k}": v for k, v in state.items()}
-            groups.append(group)
-        state_json = {
-            "step": self.learner.step,
-            "lineage": self.learner.lineage,
-            "controller": self.learner.controller.state_dict(),
-            "optimizer_groups": groups,
-            "threads": torch.get_num_threads(),
-        }
-        write_checkpoint(folder, tensors, state_json)
+            tensors |= {f"optimizer.{number}.{name}": _copy(value) for name, value in state.items()}
+            groups.append(copy.deepcopy(group))
+        self._snapshot = Snapshot(
+            tensors,
+            {
+                "step": self.learner.step,
+                "lineage": self.learner.lineage,
+                "controller": self.learner.controller.state_dict(),
+                "optimizer_groups": groups,
+                "threads": torch.get_num_threads(),
+            },
+        )
 
-    def load(self, folder: Path) -> None:
-        """Put back what `save` wrote.
+    def write_snapshot(self, url: str) -> ShardFiles:
+        """Write what `snapshot` copied, once, and read it back; may run in a thread of its own.
+
+        Raises:
+            CheckpointError: it cannot be written, or is not stored as it was written.
+        """
+        snapshot, self._snapshot = self._snapshot, None
+        if snapshot is None:
+            raise RuntimeError("take a snapshot before writing it; each is written once")
+        return write_shard(url, snapshot.tensors, snapshot.state)
+
+    def load(self, url: str, *, lineage: int | None = None) -> None:
+        """Put back what a checkpoint holds.
+
+        Args:
+            url: of the checkpoint.
+            lineage: under which the learner goes on, so that its weights are not mistaken for those of the run that
+                was cut off; None: that of the checkpoint.
 
         Raises:
             CheckpointError: it is damaged, or of another model or optimizer; the weights are as they were.
         """
-        tensors, state = read_checkpoint(folder)
-        self._check_fit(folder, tensors, state)
+        tensors, state = read_shard(url)
+        found: dict[str, Any] = dict(state)
+        self._check_fit(url, tensors, found)
         for number, optimizer in enumerate(self.learner.optimizers):
             prefix = f"optimizer.{number}."
             mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-            unpack_state(optimizer, mine, state["optimizer_groups"][number])
-        self.learner.controller.load_state_dict(state["controller"])
+            unpack_state(optimizer, mine, found["optimizer_groups"][number])
+        self.learner.controller.load_state_dict(found["controller"])
         with torch.no_grad():
             for name, parameter in self.learner.plain.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])
-        self.learner.step, self.learner.lineage = state["step"], state["lineage"]
+        self.learner.step = found["step"]
+        self.learner.lineage = found["lineage"] if lineage is None else lineage
 
-    def _check_fit(self, folder: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _check_fit(self, url: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Raise CheckpointError unless the checkpoint is of this model and of these optimizers."""
         needed = {f"model.{name}": p.shape for name, p in self.learner.plain.named_parameters()}
         found = {name: t.shape for name, t in tensors.items() if name.startswith("model.")}
         if wrong := [name for name in needed | found if needed.get(name) != found.get(name)]:
             raise CheckpointError(
-                f"{folder} is of another model: {wrong[0]} has shape {found.get(wrong[0])} there and "
+                f"{url} is of another model: {wrong[0]} has shape {found.get(wrong[0])} there and "
                 f"{needed.get(wrong[0])} here ({len(wrong)} tensors differ)"
             )
         if len(state["optimizer_groups"]) != len(self.learner.optimizers):
             raise CheckpointError(
-                f"{folder} holds the state of {len(state['optimizer_groups'])} optimizers, but the configuration names "
+                f"{url} holds the state of {len(state['optimizer_groups'])} optimizers, but the configuration names "
                 f"{len(self.learner.optimizers)}; resume with the optimizer it was written with"
             )
 
@@ -120,6 +161,11 @@ class LearnerService:
         """Leave the policy, without value head, and its tokenizer in Hugging Face's format."""
         self.learner.plain.policy.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """On the CPU, with memory of its own."""
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:

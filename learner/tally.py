@@ -18,7 +18,7 @@ class Tally:
         self.tokens = 0
         self.steps = 0
         self.skipped = 0
-        """Steps whose gradient was not finite."""
+        """Steps left out because loss or gradient was not finite; nothing of them is in the sums."""
         self.grad_norm_sum = 0.0
         self.last: dict[str, float] = {}
         self._sums: dict[str, float] = {}
@@ -33,8 +33,19 @@ class Tally:
             else:
                 self._sums[name] = self._sums.get(name, 0.0) + number
 
+    def include(self, other: "Tally") -> None:
+        """Add what another one counted."""
+        self.tokens += other.tokens
+        self.steps += other.steps
+        self.skipped += other.skipped
+        self.grad_norm_sum += other.grad_norm_sum
+        for name, number in other._sums.items():
+            self._sums[name] = self._sums.get(name, 0.0) + number
+        for name, number in other._max.items():
+            self._max[name] = max(self._max.get(name, number), number)
+
     def means(self) -> dict[str, float]:
-        """Means per token, extremes, and counts of steps."""
+        """Means per token, extremes, and counts of steps; the counts alone where no step was taken."""
         per_token = {
             "policy_loss": "policy_loss_sum",
             "value_loss": "value_loss_sum",
@@ -49,11 +60,8 @@ class Tally:
             means
             | self._max
             | self.last
-            | {
-                "grad_norm": self.grad_norm_sum / max(1, self.steps),
-                "nonfinite_steps": float(self.skipped),
-                "optimizer_steps": float(self.steps),
-            }
+            | ({"grad_norm": self.grad_norm_sum / self.steps} if self.steps else {})
+            | {"nonfinite_steps": float(self.skipped), "optimizer_steps": float(self.steps)}
         )
 
 

@@ -1,7 +1,7 @@
 """The recorded trajectories of one update: one safetensors file, byte for byte the same for the same samples.
 
-Ragged rows lie end to end; `*_offsets` [N+1] say where each begins. Times and names of workers are left out on purpose:
-the file must not depend on who generated a sample.
+Ragged rows lie end to end; `*_offsets` [N+1] say where each begins. Times, names of workers and the lineage are left
+out on purpose: the file must not depend on who generated a sample, nor on how often the run was cut off before.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,6 @@ def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
         "sample_index": np.array([r.sample_index for r in rollouts], dtype=np.int64),
         "prompt_id": np.array([t.prompt.prompt_id for t in trajectories], dtype=np.int64),
         "seed": np.array([r.seed for r in rollouts], dtype=np.uint64),
-        "lineage": np.array([r.identity.lineage for r in rollouts], dtype=np.int64),
         "step": np.array([r.identity.step for r in rollouts], dtype=np.int64),
         "truncated": np.array([r.finish == "length" for r in rollouts], dtype=np.bool_),
         "score": np.array([t.judgement.score for t in trajectories], dtype=np.float64),
