@@ -24,6 +24,7 @@ from deploy.ppo_stage import clear_samples, make_conductor
 from deploy.progress import stage_bar
 from deploy.recorder import append_json
 from deploy.runtime import Runtime
+from deploy.stop_signal import StopSignal
 
 FETCH_TIMEOUT_S = 120.0
 BEFORE, AFTER = Identity(-1, 0), Identity(-1, 1)
@@ -42,7 +43,7 @@ class Answers:
 
 
 def evaluate_stage(
-    config: RunConfig, runtime: Runtime, folder: Path, paths: dict[str, str], console: Console
+    config: RunConfig, runtime: Runtime, folder: Path, paths: dict[str, str], console: Console, stop: StopSignal
 ) -> StageResult:
     """Compare the policies before and after PPO on held-out prompts, by the reward model and by the judge."""
     assert config.evaluate is not None, "the pipeline runs the stages that the configuration names"
@@ -65,6 +66,7 @@ def evaluate_stage(
         conductor = make_conductor(config, members, RunMetrics(CollectorRegistry()), stream)
         conductor.publish(members.weights_of(paths["policy"], BEFORE))
         before = _answers(members.transport, conductor.sample(prompts))
+        stop.raise_if_requested()
         show(1, 2, "after")
         conductor.publish(members.weights_of(paths["ppo"], AFTER))
         after = _answers(members.transport, conductor.sample(prompts))

@@ -23,7 +23,9 @@ from deploy.files import read_json, write_json
 from deploy.fingerprint import fingerprint, folder_hash
 from deploy.ppo_stage import ppo_stage
 from deploy.progress import stage_bar
+from deploy.run_controls import RunControls
 from deploy.runtime import Runtime
+from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest
 
 STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
@@ -49,6 +51,7 @@ class Pipeline:
         start_runtime: starts the place to run; called only if some stage is to be run.
         console: where progress goes.
         again: stages to run even if they are done.
+        controls: told which stage runs; its stop signal ends the run between stages, or at a stage's next sign of life.
     """
 
     def __init__(
@@ -59,11 +62,13 @@ class Pipeline:
         start_runtime: Callable[[], Runtime],
         console: Console,
         again: frozenset[str] = frozenset(),
+        controls: RunControls | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.console = console
         self.again = again
+        self.controls = controls or RunControls(config.name, StopSignal())
         self._start_runtime = start_runtime
         self._runtime: Runtime | None = None
 
@@ -76,7 +81,7 @@ class Pipeline:
         return self._runtime
 
     def run(self) -> bool:
-        """Run all stages; returns whether any had to be run."""
+        """Run all stages; returns whether any had to be run; raises RunStopped if somebody asked the run to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
         wanted = [stage for stage in STAGES if getattr(self.config, stage) is not None and self._is_work(stage)]
@@ -95,6 +100,7 @@ class Pipeline:
         return stage not in ("reward_model", "judge") or table.training is not None
 
     def _stage(self, stage: str) -> bool:
+        self.controls.stop_signal.raise_if_requested()
         inputs = self._inputs(stage)
         mark = fingerprint(self.config, stage, {role: model.hash for role, model in inputs.items()})
         path = self.folder / "stages" / f"{stage}.json"
@@ -108,7 +114,8 @@ class Pipeline:
         result = self._cached(mark) if stage == "pretrain" and stage not in self.again else None
         from_cache = result is not None
         if result is None:
-            result = self._run(stage, inputs)
+            with self.controls.in_stage(stage):
+                result = self._run(stage, inputs)
         seconds = time.monotonic() - start
         record = {
             "stage": stage,
@@ -129,9 +136,11 @@ class Pipeline:
     def _run(self, stage: str, inputs: dict[str, Model]) -> StageResult:
         paths = {role: model.path for role, model in inputs.items()}
         if stage == "ppo":
-            return ppo_stage(self.config, self.runtime, self.folder, paths, self.console)
+            return ppo_stage(self.config, self.runtime, self.folder, paths, self.console, self.controls)
         if stage == "evaluate":
-            return evaluate_stage(self.config, self.runtime, self.folder, paths, self.console)
+            return evaluate_stage(
+                self.config, self.runtime, self.folder, paths, self.console, self.controls.stop_signal
+            )
         output = self.folder / "models" / OUTPUT[stage]
         shutil.rmtree(output, ignore_errors=True)
         request = StageRequest(stage, self.config, paths.get("policy"), str(output))
@@ -140,6 +149,7 @@ class Pipeline:
             for item in runtime.run_stage(request):
                 match item:
                     case Progress():
+                        self.controls.stop_signal.raise_if_requested()
                         show(item.step, item.total, item.message)
                     case StageResult():
                         return item

@@ -19,6 +19,7 @@ from deploy.conductor import Conductor
 from deploy.metrics_server import serve_metrics
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
+from deploy.run_controls import RunControls
 from deploy.runtime import Members, Runtime
 from learner.loop import train
 
@@ -40,7 +41,7 @@ class FolderCheckpoints:
 
 
 def ppo_stage(
-    config: RunConfig, runtime: Runtime, folder: Path, paths: dict[str, str], console: Console
+    config: RunConfig, runtime: Runtime, folder: Path, paths: dict[str, str], console: Console, controls: RunControls
 ) -> StageResult:
     """Run PPO from the policy at `paths["policy"]`; leaves models/ppo, metrics, samples, trajectories, a checkpoint."""
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
