@@ -92,7 +92,7 @@ class ControlApi:
         wait_s = (wanted or CheckpointRequest()).wait_s
         future: Future[CheckpointInfo] = await self._ask(self._controls.checkpoint)
         await self._until(
-            future.done, wait_s, f"the checkpoint is not written and verified within {wait_s:.0f} s; it goes on"
+            future.done, wait_s, f"the checkpoint is not written and verified within {wait_s:g} s; it goes on"
         )
         try:
             return future.result(timeout=0)

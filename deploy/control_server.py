@@ -12,7 +12,8 @@ import uvicorn
 
 from common.config import ControlConfig
 from common.errors import ConfigError, ControlError
-from deploy.control import build_app
+from deploy.control import CALL_TIMEOUT_S, build_app
+from deploy.control_guard import Guard
 from deploy.control_token import token_file
 from deploy.run_address import announce
 from deploy.run_controls import Controls
@@ -23,10 +24,18 @@ MAX_CONNECTIONS: Final = 64
 
 
 @contextmanager
-def serve_control(config: ControlConfig, controls: Controls, folder: Path) -> Iterator[str | None]:
+def serve_control(
+    config: ControlConfig, controls: Controls, folder: Path, *, call_timeout_s: float = CALL_TIMEOUT_S
+) -> Iterator[str | None]:
     """Serve while the block runs; yields the URL, or None where it is off.
 
     The URL is in run.json, the token in control.token, readable by its owner only. Both are gone afterwards.
+
+    Args:
+        config: where to listen.
+        controls: the run.
+        folder: of the run.
+        call_timeout_s: longest time that the run may take to answer a call.
 
     Raises:
         ConfigError: the port is taken.
@@ -35,12 +44,15 @@ def serve_control(config: ControlConfig, controls: Controls, folder: Path) -> It
     if not config.enabled:
         yield None
         return
+    ending = threading.Event()
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(config))
         shown = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{shown}:{listening.getsockname()[1]}"
         token = stack.enter_context(token_file(folder))
-        stack.enter_context(_running(listening, controls, token))
+        stack.enter_context(
+            _running(listening, build_app(controls, token=token, ending=ending, call_timeout_s=call_timeout_s), ending)
+        )
         stack.enter_context(announce(folder, control_url=url))
         yield url
 
@@ -56,11 +68,10 @@ def _listen(config: ControlConfig) -> socket.socket:
 
 
 @contextmanager
-def _running(listening: socket.socket, controls: Controls, token: str) -> Iterator[None]:
-    ending = threading.Event()
+def _running(listening: socket.socket, app: Guard, ending: threading.Event) -> Iterator[None]:
     server = uvicorn.Server(
         uvicorn.Config(
-            build_app(controls, token=token, ending=ending),
+            app,
             loop="asyncio",
             http="h11",
             ws="none",

@@ -67,7 +67,7 @@ def _facts(status: RunStatus) -> Table:
     if status.learner is not None:
         learner = status.learner
         grid.add_row("learner", Text(f"{learner.state}, process {_or_dash(learner.pid)}, {learner.restarts} restarts"))
-    if status.stage == "ppo":
+    if status.step is not None:
         newest = status.newest_checkpoint
         text = "none yet"
         if newest is not None:
