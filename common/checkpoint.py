@@ -51,6 +51,8 @@ class Manifest(BaseModel):
     """Lineage of the weights; a later one was written later."""
     score: float | None
     """What `keep_best` goes by; null where nothing was measured."""
+    written_at: float
+    """When it was committed, in seconds since 1970."""
     files: dict[str, StoredFile]
     """All other files, by name."""
 
@@ -63,6 +65,7 @@ class Checkpoint:
     step: int
     lineage: int
     score: float | None
+    written_at: float
     files: Mapping[str, StoredFile]
 
     @property
@@ -188,7 +191,7 @@ def read_manifest(folder: Folder) -> Manifest:
 def open_checkpoint(folder: Folder) -> Checkpoint:
     """The checkpoint in a folder, as its manifest describes it; raises CheckpointError as `read_manifest` does."""
     manifest = read_manifest(folder)
-    return Checkpoint(folder.url, manifest.step, manifest.lineage, manifest.score, manifest.files)
+    return Checkpoint(folder.url, manifest.step, manifest.lineage, manifest.score, manifest.written_at, manifest.files)
 
 
 def verify(checkpoint: Checkpoint) -> None:

@@ -14,6 +14,7 @@ Used by the driver alone, by one thread at a time. What one checkpoint holds is 
 
 import re
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 
 from pydantic import JsonValue
@@ -107,7 +108,10 @@ class CheckpointStore:
             place.write(STATE, data)
             files = {**shard.files, STATE: StoredFile.of(data)}
             place.verify(STATE, files[STATE])
-            write_manifest(place, Manifest(format=FORMAT, step=step, lineage=lineage, score=score, files=files))
+            manifest = Manifest(
+                format=FORMAT, step=step, lineage=lineage, score=score, written_at=time.time(), files=files
+            )
+            write_manifest(place, manifest)
             final = self._publish(place, step)
         except CheckpointError:
             self._remove(place.name)

@@ -5,7 +5,7 @@ A stage runs if its table is present. The order is always pretrain, sft, reward_
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
@@ -109,6 +109,30 @@ class MetricsConfig(Config):
     """Port to bind; 0 takes a free one, written to run.json and shown at the start."""
 
 
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+class ControlConfig(Config):
+    """The control channel of the driver, for `minichatgpt status`, `scale`, `checkpoint` and `stop`."""
+
+    enabled: bool = True
+    """Serve it while the run lasts."""
+    host: str = "127.0.0.1"
+    """Address to bind: 127.0.0.1 or ::1."""
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port to bind; 0 takes a free one, written to run.json."""
+
+    @field_validator("host")
+    @classmethod
+    def _is_loopback(cls, host: str) -> str:
+        if host not in LOOPBACK:
+            raise ValueError(
+                f"host={host!r} can be reached from other machines, and who reaches the channel steers the run; "
+                f"legal are {' and '.join(LOOPBACK)}; from elsewhere, go through `ssh -L`"
+            )
+        return host
+
+
 class RunConfig(Config):
     """One run: its data, its model, its stages and its processes."""
 
@@ -142,6 +166,8 @@ class RunConfig(Config):
     """The learner."""
     metrics: Annotated[MetricsConfig, CHANGEABLE] = MetricsConfig()
     """Monitoring."""
+    control: Annotated[ControlConfig, CHANGEABLE] = ControlConfig()
+    """Steering."""
     stop_timeout_s: Annotated[float, CHANGEABLE] = Field(default=60.0, gt=0)
     """After Ctrl-C, SIGTERM or `stop`: longest time for the running update to finish before it is abandoned."""
 

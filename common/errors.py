@@ -47,3 +47,26 @@ class NonFiniteError(MiniChatGPTError, ArithmeticError):
 
 class CorruptWeightsError(NonFiniteError):
     """Weights or optimizer state are NaN or infinite themselves: nothing but loading a checkpoint mends them."""
+
+
+class RunInUseError(MiniChatGPTError, RuntimeError):
+    """Another process works in the run folder; the message names it."""
+
+
+class ControlError(MiniChatGPTError, RuntimeError):
+    """A run cannot be reached, does not answer in time, or refuses what was asked."""
+
+
+class RunStopped(MiniChatGPTError):  # noqa: N818 an order carried out, no fault
+    """The run ends because somebody asked for it: Ctrl-C, SIGTERM or `stop`.
+
+    Args:
+        message: what is kept and how to go on.
+        reason: who asked.
+        exit_code: of the process.
+    """
+
+    def __init__(self, message: str, *, reason: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.exit_code = exit_code

@@ -63,7 +63,9 @@ class RunMetrics:
             buckets=SECONDS,
             registry=registry,
         )
-        self._events = counter("member_events", "Members that came, were lost, restarted, drained or given up.", "event")
+        self._events = counter(
+            "member_events", "Members that came, were lost, restarted, drained or given up.", "event"
+        )
         self._duplicates = gauge("samples_duplicate", "Samples that were answered a second time.")
         self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
         self._probe_gap = gauge("probe_gap_nats", "Gap to the learner's logprobs on the probe prompts.", "worker")

@@ -118,7 +118,7 @@ class Limits:
     def of(
         cls, placement: PoolPlacement, *, min_members: int, budget_s: float = math.inf, are_processes: bool = True
     ) -> "Limits":
-        """The limits that a configuration names; what is no process cannot be killed, so nobody waits for it in vain."""
+        """The limits that a configuration names; what is no process cannot be killed, so it has no deadlines."""
         return cls(
             start_s=placement.start_timeout_s if are_processes else math.inf,
             sync_s=placement.sync_timeout_s if are_processes else math.inf,

@@ -8,6 +8,7 @@ from typing import Any
 from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
 from common.config import RunConfig
+from common.errors import CheckpointError
 from deploy.resume import refuse_changes
 
 
@@ -41,6 +42,7 @@ def find_beginning(
 
     Raises:
         ConfigError: there is a checkpoint of other settings; names the keys that differ.
+        CheckpointError: there are checkpoints, and none is whole.
     """
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     url = config.ppo.checkpoint_url or str(folder / "checkpoints")
@@ -50,6 +52,10 @@ def find_beginning(
     checkpoint, damaged = store.newest_verified()
     for message in damaged:
         warn(message)
+    if checkpoint is None and damaged:
+        raise CheckpointError(
+            f"no checkpoint in {store.url} is whole, see above; put one back, or start anew with --again ppo"
+        )
     if checkpoint is not None:
         saved: Any = store.read_state(checkpoint)["settings"]
         refuse_changes(saved, settings)

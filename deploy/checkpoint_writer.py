@@ -142,6 +142,12 @@ class CheckpointWriter:
         """
         self._settle(raise_at=None)
 
+    def go_back_to(self, checkpoint: Checkpoint | None) -> None:
+        """Training goes back to this checkpoint, or to the start: what was due after it is due again."""
+        self._newest = checkpoint
+        self._last_step = 0 if checkpoint is None else checkpoint.step
+        self._scores = {}
+
     def close(self) -> None:
         """Fail the requests that nobody will serve, and end the thread."""
         with self._lock:

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deploy import control_cli
+from deploy.control_cli import RunsOption
+from deploy.exit_codes import FAILED, INTERRUPTED
 from deploy.ray_environment import THREADS
 
 app = typer.Typer(
@@ -19,6 +22,7 @@ app = typer.Typer(
 )
 config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
 app.add_typer(config_app, name="config")
+app.add_typer(control_cli.app)
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="TOML file, or the name of one that comes along: demo, tiny, imdb-gpt2.")
@@ -27,7 +31,6 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one setting, as in --set ppo.clip_eps=0.1; may be repeated."),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders go.")]
 
 EXAMPLES = """
 [bold]Examples[/]
@@ -37,6 +40,20 @@ EXAMPLES = """
   minichatgpt run tiny --local                             seconds long, in one process, for debugging
 
   minichatgpt run demo --set rollout.workers=4 --again ppo
+
+[bold]Exit codes[/]
+
+  0    all stages are done
+
+  1    an error; the message says what to change
+
+  2    the command line is not understood
+
+  3    ended by `minichatgpt stop`; the same command goes on from there
+
+  130  ended by Ctrl-C; a second one ends it at once, with what the last checkpoint holds
+
+  143  ended by SIGTERM
 """
 
 
@@ -92,12 +109,9 @@ def report(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write report.html of a run anew, and print its summary."""
-    from common.errors import DataError
+    from deploy.run_address import find_folder
 
-    folder = Path(run_name) if Path(run_name).is_dir() else runs / run_name
-    if not folder.is_dir():
-        there = ", ".join(sorted(p.name for p in runs.glob("[!.]*"))) if runs.is_dir() else ""
-        raise DataError(f"{folder} does not exist; runs in {runs}: {there or 'none'}")
+    folder = find_folder(run_name, runs)
     from deploy.launch import show
 
     show(folder, Console())
@@ -121,18 +135,21 @@ def config_validate(config: ConfigArgument, changes: SetOption = None) -> None:
 
 
 def main() -> None:
-    """Entry point: errors of ours become one message and exit code 1, Ctrl-C becomes 130."""
-    from common.errors import MiniChatGPTError
+    """Entry point: errors of ours become one message and an exit code, see `deploy/exit_codes.py`."""
+    from common.errors import MiniChatGPTError, RunStopped
 
     console = Console(stderr=True)
     try:
         app()
+    except RunStopped as stopped:
+        console.print(str(stopped), markup=False, highlight=False, soft_wrap=True)
+        sys.exit(stopped.exit_code)
     except MiniChatGPTError as error:
         console.print(f"[bold red]{type(error).__name__}[/]", highlight=False)
         console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-        sys.exit(1)
+        sys.exit(FAILED)
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

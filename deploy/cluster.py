@@ -90,7 +90,7 @@ class RayRuntime:
 
     @contextmanager
     def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
-        """Start the learner; workers and replicas start when the supervisor asks for them. All are killed at the end."""
+        """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         transport = RayTransport(
             {

@@ -14,8 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import JsonValue
-
 from actors.admission import capacity
 from actors.prompts import PromptStream
 from common.config import RunConfig
@@ -188,11 +186,6 @@ class Conductor:
         return self._take(self.rollout.leave_nodes(nodes, now) + self.reward.leave_nodes(nodes, now), now)
 
     # --- inside
-
-    def state_dict(self) -> dict[str, JsonValue]:
-        """What a checkpoint keeps: where the prompt stream is, and the ledger."""
-        ledger: dict[str, JsonValue] = dict(self.ledger.as_dict())  # type: ignore[arg-type]
-        return {"prompts": dict(self.prompts.state_dict()), "ledger": ledger}
 
     def _current(self) -> WeightsHandle:
         if self._weights is None:

@@ -1,5 +1,6 @@
 """What an operator wants to read: members that were lost, replaced, resized; one line each, in events.jsonl and on the
-terminal."""
+terminal.
+"""
 
 import threading
 from datetime import UTC, datetime

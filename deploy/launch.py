@@ -9,11 +9,16 @@ from rich.console import Console
 from common.config import RunConfig
 from common.errors import ConfigError
 from deploy.console import print_summary
+from deploy.control_server import serve_control
 from deploy.pipeline import STAGES, Pipeline
 from deploy.ray_environment import protect_local_cluster
 from deploy.report import write_report
+from deploy.run_address import RecordEnd, announce
+from deploy.run_controls import RunControls
+from deploy.run_lock import run_lock
 from deploy.runtime import Runtime
 from deploy.scorer_secrets import scorer_secrets
+from deploy.stop_signal import StopSignal, handle_signals
 from deploy.summary import write_summary
 
 
@@ -22,6 +27,8 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
 
     Raises:
         ConfigError: `again` names no stage of the configuration.
+        RunInUseError: another process works in the folder.
+        RunStopped: somebody asked the run to end.
     """
     stages = [stage for stage in STAGES if getattr(config, stage) is not None]
     if unknown := sorted(again - set(stages)):
@@ -43,10 +50,22 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
 
         return RayRuntime(config, address=address)
 
-    ran = Pipeline(config, folder.absolute(), start_runtime=start_runtime, console=console, again=again).run()
-    if ran or not (folder / "report.html").is_file():
-        write_summary(folder)
-        write_report(folder)
+    folder = folder.absolute()
+    controls = RunControls(config.name, StopSignal())
+    with (
+        run_lock(folder),
+        RecordEnd(folder),
+        handle_signals(controls.stop_signal),
+        announce(folder),
+        serve_control(config.control, controls, folder),
+    ):
+        pipeline = Pipeline(
+            config, folder, start_runtime=start_runtime, console=console, again=again, controls=controls
+        )
+        ran = pipeline.run()
+        if ran or not (folder / "report.html").is_file():
+            write_summary(folder)
+            write_report(folder)
     print_summary(folder, console)
 
 

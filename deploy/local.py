@@ -17,6 +17,7 @@ import torch
 from actors.build import build_worker
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
+from common.errors import CorruptWeightsError, LearnerLostError
 from common.ports import Call, MemberKey, Reply, Role
 from common.process import describe
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
@@ -109,12 +110,20 @@ class LocalTransport:
 
 
 class LocalLearner:
-    """A learner in this process: implements `common.ports.Learner`."""
+    """A learner in this process: implements `common.ports.Learner`.
 
-    def __init__(self, service: LearnerService, num_threads: int, watch: Stopwatch) -> None:
-        self._service = service
+    Args:
+        build: makes one that starts from the policy before PPO.
+        num_threads: CPU threads of its work.
+        watch: told how long calls take.
+    """
+
+    def __init__(self, build: Callable[[], LearnerService], num_threads: int, watch: Stopwatch) -> None:
+        self._build = build
         self._watch = watch
         self._threads = num_threads
+        with threads(num_threads):
+            self._service = build()
         self._payloads: list[Payload] = []
         self._saver = ThreadPoolExecutor(1, thread_name_prefix="save")
 
@@ -129,11 +138,12 @@ class LocalLearner:
         return describe(threads=self._threads, node="")
 
     def restart(self) -> None:
-        """Nothing that is lost without this process could be started again."""
-        raise RuntimeError("a learner in this process is lost with it")
+        """Another one in its place: its weights may be corrupt."""
+        with threads(self._threads):
+            self._service = self._build()
 
-    def load(self, url: str, *, lineage: int) -> None:
-        """Go on from a checkpoint, as a new lineage."""
+    def load(self, url: str | None, *, lineage: int) -> None:
+        """Go on from a checkpoint, or from the weights before PPO where there is none, as a new lineage."""
         with threads(self._threads):
             self._service.load(url, lineage=lineage)
 
@@ -151,7 +161,10 @@ class LocalLearner:
         """Train on what was prepared."""
         payloads, self._payloads = self._payloads, []
         with threads(self._threads), self._watch.phase("update"):
-            return self._service.update(payloads)
+            try:
+                return self._service.update(payloads)
+            except CorruptWeightsError as error:
+                raise LearnerLostError(f"the learner in update: {error}") from error
 
     def begin_save(self, url: str) -> "Future[ShardFiles]":
         """Copy the state now, write it in the background."""
@@ -199,8 +212,7 @@ class LocalRuntime:
                 {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
             )
             if paths.judge is None:
-                with threads(config.learner.threads):
-                    learner = LocalLearner(build_learner(config, paths, folder), config.learner.threads, watch)
+                learner = LocalLearner(lambda: build_learner(config, paths, folder), config.learner.threads, watch)
                 stack.callback(learner.close)
             try:
                 yield Members(transport, learner, weights_of, watch)

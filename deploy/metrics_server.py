@@ -1,6 +1,5 @@
 """The /metrics endpoint of the driver, on while PPO trains."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 
 from common.config import MetricsConfig
 from common.errors import ConfigError
+from deploy.run_address import announce
 
 
 @contextmanager
@@ -31,12 +31,11 @@ def serve_metrics(
             f"metrics cannot bind {config.host}:{config.port}: {error.strerror}; set metrics.port = 0 for a free one"
         ) from error
     url = f"http://{config.host}:{server.server_port}/metrics"
-    (folder / "run.json").write_text(json.dumps({"metrics_url": url}) + "\n", encoding="utf-8")
-    console.print(f"[dim]metrics at {url}[/]")
     try:
-        yield url
+        with announce(folder, metrics_url=url):
+            console.print(f"[dim]metrics at {url}[/]")
+            yield url
     finally:
         server.shutdown()
         server.server_close()
         thread.join(timeout=5)
-        (folder / "run.json").unlink(missing_ok=True)

@@ -17,13 +17,18 @@ from rich.console import Console
 from common.config import RunConfig
 from common.config_file import to_toml
 from common.hub import join_revision
-from common.records import Progress, StageResult
+from common.records import ModelPaths, Progress, StageResult
+from deploy.beginning import Beginning, find_beginning
 from deploy.evaluate_stage import evaluate_stage
 from deploy.files import read_json, write_json
 from deploy.fingerprint import fingerprint, folder_hash
+from deploy.place import Place
 from deploy.ppo_stage import ppo_stage
 from deploy.progress import stage_bar
+from deploy.resume import run_settings
+from deploy.run_controls import RunControls
 from deploy.runtime import Runtime
+from deploy.stop_signal import StopSignal, handle_signals
 from learner.stages import StageRequest
 
 STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
@@ -49,6 +54,7 @@ class Pipeline:
         start_runtime: starts the place to run; called only if some stage is to be run.
         console: where progress goes.
         again: stages to run even if they are done.
+        controls: told which stage runs; its stop signal ends the run between stages, or at a stage's next sign of life.
     """
 
     def __init__(
@@ -59,11 +65,14 @@ class Pipeline:
         start_runtime: Callable[[], Runtime],
         console: Console,
         again: frozenset[str] = frozenset(),
+        controls: RunControls | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.console = console
         self.again = again
+        self.controls = controls or RunControls(config.name, StopSignal())
+        self.stop = self.controls.stop_signal
         self._start_runtime = start_runtime
         self._runtime: Runtime | None = None
 
@@ -76,7 +85,7 @@ class Pipeline:
         return self._runtime
 
     def run(self) -> bool:
-        """Run all stages; returns whether any had to be run."""
+        """Run all stages; returns whether any had to be run; raises RunStopped if somebody asked the run to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
         wanted = [stage for stage in STAGES if getattr(self.config, stage) is not None and self._is_work(stage)]
@@ -95,6 +104,7 @@ class Pipeline:
         return stage not in ("reward_model", "judge") or table.training is not None
 
     def _stage(self, stage: str) -> bool:
+        self.stop.raise_if_requested()
         inputs = self._inputs(stage)
         mark = fingerprint(self.config, stage, {role: model.hash for role, model in inputs.items()})
         path = self.folder / "stages" / f"{stage}.json"
@@ -102,13 +112,15 @@ class Pipeline:
         if stage not in self.again and _done(path, mark, output):
             self.console.print(f"[green]✓[/] {stage} [dim]done before, same inputs[/]")
             return False
+        beginning = self._beginning(inputs) if stage == "ppo" else None
         for stale in (path, self.folder / "summary.json", self.folder / "report.html"):
             stale.unlink(missing_ok=True)
         start = time.monotonic()
         result = self._cached(mark) if stage == "pretrain" and stage not in self.again else None
         from_cache = result is not None
         if result is None:
-            result = self._run(stage, inputs)
+            with self.controls.in_stage(stage):
+                result = self._run(stage, inputs, beginning)
         seconds = time.monotonic() - start
         record = {
             "stage": stage,
@@ -126,25 +138,37 @@ class Pipeline:
         self.console.print(f"[green]✓[/] {stage} [dim]{seconds:.0f} s{', from the cache' if from_cache else ''}[/]")
         return True
 
-    def _run(self, stage: str, inputs: dict[str, Model]) -> StageResult:
+    def _run(self, stage: str, inputs: dict[str, Model], beginning: Beginning | None) -> StageResult:
         paths = {role: model.path for role, model in inputs.items()}
-        if stage == "ppo":
-            hashes = {role: model.hash for role, model in inputs.items()}
-            return ppo_stage(self.config, self.runtime, self.folder, paths, self.console, inputs=hashes)
-        if stage == "evaluate":
-            return evaluate_stage(self.config, self.runtime, self.folder, paths, self.console)
+        if stage in ("ppo", "evaluate"):
+            place = Place(self.config, self.runtime, self.folder, self.console, self.stop, self.controls)
+            models = ModelPaths(paths["policy"], paths.get("reward_model"), paths.get("judge"))
+            if stage == "evaluate":
+                return evaluate_stage(place, models, paths["ppo"])
+            assert beginning is not None, "PPO begins somewhere"
+            return ppo_stage(place, beginning, models)
         output = self.folder / "models" / OUTPUT[stage]
         shutil.rmtree(output, ignore_errors=True)
         request = StageRequest(stage, self.config, paths.get("policy"), str(output))
         runtime = self.runtime
-        with stage_bar(self.console, stage) as show:
-            for item in runtime.run_stage(request):
+        with stage_bar(self.console, stage) as show, handle_signals(self.stop):
+            for item in runtime.run_stage(request, self.stop):
                 match item:
                     case Progress():
                         show(item.step, item.total, item.message)
                     case StageResult():
                         return item
         raise RuntimeError(f"{stage} ended without a result")
+
+    def _beginning(self, inputs: dict[str, Model]) -> Beginning:
+        """Where PPO starts; looked up before anything of an earlier run is removed."""
+        return find_beginning(
+            self.config,
+            self.folder,
+            run_settings(self.config, {role: model.hash for role, model in inputs.items()}),
+            anew="ppo" in self.again,
+            warn=lambda message: self.console.print(f"[yellow]Caution:[/] {message}", highlight=False),
+        )
 
     def _inputs(self, stage: str) -> dict[str, Model]:
         """The models that a stage starts from."""

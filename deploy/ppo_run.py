@@ -127,8 +127,9 @@ def ppo_run(
     lineages, ledger = _latest(place, beginning)
     with ExitStack() as stack:
         supervisor = stack.enter_context(
-            supervised(place, members, prompts=prompts, metrics=metrics, ledger=ledger, note=log.note,
-                       keep=lineages.keep)  # fmt: skip
+            supervised(
+                place, members, prompts=prompts, metrics=metrics, ledger=ledger, note=log.note, keep=lineages.keep
+            )  # fmt: skip
         )
         writer = stack.enter_context(
             closing(

@@ -1,5 +1,6 @@
 """The learner as a Ray actor, seen from the driver: every wait has a deadline, and a learner that is lost is an error
-of its own, after which `restart` brings another one."""
+of its own, after which `restart` brings another one.
+"""
 
 import dataclasses
 import time
@@ -13,9 +14,9 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
-from common.errors import LearnerLostError, MemberFailedError, MiniChatGPTError, RunStopped
+from common.errors import CorruptWeightsError, LearnerLostError, MemberFailedError, MiniChatGPTError, RunStopped
 from common.records import ChunkHandle, UpdateReport, WeightsHandle
-from deploy.postmortem import MemberFacts, describe_death
+from deploy.postmortem import describe_death
 from deploy.ray_calls import CONTROL_TIMEOUT_S, cause_of
 from deploy.ray_transport import STACKS_TIMEOUT_S, end_actor
 from deploy.stop_signal import StopSignal
@@ -76,8 +77,8 @@ class RayLearner:
         self._actor = self._spawn()
         self._ready = self._actor.ready.remote()
 
-    def load(self, url: str, *, lineage: int) -> None:
-        """Go on from a checkpoint, as a new lineage."""
+    def load(self, url: str | None, *, lineage: int) -> None:
+        """Go on from a checkpoint, or from the weights before PPO where there is none, as a new lineage."""
         self.await_ready()
         self._step = self._wait(self._actor.load.remote(url, lineage), "load", self._config.learner.save_timeout_s)
 
@@ -142,9 +143,16 @@ class RayLearner:
             cause, kind = cause_of(error)
             if kind == "died":
                 raise LearnerLostError(describe_death(error, self._member(phase))) from error
+            if isinstance(cause, CorruptWeightsError):
+                raise LearnerLostError(f"the learner in {phase}: {cause}") from error
             if isinstance(cause, MiniChatGPTError):
                 raise cause from error
             raise MemberFailedError(f"the learner failed in {phase}: {type(cause).__name__}: {cause}") from error
+
+    def _member(self, phase: str) -> MemberFacts:
+        facts = self._facts
+        return MemberFacts("learner", "learner", str(facts.get("node", "")), facts.get("pid"), phase,
+                           facts.get("rss_bytes"))  # fmt: skip
 
     def _check_heart(self, phase: str) -> None:
         """Signs of life are answered beside the work: without them the process is stopped, cut off or wedged."""

@@ -12,7 +12,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from common.errors import MemberFailedError
 from common.ports import Call, MemberKey, Reply, Role
-from deploy.postmortem import describe_death
+from deploy.postmortem import MemberFacts, describe_death
 from deploy.ray_calls import cause_of, draining_nodes, wait_for
 
 WORK = ("generate", "score", "reference")
@@ -58,7 +58,7 @@ class RayTransport:
         if error is not None:
             cause, kind = cause_of(error)
             if isinstance(cause, RayActorError):
-                cause = MemberFailedError(describe_death(cause, self._facts.get(call.member, {})))
+                cause = MemberFailedError(describe_death(cause, self._member(call)))
             self._receiver(Reply(call.call_id, error=cause, cause=kind))
         elif call.method in WORK:
             self._receiver(Reply(call.call_id, payload, future.result()))
@@ -66,6 +66,11 @@ class RayTransport:
             if call.method in ("ready", "heartbeat"):
                 self._facts[call.member] = {**self._facts.get(call.member, {}), **future.result()}
             self._receiver(Reply(call.call_id, future.result()))
+
+    def _member(self, call: Call) -> MemberFacts:
+        facts = self._facts.get(call.member, {})
+        return MemberFacts(call.member.role, call.member.slot, str(facts.get("node", "")), facts.get("pid"),
+                           call.method, facts.get("rss_bytes"))  # fmt: skip
 
     def kill(self, member: MemberKey, *, dump: bool) -> None:
         """End an actor; a stuck one first says where it stands, if it still can."""

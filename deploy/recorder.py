@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from common.metrics import RunMetrics
 from common.records import Sample, UpdateReport
+from common.supervision import Ledger
 from common.text import decode
-from deploy.conductor import Conductor
 from deploy.stopwatch import Stopwatch
 
 
@@ -41,7 +41,7 @@ class RunRecorder:
     Args:
         folder: of the run.
         tokenizer: the policy's, to show samples as text.
-        conductor: knows the ledger.
+        ledger: gives the ledger as it is.
         metrics: the Prometheus registry's.
         watch: knows the seconds.
         bar: progress bar and its task.
@@ -53,7 +53,7 @@ class RunRecorder:
         folder: Path,
         *,
         tokenizer: PreTrainedTokenizerBase,
-        conductor: Conductor,
+        ledger: Callable[[], Ledger],
         metrics: RunMetrics,
         watch: Stopwatch,
         bar: tuple[Bar, TaskID],
@@ -61,7 +61,7 @@ class RunRecorder:
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
-        self.conductor = conductor
+        self.ledger = ledger
         self.metrics = metrics
         self.watch = watch
         self.bar, self.task = bar
@@ -81,7 +81,7 @@ class RunRecorder:
                 "identity": str(report.identity),
                 "metrics": dict(sorted(report.metrics.items())),
                 "seconds": seconds,
-                "ledger": self.conductor.ledger.as_dict(),
+                "ledger": self.ledger().as_dict(),
             },
         )
         for sample in report.samples:

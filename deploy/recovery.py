@@ -116,7 +116,7 @@ class Recovery:
     def go_back_to(self, checkpoint: Checkpoint | None) -> None:
         """Learner, rollouts and files as they were after the checkpoint's update; None: before the first one."""
         self.lineages.lineage += 1
-        state = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]
+        state: Any = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]
         step = 0 if checkpoint is None else checkpoint.step
         rewind(self.folder, step)
         self.writer.go_back_to(checkpoint)

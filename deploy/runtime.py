@@ -24,8 +24,8 @@ class HostedLearner(Learner, Protocol):
     def restart(self) -> None:
         """Another one in its place, as at the start of the stage."""
 
-    def load(self, url: str, *, lineage: int) -> None:
-        """Go on from a checkpoint, as a new lineage."""
+    def load(self, url: str | None, *, lineage: int) -> None:
+        """Go on from a checkpoint, or from the weights before PPO where there is none, as a new lineage."""
 
     def export(self, folder: Path) -> None:
         """Leave the policy in Hugging Face's format."""

@@ -7,16 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Final
 
 from common.errors import RunStopped
-
-STOPPED_BY_COMMAND: Final = 3
-"""Exit code after `minichatgpt stop`."""
-INTERRUPTED: Final = 130
-"""Exit code after Ctrl-C, as shells count: 128 + SIGINT."""
-TERMINATED: Final = 143
-"""Exit code after SIGTERM: 128 + SIGTERM."""
+from deploy.exit_codes import INTERRUPTED, TERMINATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +79,9 @@ class StopSignal:
 def handle_signals(stop: StopSignal) -> Iterator[None]:
     """Let SIGINT and SIGTERM ask for the end; a second SIGINT raises KeyboardInterrupt at once.
 
-    May be entered again inside of itself, for libraries put handlers of their own in its place (Ray does in `ray.init`).
-    Each leaves the handlers as it found them. Outside of the main thread, where Python delivers no signals, it does
-    nothing.
+    May be entered again inside of itself, for libraries put handlers of their own in its place, as Ray does in
+    `ray.init`. Each leaves the handlers as it found them. Outside of the main thread, where Python delivers no signals,
+    it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

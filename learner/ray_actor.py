@@ -36,8 +36,8 @@ class LearnerActor:
         self._service = build_learner(config, paths, Path(folder))
         return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
 
-    def load(self, url: str, lineage: int) -> int:
-        """Go on from a checkpoint; returns the updates behind it."""
+    def load(self, url: str | None, lineage: int) -> int:
+        """Go on from a checkpoint, or from the weights before PPO; returns the updates behind it."""
         self._service.load(url, lineage=lineage)
         return self._service.step
 

@@ -117,17 +117,20 @@ class LearnerService:
             raise RuntimeError("take a snapshot before writing it; each is written once")
         return write_shard(url, snapshot.tensors, snapshot.state)
 
-    def load(self, url: str, *, lineage: int | None = None) -> None:
+    def load(self, url: str | None, *, lineage: int | None = None) -> None:
         """Put back what a checkpoint holds.
 
         Args:
-            url: of the checkpoint.
+            url: of the checkpoint; None: a fresh learner stays as it is.
             lineage: under which the learner goes on, so that its weights are not mistaken for those of the run that
                 was cut off; None: that of the checkpoint.
 
         Raises:
             CheckpointError: it is damaged, or of another model or optimizer; the weights are as they were.
         """
+        if url is None:
+            self.learner.lineage = self.learner.lineage if lineage is None else lineage
+            return
         tensors, state = read_shard(url)
         found: dict[str, Any] = dict(state)
         self._check_fit(url, tensors, found)

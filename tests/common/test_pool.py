@@ -43,9 +43,7 @@ class Bench:
 
     def calls(self, method=None, slot=None):
         return [
-            call
-            for call in self.open.values()
-            if method in (None, call.method) and slot in (None, call.member.slot)
+            call for call in self.open.values() if method in (None, call.method) and slot in (None, call.member.slot)
         ]
 
     def answer(self, call, payload="payload", **fields):

@@ -27,9 +27,7 @@ def draws_of(handles):
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32), workers=st.integers(1, 4), replicas=st.integers(1, 3))
-def test_handles_come_in_chunk_order_with_their_own_payloads_whoever_answers_first(
-    make_bench, seed, workers, replicas
-):
+def test_handles_come_in_chunk_order_with_their_own_payloads_whoever_answers_first(make_bench, seed, workers, replicas):
     bench = make_bench(seed=seed, workers=workers, replicas=replicas)
     handles = bench.collect(32)
     assert [h.chunk_index for h in handles] == [0, 1, 2, 3]

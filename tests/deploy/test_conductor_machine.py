@@ -227,7 +227,11 @@ def test_the_ledger_holds_over_any_transport(make_bench, member_answer, examples
     monkeypatch.setitem(globals(), "ANSWER", member_answer)
     case = World.TestCase()
     case.settings = settings(
-        max_examples=examples, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False, phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
+        max_examples=examples,
+        stateful_step_count=60,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        report_multiple_bugs=False,
+        phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     )
     case.runTest()

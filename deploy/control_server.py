@@ -1,0 +1,108 @@
+"""Serves the control channel from a thread of the driver, and leaves the token where the command line finds it."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import uvicorn
+
+from common.config import ControlConfig
+from common.errors import ConfigError, ControlError
+from deploy.control import CALL_TIMEOUT_S, build_app
+from deploy.control_guard import Guard
+from deploy.control_token import token_file
+from deploy.run_address import announce
+from deploy.run_controls import Controls
+
+START_TIMEOUT_S: Final = 10.0
+END_TIMEOUT_S: Final = 5.0
+MAX_CONNECTIONS: Final = 64
+
+
+@contextmanager
+def serve_control(
+    config: ControlConfig, controls: Controls, folder: Path, *, call_timeout_s: float = CALL_TIMEOUT_S
+) -> Iterator[str | None]:
+    """Serve while the block runs; yields the URL, or None where it is off.
+
+    The URL is in run.json, the token in control.token, readable by its owner only. Both are gone afterwards.
+
+    Args:
+        config: where to listen.
+        controls: the run.
+        folder: of the run.
+        call_timeout_s: longest time that the run may take to answer a call.
+
+    Raises:
+        ConfigError: the port is taken.
+        ControlError: the server does not start.
+    """
+    if not config.enabled:
+        yield None
+        return
+    ending = threading.Event()
+    with ExitStack() as stack:
+        listening = stack.enter_context(_listen(config))
+        shown = f"[{config.host}]" if ":" in config.host else config.host
+        url = f"http://{shown}:{listening.getsockname()[1]}"
+        token = stack.enter_context(token_file(folder))
+        stack.enter_context(
+            _running(listening, build_app(controls, token=token, ending=ending, call_timeout_s=call_timeout_s), ending)
+        )
+        stack.enter_context(announce(folder, control_url=url))
+        yield url
+
+
+def _listen(config: ControlConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"control cannot bind {config.host}:{config.port}: {error.strerror}; set control.port = 0 for a free one"
+        ) from error
+
+
+@contextmanager
+def _running(listening: socket.socket, app: Guard, ending: threading.Event) -> Iterator[None]:
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="asyncio",
+            http="h11",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=2,
+        )
+    )
+    thread = threading.Thread(target=server.run, args=([listening],), name="control", daemon=True)
+    thread.start()
+    try:
+        _await_start(server, thread)
+        yield
+    finally:
+        ending.set()
+        server.should_exit = True
+        thread.join(END_TIMEOUT_S)
+
+
+def _await_start(server: uvicorn.Server, thread: threading.Thread) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while not server.started:
+        if not thread.is_alive() or time.monotonic() > deadline:
+            raise ControlError(
+                f"the control channel has not started within {START_TIMEOUT_S:.0f} s; the log says why; "
+                "control.enabled = false runs without it"
+            )
+        time.sleep(0.01)

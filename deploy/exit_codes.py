@@ -1,0 +1,14 @@
+"""What the exit code of `minichatgpt` says. `minichatgpt run --help` lists the same."""
+
+from typing import Final
+
+FINISHED: Final = 0
+"""All stages are done."""
+FAILED: Final = 1
+"""An error; the message names it."""
+STOPPED: Final = 3
+"""`minichatgpt stop`."""
+INTERRUPTED: Final = 130
+"""Ctrl-C, as shells count: 128 + SIGINT."""
+TERMINATED: Final = 143
+"""SIGTERM, as shells count: 128 + SIGTERM."""
