@@ -129,7 +129,7 @@ def ppo_run(
         supervisor = stack.enter_context(
             supervised(
                 place, members, prompts=prompts, metrics=metrics, ledger=ledger, note=log.note, keep=lineages.keep
-            )  # fmt: skip
+            )
         )
         writer = stack.enter_context(
             closing(

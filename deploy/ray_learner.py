@@ -16,7 +16,7 @@ from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.errors import CorruptWeightsError, LearnerLostError, MemberFailedError, MiniChatGPTError, RunStopped
 from common.records import ChunkHandle, UpdateReport, WeightsHandle
-from deploy.postmortem import describe_death
+from deploy.postmortem import MemberFacts, describe_death
 from deploy.ray_calls import CONTROL_TIMEOUT_S, cause_of
 from deploy.ray_transport import STACKS_TIMEOUT_S, end_actor
 from deploy.stop_signal import StopSignal

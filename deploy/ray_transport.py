@@ -111,7 +111,7 @@ def end_actor(actor: Any, facts: Mapping[str, Any]) -> None:
     """Kill an actor; one that is stopped on this node goes at once, where Ray itself would wait for 5 s."""
     ray.kill(actor)
     pid = facts.get("pid")
-    if pid is None or facts.get("node") != ray.get_runtime_context().get_node_id() or not _is_actor(pid):
+    if pid is None or facts.get("node") != ray.get_runtime_context().get_node_id() or not _is_stopped_actor(pid):
         return
     try:
         os.kill(pid, signal.SIGKILL)
@@ -119,9 +119,14 @@ def end_actor(actor: Any, facts: Mapping[str, Any]) -> None:
         return
 
 
-def _is_actor(pid: int) -> bool:
-    """Whether this process is still an actor: its number may have gone to another one."""
+def _is_stopped_actor(pid: int) -> bool:
+    """Whether this is an actor's process that is stopped (SIGSTOP): it does not obey, and others need its CPU.
+
+    The number may have gone to another process meanwhile, so its title is looked at too.
+    """
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+        title = Path(f"/proc/{pid}/cmdline").read_bytes()
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()[0]
     except OSError:
         return False
+    return title.startswith(b"ray::") and state == "T"
