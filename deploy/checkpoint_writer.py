@@ -146,7 +146,7 @@ class CheckpointWriter:
         """Training goes back to this checkpoint, or to the start: what was due after it is due again."""
         self._newest = checkpoint
         self._last_step = 0 if checkpoint is None else checkpoint.step
-        self._score = None
+        self._score = (0, None)
 
     def close(self) -> None:
         """Fail the requests that nobody will serve, and end the thread."""

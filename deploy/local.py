@@ -15,12 +15,13 @@ from typing import Any
 import torch
 
 from actors.build import build_worker
+from actors.worker import RolloutWorker
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.errors import CorruptWeightsError, LearnerLostError
 from common.ports import Call, MemberKey, Reply, Role
 from common.process import describe
-from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.weights import weights_of
 from deploy.runtime import Members
 from deploy.scorer_secrets import scorer_secrets
@@ -198,24 +199,35 @@ class LocalRuntime:
     def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
         """Objects instead of processes, and a learner for training."""
         watch, secrets = Stopwatch(), scorer_secrets(config, os.environ)
+        loading = threading.Lock()  # transformers cannot load two models at once in one process
         learner = None
         with ExitStack() as stack:
 
-            def build_replica(slot: str) -> RewardService:
-                return stack.enter_context(closing(build_service(config, paths, secrets)))
+            def worker(slot: str) -> RolloutWorker:
+                with loading:
+                    return build_worker(config, paths, fetch=lambda handle: handle.ref, name=slot)
+
+            def replica(slot: str) -> RewardService:
+                with loading:
+                    return stack.enter_context(closing(build_service(config, paths, secrets)))
+
+            def service() -> LearnerService:
+                with loading:
+                    return build_learner(config, paths, folder)
+
+            def published(path: str, identity: Identity) -> WeightsHandle:
+                with loading:
+                    return weights_of(path, identity)
 
             transport = LocalTransport(
-                {
-                    "rollout": lambda slot: build_worker(config, paths, fetch=lambda handle: handle.ref, name=slot),
-                    "reward": build_replica,
-                },
+                {"rollout": worker, "reward": replica},
                 {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
             )
             if paths.judge is None:
-                learner = LocalLearner(lambda: build_learner(config, paths, folder), config.learner.threads, watch)
+                learner = LocalLearner(service, config.learner.threads, watch)
                 stack.callback(learner.close)
             try:
-                yield Members(transport, learner, weights_of, watch)
+                yield Members(transport, learner, published, watch)
             finally:
                 transport.close()
 
