@@ -153,13 +153,14 @@ def read_json(folder: Folder, name: str, expected: StoredFile) -> dict[str, Json
 def write_manifest(folder: Folder, manifest: Manifest) -> None:
     """Make a checkpoint of the folder: write the list of all its files, and see that it can be read."""
     content = {**manifest.model_dump(exclude={"files"}), "files": {n: asdict(f) for n, f in manifest.files.items()}}
-    folder.write(MANIFEST, encode_json({**content, "xxh3_128": _own_hash(content)}))
+    folder.write(MANIFEST, _sealed(content))
     if read_manifest(folder) != manifest:
         raise CheckpointError(f"{folder.url}/{MANIFEST} does not hold what was written to it")
 
 
-def _own_hash(content: Mapping[str, Any]) -> str:
-    return StoredFile.of(encode_json(content)).xxh3_128
+def _sealed(content: Mapping[str, Any]) -> bytes:
+    """A manifest as it is written, with the hash of itself."""
+    return encode_json({**content, "xxh3_128": StoredFile.of(encode_json(content)).xxh3_128})
 
 
 def read_manifest(folder: Folder) -> Manifest:
@@ -172,16 +173,18 @@ def read_manifest(folder: Folder) -> Manifest:
     if MANIFEST not in folder.names():
         raise CheckpointError(f"{folder.url} holds no {MANIFEST}: it was never finished, or is no checkpoint")
     try:
-        content = dict(json.loads(folder.read(MANIFEST)))
-        found, own_hash = content.get("format"), content.pop("xxh3_128", None)
+        data = folder.read(MANIFEST)
+        content = dict(json.loads(data))
+        found = content.get("format")
         if found != FORMAT:
             raise CheckpointError(
                 f"{where} has format {found!r}; this version reads {FORMAT} only, and nothing converts it: begin anew"
             )
-        manifest, is_own = Manifest.model_validate(content), own_hash == _own_hash(content)
+        content.pop("xxh3_128", None)
+        manifest, is_untouched = Manifest.model_validate(content), data == _sealed(content)
     except (ValidationError, ValueError, TypeError) as error:
         raise CheckpointError(f"{where} is damaged: {str(error).splitlines()[0]}") from error
-    if not is_own:
+    if not is_untouched:
         raise CheckpointError(f"{where} is damaged: it does not match its own hash")
     if missing := {TENSORS, LEARNER, STATE} - manifest.files.keys():
         raise CheckpointError(f"{where} is damaged: it does not list {', '.join(sorted(missing))}")

@@ -37,7 +37,7 @@ from common.checkpoint import (
 from common.errors import CheckpointError
 from common.storage import Folder, StoredFile
 
-_WHOLE = re.compile(r"step_(\d{6,})(-[0-9a-f]{8})?")
+_WHOLE = re.compile(r"step_\d{6,}(-[0-9a-f]{8})?")
 _PARTIAL = re.compile(r"step_\d{6,}\.[0-9a-f]{8}\.partial")
 
 
@@ -164,39 +164,39 @@ class CheckpointStore:
         """Those with a manifest that can be read, oldest first: by lineage, then by step."""
         return self._look()[0]
 
-    def _look(self) -> tuple[list[Checkpoint], dict[int, list[str]]]:
-        """Checkpoints, oldest first; and by step what is wrong with folders that look like one and are none."""
-        found, wrong = [], dict[int, list[str]]()
+    def _look(self) -> tuple[list[Checkpoint], dict[str, CheckpointError]]:
+        """Checkpoints, oldest first; and by name what is wrong with folders that look like one and are none."""
+        found, wrong = [], dict[str, CheckpointError]()
         for name in self._root.names():
-            match = _WHOLE.fullmatch(name)
-            if match is None or (self._begun is not None and self._begun[1].name == name):
+            if not _WHOLE.fullmatch(name) or (self._begun is not None and self._begun[1].name == name):
                 continue
             try:
                 found.append(open_checkpoint(self._root.child(name)))
             except CheckpointError as error:
-                wrong.setdefault(int(match[1]), []).append(str(error))
+                wrong[name] = error
         return sorted(found, key=_age), wrong
 
     def newest_verified(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint of which every byte is as it was written.
 
         Returns:
-            It, or None; and a message for each newer one that is damaged and was passed over, naming the file. With
-            None and messages there were checkpoints, and none of them can be used.
+            It, or None; and a message for each newer one that is damaged and was passed over, naming the file; those
+            go with the next commit. With None and messages there were checkpoints, and none of them can be used.
         """
         found, wrong = self._look()
-        newest, passed_over = None, []
+        newest, passed_over = None, dict[str, CheckpointError]()
         for checkpoint in reversed(found):
             try:
                 verify(checkpoint)
             except CheckpointError as error:
-                passed_over.append(str(error))
-                self._damaged.add(checkpoint.name)
+                passed_over[checkpoint.name] = error
             else:
                 newest = checkpoint
                 break
-        unreadable = [text for step, texts in wrong.items() if newest is None or step >= newest.step for text in texts]
-        return newest, unreadable + passed_over
+        oldest = newest.step if newest is not None else 0
+        passed_over = {name: error for name, error in wrong.items() if _step_of(name) >= oldest} | passed_over
+        self._damaged |= passed_over.keys()
+        return newest, [str(error) for error in passed_over.values()]
 
     def read_state(self, checkpoint: Checkpoint) -> dict[str, JsonValue]:
         """What the driver gave to `commit`; raises CheckpointError if it is damaged."""
@@ -215,11 +215,12 @@ class CheckpointStore:
 
     def _prune(self, newest: Checkpoint) -> None:
         damaged = frozenset(self._damaged)
-        for checkpoint in superfluous(
+        going = superfluous(
             self.checkpoints(), newest, damaged=damaged, keep_last=self._keep_last, keep_best=self._keep_best
-        ):
-            self._remove(checkpoint.name)
-            self._damaged.discard(checkpoint.name)
+        )
+        for name in sorted({checkpoint.name for checkpoint in going} | damaged):
+            self._remove(name)
+        self._damaged.clear()
 
     def _remove(self, name: str) -> None:
         """The manifest first: half removed it is no checkpoint."""
@@ -228,6 +229,10 @@ class CheckpointStore:
             folder.remove(MANIFEST)
             folder.sync()
         self._root.remove(name)
+
+
+def _step_of(name: str) -> int:
+    return int(name.removeprefix("step_").partition("-")[0])
 
 
 def _age(checkpoint: Checkpoint) -> tuple[int, int, str]:

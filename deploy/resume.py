@@ -118,6 +118,8 @@ def _stays(path: Path, number: int, line: bytes, step: int, *, is_last: bool) ->
         return False
     try:
         row = json.loads(line)
+        if not isinstance(row, dict):
+            raise TypeError(f"it holds {row!r}")
         return "step" in row and int(row["step"]) <= step
     except (ValueError, TypeError) as error:
         raise DataError(f"{path}:{number}: no line of a run: {error}; delete it to resume") from error

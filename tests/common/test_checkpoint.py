@@ -1,140 +1,208 @@
-"""A checkpoint is whole or not there, and any change of a byte is noticed and named."""
+"""One checkpoint is whole or not there, on disk and in an object store; any change of a byte is noticed and named."""
 
 import json
+import math
 import os
 
+import fsspec
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from common import checkpoint
-from common.checkpoint import file_hash, read_checkpoint, write_checkpoint
-from common.errors import CheckpointError
+from common.checkpoint import (
+    FORMAT,
+    Manifest,
+    open_checkpoint,
+    read_manifest,
+    read_shard,
+    verify,
+    write_manifest,
+    write_shard,
+)
+from common.errors import CheckpointError, ConfigError
+from common.storage import Folder, StoredFile
 
-TENSORS = {"a": torch.arange(6, dtype=torch.float32).reshape(2, 3), "b.c": torch.tensor([1, 2], dtype=torch.int64)}
-STATE = {"step": 3, "controller": {"coef": 0.25}, "groups": [[{"lr": 1e-3}]]}
-FILES = ("learner.safetensors", "state.json", "manifest.json")
+TENSORS = {
+    "a": torch.arange(6, dtype=torch.float32).reshape(2, 3),
+    "b.c": torch.tensor([1, 2], dtype=torch.int64),
+    "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "step": torch.tensor(7.0),
+    "odd": torch.tensor([math.nan, math.inf, -0.0]),
+    "none": torch.empty(0, 3),
+}
+STATE = {"step": 3, "lineage": 1, "controller": {"coef": 0.25}, "groups": [[{"lr": 1e-3}]]}
+SHARD = ("learner.safetensors", "learner.json")
+FILES = (*SHARD, "state.json", "manifest.json")
+
+
+def finish(url, shard, **changed):
+    """What the driver adds, as `CheckpointStore.commit` does."""
+    folder = Folder.at(url)
+    folder.write("state.json", b"{}")
+    files = {**shard.files, "state.json": StoredFile.of(b"{}")}
+    write_manifest(folder, Manifest(**{"format": FORMAT, "step": 3, "lineage": 1, "score": 0.5} | changed, files=files))
+    return folder
+
+
+@pytest.fixture(params=["path", "memory"])
+def url(request, tmp_path):
+    """A folder on disk, and one in an object store that has no rename."""
+    return str(tmp_path / "step_000003") if request.param == "path" else f"memory://{tmp_path.name}/step_000003"
 
 
 @pytest.fixture
-def folder(tmp_path):
-    path = tmp_path / "checkpoints" / "step_000003"
-    write_checkpoint(path, TENSORS, STATE)
-    return path
+def folder(url):
+    return finish(url, write_shard(url, TENSORS, STATE))
 
 
-def test_what_was_written_is_read_back(folder):
-    tensors, state = read_checkpoint(folder)
+def change(folder, name, content):
+    folder.fs.pipe_file(f"{folder.path}/{name}", content)
+
+
+def test_what_was_written_is_read_back_bit_for_bit(folder):
+    tensors, state = read_shard(folder.url)
     assert state == STATE
     assert tensors.keys() == TENSORS.keys()
     for name, tensor in tensors.items():
-        assert tensor.dtype == TENSORS[name].dtype
-        assert torch.equal(tensor, TENSORS[name])
-    assert sorted(p.name for p in folder.parent.iterdir()) == [folder.name]  # nothing is left beside it
+        assert (tensor.dtype, tensor.shape) == (TENSORS[name].dtype, TENSORS[name].shape)
+        assert tensor.reshape(-1).view(torch.uint8).tolist() == TENSORS[name].reshape(-1).view(torch.uint8).tolist()
+    assert folder.names() == sorted(FILES)
+    verify(open_checkpoint(folder))
 
 
-def test_views_and_shared_tensors_are_written_as_they_look(tmp_path):
-    whole = torch.arange(12.0).reshape(3, 4)
-    write_checkpoint(tmp_path / "c", {"whole": whole, "turned": whole.T, "again": whole}, {})
-    tensors, _ = read_checkpoint(tmp_path / "c")
-    assert torch.equal(tensors["turned"], whole.T)
-    assert torch.equal(tensors["again"], whole)
+def test_a_shard_tells_what_is_stored(url):
+    shard = write_shard(url, TENSORS, STATE)
+    assert set(shard.files) == set(SHARD)
+    for name, described in shard.files.items():
+        assert described == StoredFile.of(Folder.at(url).read(name))
 
 
-def test_the_same_content_gives_the_same_bytes(folder, tmp_path):
-    write_checkpoint(tmp_path / "again", TENSORS, STATE)
-    for name in FILES:
-        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+def test_the_same_content_gives_the_same_bytes_wherever_it_lies(folder, tmp_path):
+    other = finish(str(tmp_path / "again"), write_shard(str(tmp_path / "again"), TENSORS, STATE))
+    assert {name: other.read(name) for name in FILES} == {name: folder.read(name) for name in FILES}
 
 
-def test_a_checkpoint_replaces_an_older_one_of_the_same_name(folder):
-    write_checkpoint(folder, {"a": torch.zeros(1)}, {"step": 4})
-    tensors, state = read_checkpoint(folder)
-    assert (list(tensors), state) == (["a"], {"step": 4})
+def test_tensors_that_were_read_do_not_hang_on_the_file(folder):
+    tensors, _ = read_shard(folder.url)
+    for tensor in tensors.values():
+        tensor.zero_()
+    again, _ = read_shard(folder.url)
+    assert torch.equal(again["a"], TENSORS["a"])
+    before = tensors["a"].clone()
+    folder.remove("learner.safetensors")
+    assert torch.equal(tensors["a"], before)
 
 
-@pytest.mark.parametrize("dies_in", ["save_file", "file_hash", "_sync"])
-def test_a_crash_while_writing_leaves_no_checkpoint_that_could_be_read(tmp_path, monkeypatch, dies_in):
-    """The process dies at each stage of writing; only a .partial folder stays, and the next attempt clears it away."""
-
-    def die(*arguments):
-        raise KeyboardInterrupt
-
-    path = tmp_path / "step_000001"
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, dies_in, die)
-        with pytest.raises(KeyboardInterrupt):
-            write_checkpoint(path, TENSORS, STATE)
-    assert not path.exists()
-    assert [p.name for p in tmp_path.iterdir()] == ["step_000001.partial"]
-    with pytest.raises(CheckpointError, match=r"step_000001 holds no manifest\.json"):
-        read_checkpoint(path)
-    (tmp_path / "step_000001.partial" / "stray").write_text("of the first attempt")
-    write_checkpoint(path, TENSORS, STATE)
-    assert sorted(p.name for p in path.iterdir()) == sorted(FILES)
-    assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
+def test_a_shard_without_a_manifest_is_no_checkpoint(url):
+    write_shard(url, TENSORS, STATE)
+    with pytest.raises(CheckpointError, match=r"step_000003 holds no manifest\.json: it was never finished"):
+        read_shard(url)
 
 
-def test_a_crash_while_writing_leaves_an_older_checkpoint_whole(folder, monkeypatch):
-    monkeypatch.setattr(checkpoint, "file_hash", lambda path: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        write_checkpoint(folder, {"a": torch.zeros(1)}, {"step": 4})
-    monkeypatch.undo()
-    assert read_checkpoint(folder)[1] == STATE
+def test_a_file_that_is_stored_with_other_bytes_is_noticed_when_it_is_written(url, monkeypatch):
+    """A disk, a network or a serializer that loses a bit: read back, compared, refused, removed."""
+
+    def lossy(tensors, path):
+        save_file({**tensors, "a": tensors["a"] + 1}, path)
+
+    monkeypatch.setattr("common.checkpoint.save_file", lossy)
+    with pytest.raises(CheckpointError, match=r"learner\.safetensors does not hold what was written to it: a differs"):
+        write_shard(url, TENSORS, STATE)
+    assert Folder.at(url).names() == []
+
+
+def test_a_store_that_changes_what_it_is_given_is_noticed_when_it_is_written(tmp_path, monkeypatch):
+    url = f"memory://{tmp_path.name}/lossy"
+    whole = fsspec.get_filesystem_class("memory").put_file
+
+    def lossy(self, source, target, **rest):
+        with open(source, "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"x")
+        whole(self, source, target, **rest)
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "put_file", lossy)
+    with pytest.raises(CheckpointError, match=r"lossy/learner\.safetensors is damaged: \d+ bytes of hash"):
+        write_shard(url, TENSORS, STATE)
+    assert Folder.at(url).names() == []
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
+    checkpoint = open_checkpoint(folder)
+    folder.remove(name)
     with pytest.raises(CheckpointError, match=name):
-        read_checkpoint(folder)
+        if name == "manifest.json":
+            read_manifest(folder)
+        verify(checkpoint)
 
 
-@pytest.mark.parametrize("name", FILES[:2])
-@pytest.mark.parametrize("position", [0, 0.5, -1])
-def test_a_flipped_bit_is_noticed_and_its_file_named(folder, name, position):
-    path = folder / name
-    content = bytearray(path.read_bytes())
-    content[int(position * len(content)) if position > 0 else position] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
-        read_checkpoint(folder)
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.8, 1])
+def test_a_flipped_bit_anywhere_is_noticed_and_its_file_named(folder, name, share):
+    content = bytearray(folder.read(name))
+    content[min(int(share * len(content)), len(content) - 1)] ^= 1
+    change(folder, name, bytes(content))
+    with pytest.raises(CheckpointError, match=rf"{name} (is damaged|has format)"):
+        verify(open_checkpoint(folder))
+    if name in SHARD:
+        with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
+            read_shard(folder.url)
 
 
-@pytest.mark.parametrize("name", FILES[:2])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("length", [0, -1])
 def test_a_truncated_file_is_noticed_and_named(folder, name, length):
-    path = folder / name
-    os.truncate(path, length % path.stat().st_size)
-    with pytest.raises(CheckpointError, match=rf"{name} is damaged"):
-        read_checkpoint(folder)
+    content = folder.read(name)
+    change(folder, name, content[: length % len(content)])
+    with pytest.raises(CheckpointError, match=name):
+        verify(open_checkpoint(folder))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"files": 3}', '{"files": null}', '"text"'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"files": 3}', b'"text"', b"3", b"\xff\xfe", b"[1, 2]"])
 def test_a_manifest_that_makes_no_sense_is_named(folder, content):
-    (folder / "manifest.json").write_text(content)
+    change(folder, "manifest.json", content)
     with pytest.raises(CheckpointError, match=r"manifest\.json"):
-        read_checkpoint(folder)
+        read_manifest(folder)
 
 
-def test_a_manifest_of_another_format_says_which(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(CheckpointError, match="has format 99; this version reads 1"):
-        read_checkpoint(folder)
-
-
-def test_a_manifest_cannot_leave_out_the_files_that_are_read(folder):
+@pytest.mark.parametrize(
+    "changed", [{"step": 4}, {"score": 9.5}, {"lineage": 7}, {"files": {}}, {"step": -1}, {"extra": 1}, {"score": "x"}]
+)
+def test_a_manifest_that_somebody_edited_is_named(folder, changed):
     """Else whoever edits the manifest turns the verification off."""
-    (folder / "manifest.json").write_text(json.dumps({"format": 1, "files": {}}))
-    (folder / "state.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"manifest\.json"):
-        read_checkpoint(folder)
+    content = json.loads(folder.read("manifest.json"))
+    change(folder, "manifest.json", json.dumps(content | changed).encode())
+    with pytest.raises(CheckpointError, match=r"manifest\.json is damaged"):
+        read_manifest(folder)
 
 
-def test_a_hash_is_of_all_the_file_however_long(tmp_path):
-    path = tmp_path / "long"
-    path.write_bytes(b"\0" * (1 << 20) + b"a")
-    first = file_hash(path)
-    path.write_bytes(b"\0" * (1 << 20) + b"b")
-    assert file_hash(path) != first
-    assert len(first) == 32
+def test_a_manifest_must_list_what_is_read(url):
+    folder = Folder.at(url)
+    write_shard(url, TENSORS, STATE)
+    with pytest.raises(CheckpointError, match=r"does not list learner\.json, learner\.safetensors, state\.json"):
+        write_manifest(folder, Manifest(format=FORMAT, step=1, lineage=0, score=None, files={}))
+
+
+@pytest.mark.parametrize("number", [1, 3, None])
+def test_a_checkpoint_of_another_format_says_which(folder, number):
+    content = json.loads(folder.read("manifest.json"))
+    change(folder, "manifest.json", json.dumps(content | {"format": number}).encode())
+    with pytest.raises(CheckpointError, match=rf"has format {number}; this version reads 2 only"):
+        read_shard(folder.url)
+
+
+def test_a_url_that_nobody_knows_says_what_to_install():
+    with pytest.raises(ConfigError, match=r"nowhere://x cannot be opened: .*; give a path, or a URL"):
+        Folder.at("nowhere://x")
+
+
+def test_a_relative_path_is_the_same_folder_wherever_a_process_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert Folder.at("here").url == str(tmp_path / "here")
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=r"file/step_000001 cannot be created: \w*Error"):
+        write_shard(str(tmp_path / "file" / "step_000001"), TENSORS, STATE)

@@ -13,16 +13,19 @@ import torch
 from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from common.checkpoint import file_hash, read_checkpoint
+from common.checkpoint import read_shard
+from common.checkpoint_store import CheckpointStore
 from common.classifiers import register_classifiers
 from common.config import RunConfig
 from common.config_file import load_config
 from common.errors import DataError, NonFiniteError
+from common.hashing import file_hash
 from common.records import ModelPaths, Progress, StageResult
 from common.seeds import sample_seed
 from deploy.launch import launch
 from deploy.local import LocalRuntime
 from deploy.pipeline import STAGES, Pipeline
+from deploy.resume import refuse_changes, run_settings
 from deploy.run_files import read_run
 from deploy.runtime import Runtime
 from learner.stages import StageRequest
@@ -105,10 +108,19 @@ def test_the_ledger_adds_up_at_every_update(tiny_run):
         assert ledger["trained"] == 32 * number
 
 
-def test_the_last_checkpoint_verifies(tiny_run):
+def test_the_last_checkpoint_verifies(tiny, tiny_run):
     [folder] = (tiny_run / "checkpoints").iterdir()
     assert folder.name == "step_000003"
-    tensors, state = read_checkpoint(folder)
+    store = CheckpointStore(str(tiny_run / "checkpoints"), keep_last=1, keep_best=0)
+    newest, damaged = store.newest_verified()
+    assert (newest.url, newest.step, newest.lineage, damaged) == (str(folder), 3, 0, [])
+    assert newest.score == jsonl(tiny_run / "metrics.jsonl")[-1]["metrics"]["score_mean"]
+    kept = store.read_state(newest)
+    assert kept["rollouts"]["prompts"] == {"next_draw_index": 96}
+    assert kept["rollouts"]["ledger"]["trained"] == 96
+    inputs = {role: stage(tiny_run, name)["output_hash"] for role, name in (("policy", "sft"), ("reward_model",) * 2)}
+    refuse_changes(kept["settings"], run_settings(tiny(), inputs))
+    tensors, state = read_shard(newest.url)
     assert state["step"] == 3
     exported = AutoModelForCausalLM.from_pretrained(tiny_run / "models" / "ppo")
     for name, weight in exported.named_parameters():
@@ -153,7 +165,6 @@ def test_trajectories_are_kept_whole(tiny, tiny_run):
         assert columns["draw_index"].tolist() == list(range(32 * update, 32 * (update + 1)))
         assert columns["sample_index"].tolist() == [0] * 32
         assert columns["step"].tolist() == [update] * 32, "strictly on-policy"
-        assert columns["lineage"].tolist() == [0] * 32
         assert columns["seed"].tolist() == [sample_seed(tiny().seed, int(d), 0) for d in columns["draw_index"]]
         assert np.isfinite(columns["score"]).all()
         for i in range(32):
@@ -259,7 +270,7 @@ def test_other_ppo_settings_run_ppo_and_evaluation_only(tiny, tiny_run, run_copy
         "update_000001.safetensors",
         "update_000002.safetensors",
     ]
-    assert [path.name for path in (run_copy / "checkpoints").iterdir()] == ["step_000002"]
+    assert sorted(path.name for path in (run_copy / "checkpoints").iterdir()) == ["step_000001", "step_000002"]
     assert len([s for s in jsonl(run_copy / "samples.jsonl") if s["kind"] == "heldout"]) == 6
 
 

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from rich.console import Console
 
-from common.checkpoint import file_hash
 from common.config import RunConfig
 from common.errors import ConfigError, MemberFailedError
+from common.hashing import file_hash
 from common.records import Identity, ModelPaths, Progress, StageResult
 from common.weights import weights_of
 from deploy.fingerprint import folder_hash

@@ -56,7 +56,13 @@ def tokenizer():
 
 
 @pytest.fixture
-def record(tiny, tokenizer, tmp_path):
+def told():
+    """Reports that were handed on."""
+    return []
+
+
+@pytest.fixture
+def record(tiny, tokenizer, tmp_path, told):
     """Records reports into a run folder; returns the folder and the parts."""
     length = LengthRange(min=1, max=1)
     prompts = PromptStream(encode(tokenizer, ["a good film"]), prompt_tokens=length, response_tokens=length, seed=0)
@@ -77,7 +83,13 @@ def record(tiny, tokenizer, tmp_path):
     with progress(Console(file=io.StringIO())) as bar:
         task = bar.add_task("ppo", total=2, message="")
         recorder = RunRecorder(
-            tmp_path, tokenizer=tokenizer, conductor=conductor, metrics=metrics, watch=watch, bar=(bar, task)
+            tmp_path,
+            tokenizer=tokenizer,
+            conductor=conductor,
+            metrics=metrics,
+            watch=watch,
+            bar=(bar, task),
+            saw=told.append,
         )
         yield recorder, watch, metrics, bar.tasks[0]
 
@@ -92,7 +104,7 @@ def report(step: int, **metrics: float) -> UpdateReport:
     )
 
 
-def test_an_update_is_one_line(record, tmp_path):
+def test_an_update_is_one_line(record, told, tmp_path):
     recorder, watch, metrics, task = record
     watch.add({"collect": 1.5})
     recorder.record(report(1, kl_token_mean=0.125))
@@ -109,6 +121,7 @@ def test_an_update_is_one_line(record, tmp_path):
     assert metrics.registry.get_sample_value("minichatgpt_updates_total") == 2
     assert metrics.registry.get_sample_value("minichatgpt_score_mean") == 0.5
     assert task.completed == 2
+    assert [each.step for each in told] == [1, 2]
     assert [update.step for update in read_run(tmp_path).updates] == [1, 2]
 
 

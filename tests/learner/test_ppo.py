@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import nn
 
-from common.errors import NonFiniteError
 from common.metrics import UPDATE_GAUGES
 from common.modeling import PolicyWithValueHead
 from common.records import Identity
@@ -207,51 +206,6 @@ def test_a_value_is_of_the_state_before_its_token_and_the_last_of_the_state_afte
         out = model(ids, torch.tensor([2]), torch.tensor([3]), 3, 1.0)  # prompt 5 6, response 7 8 9, then padding
     torch.testing.assert_close(out.values[0], by_hand[1:4])
     torch.testing.assert_close(out.last_values[0], by_hand[4])
-
-
-# --- gradients that are not finite
-
-
-def poison(learner, steps):
-    """Makes the gradient of a hidden matrix infinite in the optimizer steps counted from 0."""
-    count = iter(range(10_000))
-    parameter = dict(learner.plain.named_parameters())["policy.model.layers.0.mlp.down_proj.weight"]
-    return parameter.register_hook(lambda grad: grad * math.inf if next(count) in steps else grad)
-
-
-@pytest.mark.parametrize("max_grad_norm", [1.0, math.inf])
-def test_a_gradient_that_is_not_finite_leaves_the_weights_alone_and_is_counted(
-    tiny_policy, sample, make_learner, weights_of, changed, max_grad_norm
-):
-    """Trap 27: two steps of which the second is left out are one step, bit for bit."""
-    policy = tiny_policy()
-    trajectories = sample(policy)
-    settings = {"minibatch_sequences": 16, "max_grad_norm": max_grad_norm}
-    poisoned, short = make_learner(policy, epochs=2, **settings), make_learner(policy, epochs=1, **settings)
-    poison(poisoned, {1})
-    metrics = poisoned.update(trajectories).metrics
-    short.update(trajectories)
-    assert changed(weights_of(poisoned), weights_of(short)) == []
-    assert (metrics["nonfinite_steps"], metrics["optimizer_steps"]) == (1, 1)
-    assert math.isfinite(metrics["grad_norm"])
-
-
-def test_an_update_without_a_finite_step_fails_and_can_be_repeated(
-    tiny_policy, sample, make_learner, weights_of, changed
-):
-    policy = tiny_policy()
-    trajectories = sample(policy)
-    learner, untouched = make_learner(policy), make_learner(policy)
-    before = weights_of(learner)
-    hook = poison(learner, range(4))
-    with pytest.raises(NonFiniteError, match=r"update 1: none of 4 optimizer steps was finite; weights 0\.0"):
-        learner.update(trajectories)
-    assert changed(before, weights_of(learner)) == []
-    assert (learner.step, learner.identity) == (0, Identity(0, 0))
-    hook.remove()
-    learner.update(trajectories)
-    untouched.update(trajectories)
-    assert changed(weights_of(untouched), weights_of(learner)) == []
 
 
 # --- one update as a whole

@@ -1,15 +1,17 @@
 """The learner as others see it: what it records, what a checkpoint brings back, and what an export holds."""
 
 import json
-import os
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from common.errors import CheckpointError
+from common.checkpoint_store import CheckpointStore
+from common.errors import CheckpointError, CorruptWeightsError
 from common.records import Identity, JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk
 from common.seeds import sample_seed
 from common.text import load_tokenizer, train_word_tokenizer
@@ -59,87 +61,204 @@ def stepped(service, policy, sample, steps, *, first=0):
         service.update(payloads(sample(now, step=step, first_draw=16 * step, reference=policy)))
 
 
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(str(tmp_path / "checkpoints"), keep_last=5, keep_best=0)
+
+
+def save(service, store):
+    """A checkpoint, as driver and learner write it between them; returns its URL."""
+    service.snapshot()
+    shard = service.write_snapshot(store.place(service.step))
+    return store.commit(service.step, shard, {}, None).url
+
+
 # --- checkpoints
 
+KINDS = {
+    "service, fixed": {"reference": "service", "kl": {"type": "fixed", "coef": 0.1}},
+    "service, adaptive": ADAPTIVE,
+    "trunk, fixed": {"reference": "shared_trunk", "kl": {"type": "fixed", "coef": 0.1}, "trainable_layers": 1},
+    "trunk, adaptive": ADAPTIVE | {"reference": "shared_trunk", "trainable_layers": 1},
+    "trunk of all layers": {"reference": "shared_trunk", "kl": {"type": "fixed", "coef": 0.0}, "kl_loss_coef": 0.1},
+    "none": {"reference": "none", "kl": {"type": "fixed", "coef": 0.0}},
+}
 
-@pytest.mark.parametrize("optimizer", [{"type": "adamw", "lr": 1e-2}, MUON])
-def test_training_goes_on_from_a_checkpoint_bit_for_bit(
-    tiny_policy, sample, service, weights_of, changed, tmp_path, optimizer
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("optimizer", [{"type": "adamw", "lr": 1e-2}, MUON], ids=["adamw", "muon"])
+def test_a_run_that_was_cut_off_equals_one_that_was_not(
+    tiny_policy, sample, service, weights_of, changed, store, optimizer, kind
 ):
-    """Weights, value head, moments, rates, step, KL controller: a fresh learner with all of them is the same one."""
+    """Five updates are two, a fresh learner with the checkpoint of a lineage of its own, and three: bit for bit."""
     policy = tiny_policy()
-    settings = ADAPTIVE | {"optimizer": optimizer, "lr_warmup_updates": 5, "value_head_lr": 0.02}
-    first, second = service(policy, "a", **settings), service(policy, "b", **settings)
-    stepped(first, policy, sample, 3)
-    first.learner.lineage = 2
-    first.save(tmp_path / "checkpoint")
-    second.load(tmp_path / "checkpoint")
-    assert second.learner.identity == Identity(2, 3)
-    assert second.step == 3
-    assert second.weights().hash == first.weights().hash
-    assert second.learner.controller.coef == first.learner.controller.coef != 0.2
-    trajectories = sample(first.learner.plain.policy, step=3, lineage=2, first_draw=48, reference=policy)
-    reports = [each.update(payloads(trajectories)) for each in (first, second)]
-    assert changed(weights_of(first.learner), weights_of(second.learner)) == []
-    assert reports[0].metrics == reports[1].metrics
-    assert reports[1].identity == Identity(2, 4)
+    settings = KINDS[kind] | {"optimizer": optimizer, "lr_warmup_updates": 4, "lr_final_fraction": 0.5, "updates": 5}
+    settings |= {"value_head_lr": 0.02, "entropy_coef": 0.01}
+    reference = policy if KINDS[kind]["reference"] == "service" else None
+
+    def go_on(learner, until):
+        reports = []
+        while learner.step < until:
+            step, lineage = learner.learner.step, learner.learner.lineage
+            drawn = sample(
+                learner.learner.plain.policy, step=step, lineage=lineage, first_draw=16 * step, reference=reference
+            )
+            reports.append(learner.update(payloads(drawn)))
+        return reports
+
+    whole, first, second = (service(policy, name, **settings) for name in ("whole", "first", "second"))
+    expected = go_on(whole, 5)
+    go_on(first, 2)
+    url = save(first, store)
+    go_on(first, 4)  # what is done after the checkpoint must not reach it
+    torch.manual_seed(12345)  # torch's own random numbers play no part
+    second.load(url, lineage=7)
+    assert second.learner.identity == Identity(7, 2)
+    found = go_on(second, 5)
+    assert [report.metrics for report in found] == [report.metrics for report in expected[2:]]
+    assert [report.identity for report in found] == [Identity(7, step) for step in (3, 4, 5)]
+    assert changed(weights_of(whole.learner), weights_of(second.learner)) == []
+    ends = []
+    for each in (whole, second):
+        end = Path(save(each, store))  # the second one replaces the first
+        ends.append([(end / name).read_bytes() for name in ("learner.safetensors", "learner.json")])
+    assert ends[0][0] == ends[1][0], "weights, value head and optimizer state"
+    assert json.loads(ends[1][1]) == json.loads(ends[0][1]) | {"lineage": 7}
+    for step in (3, 4, 5):
+        files = [trajectory_path(each.folder / "trajectories", step).read_bytes() for each in (whole, second)]
+        assert files[0] == files[1]
 
 
-def test_a_fresh_learner_without_the_checkpoint_would_go_elsewhere(tiny_policy, sample, service, weights_of, changed):
-    """The control of the test above: optimizer state matters to the next update."""
+@pytest.mark.parametrize("lost", ["moments", "controller", "rates", "nothing"])
+def test_whatever_is_missing_from_a_checkpoint_would_show(
+    tiny_policy, sample, service, weights_of, changed, store, lost
+):
+    """The control of the test above: each part of the state matters to what follows."""
+    policy = tiny_policy()
+    first, second = service(policy, "a", **ADAPTIVE), service(policy, "b", **ADAPTIVE)
+    stepped(first, policy, sample, 2)
+    second.load(save(first, store))
+    match lost:
+        case "moments":
+            second.learner.optimizers[0].state.clear()
+        case "controller":
+            second.learner.controller.coef = 0.2
+        case "rates":
+            second.learner.optimizers[0].param_groups[0]["peak_lr"] *= 2
+    trajectories = sample(first.learner.plain.policy, step=2, first_draw=32, reference=policy)
+    for each in (first, second):
+        each.update(payloads(trajectories))
+    assert bool(changed(weights_of(first.learner), weights_of(second.learner))) == (lost != "nothing")
+
+
+def test_the_reference_after_a_load_is_the_policy_before_ppo(tiny_policy, sample, service, store):
+    """A copy of what was loaded would show a KL of 0."""
+    policy = tiny_policy()
+    first, second = (service(policy, name, **KINDS["trunk, fixed"], optimizer=MUON) for name in "ab")
+    stepped(first, policy, sample, 2)
+    second.load(save(first, store))
+    report = second.update(payloads(sample(first.learner.plain.policy, step=2, first_draw=32)))
+    assert report.metrics["kl_k3_token_mean"] > 1e-3
+
+
+def test_a_snapshot_is_not_changed_by_updates_that_run_beside_its_writing(
+    tiny_policy, sample, service, weights_of, changed, store
+):
     policy = tiny_policy()
     first, second = service(policy, "a", **ADAPTIVE), service(policy, "b", **ADAPTIVE)
     stepped(first, policy, sample, 1)
+    before = weights_of(first.learner)
+    first.snapshot()
+    stepped(first, policy, sample, 1, first=1)
+    written = []
+    writer = threading.Thread(target=lambda: written.append(first.write_snapshot(store.place(1))))
+    writer.start()
+    stepped(first, policy, sample, 2, first=2)
+    writer.join(timeout=60)
+    second.load(store.commit(1, written[0], {}, None).url)
+    assert changed(before, weights_of(second.learner)) == []
+    assert second.step == 1
+
+
+def test_a_snapshot_is_written_once(tiny_policy, service, store):
+    learner = service(tiny_policy())
+    with pytest.raises(RuntimeError, match="take a snapshot before writing it"):
+        learner.write_snapshot(store.place(0))
+    save(learner, store)
+    with pytest.raises(RuntimeError, match="each is written once"):
+        learner.write_snapshot(store.place(0))
+
+
+def test_what_is_loaded_is_a_copy(tiny_policy, sample, service, store):
+    """Else training would write into the file, or into what another learner loads."""
+    policy = tiny_policy()
+    first, second = service(policy, "a"), service(policy, "b")
+    stepped(first, policy, sample, 1)
+    url = save(first, store)
+    second.load(url)
+    stepped(second, policy, sample, 2, first=1)
+    assert store.newest_verified()[1] == []
+    third = service(policy, "c")
+    third.load(url)
+    assert third.weights().hash == first.weights().hash
+
+
+@pytest.mark.parametrize("where", ["a weight", "the optimizer"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_neither_published_nor_saved(tiny_policy, sample, service, store, where, number):
+    policy = tiny_policy()
+    learner = service(policy)
+    stepped(learner, policy, sample, 1)
+    url = save(learner, store)
     with torch.no_grad():
-        for name, parameter in second.learner.plain.named_parameters():
-            parameter.copy_(weights_of(first.learner)[name])
-    second.learner.step = 1
-    trajectories = sample(first.learner.plain.policy, step=1, first_draw=16, reference=policy)
-    for each in (first, second):
-        each.update(payloads(trajectories))
-    assert changed(weights_of(first.learner), weights_of(second.learner))
+        if where == "a weight":
+            learner.learner.plain.policy.model.norm.weight[3] = number
+        else:
+            next(iter(learner.learner.optimizers[0].state.values()))["exp_avg_sq"][0] = number
+    for forbidden in (learner.snapshot, learner.weights):
+        with pytest.raises(CorruptWeightsError, match=r"after update 1 hold (nan|inf): .* Go on from a checkpoint"):
+            forbidden()
+    learner.load(url)
+    learner.snapshot()
+    assert learner.weights().identity == Identity(0, 1)
 
 
-def test_a_checkpoint_of_the_very_start_can_be_loaded(tiny_policy, sample, service, weights_of, changed, tmp_path):
+def test_a_checkpoint_of_the_very_start_can_be_loaded(tiny_policy, sample, service, weights_of, changed, store):
     policy = tiny_policy()
     first, second = service(policy, "a"), service(tiny_policy(seed=1), "b")
-    first.save(tmp_path / "checkpoint")
-    second.load(tmp_path / "checkpoint")
+    second.load(save(first, store))
     trajectories = sample(policy)
     for each in (first, second):
         each.update(payloads(trajectories))
     assert changed(weights_of(first.learner), weights_of(second.learner)) == []
 
 
-def test_frozen_and_trained_layers_both_come_back(tiny_policy, sample, service, weights_of, changed, tmp_path):
+def test_frozen_and_trained_layers_both_come_back(tiny_policy, sample, service, weights_of, changed, store):
     policy = tiny_policy()
     first = service(policy, "a", trainable_layers=1)
     stepped(first, policy, sample, 1)
-    first.save(tmp_path / "checkpoint")
     second = service(tiny_policy(seed=1), "b", trainable_layers=1)
-    second.load(tmp_path / "checkpoint")
+    second.load(save(first, store))
     assert changed(weights_of(first.learner), weights_of(second.learner)) == []
 
 
-@pytest.mark.parametrize("name", ["learner.safetensors", "state.json", "manifest.json"])
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+@pytest.mark.parametrize("name", ["learner.safetensors", "learner.json", "manifest.json"])
+@pytest.mark.parametrize("is_there", [True, False])
 def test_a_damaged_checkpoint_is_named_and_leaves_the_learner_alone(
-    tiny_policy, service, weights_of, changed, tmp_path, name, damage
+    tiny_policy, service, weights_of, changed, store, name, is_there
 ):
-    service(tiny_policy(), "a").save(tmp_path / "checkpoint")
-    path = tmp_path / "checkpoint" / name
+    """Which damages are noticed is tested in tests/common/test_checkpoint.py."""
+    url = save(service(tiny_policy(), "a"), store)
+    path = Path(url) / name
     content = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-    elif damage == "cut":
-        os.truncate(path, len(content) // 2)
-    else:
-        content[len(content) // 3] ^= 0x40
+    content[len(content) // 3] ^= 0x40
+    path.unlink()
+    if is_there:
         path.write_bytes(content)
     other = service(tiny_policy(seed=1), "b")
     before = weights_of(other.learner)
     with pytest.raises(CheckpointError, match=name):
-        other.load(tmp_path / "checkpoint")
+        other.load(url)
     assert changed(before, weights_of(other.learner)) == []
 
 
@@ -155,16 +274,16 @@ def test_a_damaged_checkpoint_is_named_and_leaves_the_learner_alone(
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused_and_leaves_the_learner_alone(
-    tiny_policy, sample, service, weights_of, changed, tmp_path, other, settings
+    tiny_policy, sample, service, weights_of, changed, store, other, settings
 ):
     policy = tiny_policy()
     first = service(policy, "a")
     stepped(first, policy, sample, 1)
-    first.save(tmp_path / "checkpoint")
+    url = save(first, store)
     second = service(tiny_policy(seed=1, **other), "b", **settings)
     before = weights_of(second.learner)
     with pytest.raises(CheckpointError):
-        second.load(tmp_path / "checkpoint")
+        second.load(url)
     assert changed(before, weights_of(second.learner)) == []
     assert second.step == 0
 
@@ -183,7 +302,7 @@ def test_an_update_records_what_it_trained_on(tiny_policy, sample, service):
     assert columns["draw_index"].tolist() == list(range(16))
     assert columns["sample_index"].tolist() == [0] * 16
     assert columns["seed"].tolist() == [sample_seed(0, d, 0) for d in range(16)]
-    assert columns["lineage"].tolist() == columns["step"].tolist() == [0] * 16
+    assert columns["step"].tolist() == [0] * 16
     assert columns["score"].tolist() == [t.judgement.score for t in trajectories]
     assert columns["score_part.even"].tolist() == [1.0] * 16
     assert columns["prompt_id"].tolist() == [t.prompt.prompt_id for t in trajectories]
@@ -203,10 +322,11 @@ def test_an_update_records_what_it_trained_on(tiny_policy, sample, service):
 def test_the_same_samples_give_the_same_bytes_whoever_made_them_and_whenever(tiny_policy, sample, service):
     policy = tiny_policy()
     trajectories = sample(policy, reference=policy)
-    retried = [replace(t, rollout=replace(t.rollout, attempt=3)) for t in trajectories]
+    retried = [replace(t, rollout=replace(t.rollout, attempt=3, identity=Identity(2, 0))) for t in trajectories]
     files = []
-    for name, chunks in (("a", payloads(trajectories)), ("b", payloads(retried, (16,)))):
+    for name, lineage, chunks in (("a", 0, payloads(trajectories)), ("b", 2, payloads(retried, (16,)))):
         learner = service(policy, name, **ADAPTIVE)
+        learner.learner.lineage = lineage
         learner.update(chunks[::-1])
         files.append(trajectory_path(learner.folder / "trajectories", 1).read_bytes())
     assert files[0] == files[1]
@@ -226,6 +346,23 @@ def test_an_update_that_fails_records_nothing(tiny_policy, sample, service):
     with pytest.raises(ValueError, match="came twice"):
         learner.update(payloads(sample(policy)) * 2)
     assert not (learner.folder / "trajectories").exists()
+
+
+def test_an_update_without_a_finite_step_leaves_a_file_that_the_next_one_replaces(tiny_policy, sample, service):
+    """It is evidence until then; a run that went on has the file that it would have had without it."""
+    policy = tiny_policy()
+    failing, other = service(policy, "a"), service(policy, "b")
+    hook = failing.learner.plain.value_head.weight.register_hook(lambda gradient: gradient * float("nan"))
+    path = trajectory_path(failing.folder / "trajectories", 1)
+    report = failing.update(payloads(sample(policy)))
+    assert (report.is_finite, report.step, report.trained) == (False, 0, ())
+    assert read_trajectories(path)["draw_index"].tolist() == list(range(16))
+    hook.remove()
+    for each in (failing, other):
+        assert each.update(payloads(sample(policy, first_draw=16))).step == 1
+    assert path.read_bytes() == trajectory_path(other.folder / "trajectories", 1).read_bytes()
+    assert read_trajectories(path)["draw_index"].tolist() == list(range(16, 32))
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
 # --- export and building
@@ -267,11 +404,10 @@ def test_a_learner_is_built_from_a_folder_with_a_probe_that_its_own_weights_pass
     np.testing.assert_allclose(handle.probe.logprobs, by_hand, atol=1e-5)
 
 
-def test_the_state_of_a_checkpoint_is_json_that_anyone_can_read(tiny_policy, sample, service, tmp_path):
+def test_the_state_of_a_checkpoint_is_json_that_anyone_can_read(tiny_policy, sample, service, store):
     policy = tiny_policy()
     learner = service(policy, **ADAPTIVE)
     stepped(learner, policy, sample, 1)
-    learner.save(tmp_path / "checkpoint")
-    state = json.loads((tmp_path / "checkpoint" / "state.json").read_text())
+    state = json.loads((Path(save(learner, store)) / "learner.json").read_text())
     assert (state["step"], state["lineage"], state["threads"]) == (1, 0, 1)
     assert state["controller"]["coef"] == learner.learner.controller.coef
