@@ -40,7 +40,10 @@ def finish(url, shard, **changed):
     folder = Folder.at(url)
     folder.write("state.json", b"{}")
     files = {**shard.files, "state.json": StoredFile.of(b"{}")}
-    write_manifest(folder, Manifest(**{"format": FORMAT, "step": 3, "lineage": 1, "score": 0.5} | changed, files=files))
+    write_manifest(
+        folder,
+        Manifest(**{"format": FORMAT, "step": 3, "lineage": 1, "score": 0.5, "written_at": 1e9} | changed, files=files),
+    )
     return folder
 
 
@@ -181,7 +184,7 @@ def test_a_manifest_must_list_what_is_read(url):
     folder = Folder.at(url)
     write_shard(url, TENSORS, STATE)
     with pytest.raises(CheckpointError, match=r"does not list learner\.json, learner\.safetensors, state\.json"):
-        write_manifest(folder, Manifest(format=FORMAT, step=1, lineage=0, score=None, files={}))
+        write_manifest(folder, Manifest(format=FORMAT, step=1, lineage=0, score=None, written_at=1e9, files={}))
 
 
 @pytest.mark.parametrize("number", [1, 3, None])

@@ -317,7 +317,7 @@ def test_the_newest_and_the_best_stay(url):
 
 
 made = st.builds(
-    lambda step, lineage, score, number: Checkpoint(f"/c/step_{step:06d}-{number:08x}", step, lineage, score, {}),
+    lambda step, lineage, score, number: Checkpoint(f"/c/step_{step:06d}-{number:08x}", step, lineage, score, 1e9, {}),
     st.integers(0, 6),
     st.integers(0, 2),
     st.none() | st.sampled_from([0.0, 0.5, 1.0]),

@@ -1,8 +1,8 @@
-"""The loop on one page: what it calls, in which order, and that it checkpoints when it is told to."""
+"""The loop on one page: what it calls, in which order, what it does with a step that is not finite, or lost chunks."""
 
 import pytest
 
-from common.errors import NonFiniteError
+from common.errors import LearnerLostError
 from common.records import ChunkHandle, Identity, Stats, UpdateReport, WeightsHandle
 from learner.loop import train
 
@@ -12,20 +12,37 @@ class Diary(list):
 
 
 class CountingLearner:
-    """A learner whose weights are a number: the updates behind them."""
+    """A learner whose weights are a number: the updates behind them.
 
-    def __init__(self, diary, step=0, fails_at=None):
-        self.diary, self.step, self._fails_at = diary, step, fails_at
+    Args:
+        infinite: how many calls of `update` have no finite step, by the step that they are at.
+        lost: positions of lost chunks, one list for each call of `prepare`.
+    """
+
+    def __init__(self, diary, step=0, *, dies_at=None, infinite=None, lost=()):
+        self.diary, self.step = diary, step
+        self._dies_at, self._infinite, self._lost = dies_at, dict(infinite or {}), list(lost)
+        self._prepared = ()
 
     def weights(self):
         return WeightsHandle(Identity(0, self.step), self.step, self.step, ())
 
-    def update(self, chunks):
-        if self.step + 1 == self._fails_at:
+    def prepare(self, chunks):
+        self._prepared = chunks
+        lost = self._lost.pop(0) if self._lost else []
+        if lost:
+            self.diary.append(("lost", lost))
+        return lost
+
+    def update(self):
+        if self.step + 1 == self._dies_at:
+            raise LearnerLostError("it died")
+        draws = tuple((d, 0) for chunk in self._prepared for d in chunk.draw_indices)
+        assert all(chunk.rollouts == self.step for chunk in self._prepared), "trained on samples of other weights"
+        if self._infinite.get(self.step, 0):
+            self._infinite[self.step] -= 1
             return UpdateReport(self.step, Identity(0, self.step), (), {}, {}, is_finite=False)
         self.step += 1
-        draws = tuple((d, 0) for chunk in chunks for d in chunk.draw_indices)
-        assert all(chunk.rollouts == self.step - 1 for chunk in chunks), "trained on samples of other weights"
         self.diary.append(("update", self.step, len(draws)))
         return UpdateReport(self.step, Identity(0, self.step), draws, {}, {})
 
@@ -51,6 +68,10 @@ class CountingRollouts:
             for i, part in enumerate((draws[:half], draws[half:]))
         ]
 
+    def regenerate(self, chunks, lost):
+        self.diary.append(("regenerate", list(lost)))
+        return chunks
+
     def account(self, report):
         self.open -= len(report.trained)
         self.diary.append(("account", report.step))
@@ -70,53 +91,47 @@ class Shelf:
     """Checkpoints that are only noted down."""
 
     def __init__(self, diary, due=()):
-        self.diary, self._due = diary, due
+        self.diary, self._due = diary, set(due)
 
     def due(self, step):
         return step in self._due
 
     def save(self, learner, rollouts):
-        self.diary.append(("save", learner.step, rollouts.open))
+        self.diary.append(("save", learner.step))
 
     def wait(self):
         self.diary.append(("wait",))
 
 
-def run(config, *, step=0, fails_at=None, due=()):
-    diary = Diary()
+def run(config, *, step=0, due=(), diary=None, **faults):
+    diary = Diary() if diary is None else diary
     rollouts = CountingRollouts(diary)
-    learner = CountingLearner(diary, step, fails_at)
-    try:
-        train(
-            learner=learner, rollouts=rollouts, recorder=Notebook(diary), checkpoints=Shelf(diary, due), config=config
-        )  # fmt: skip
-    finally:
-        diary.append(("open", rollouts.open))
+    train(
+        learner=CountingLearner(diary, step, **faults),
+        rollouts=rollouts,
+        recorder=Notebook(diary),
+        checkpoints=Shelf(diary, due),
+        config=config,
+    )
     return diary
 
 
 def test_two_updates_in_order(ppo_config):
-    assert run(ppo_config(updates=2), due=(2,)) == [
+    assert run(ppo_config(updates=2), due={2}) == [
         ("publish", 0),
         ("collect", 16),
         ("update", 1, 16),
         ("account", 1),
-        ("publish", 1),
         ("record", 1),
+        ("publish", 1),
         ("collect", 16),
         ("update", 2, 16),
         ("account", 2),
-        ("publish", 2),
         ("record", 2),
-        ("save", 2, 0),
+        ("publish", 2),
+        ("save", 2),
         ("wait",),
-        ("open", 0),
     ]
-
-
-def test_checkpoints_are_written_when_due_after_the_samples_are_accounted_for(ppo_config):
-    diary = run(ppo_config(updates=5), due=(1, 4))
-    assert [event for event in diary if event[0] == "save"] == [("save", 1, 0), ("save", 4, 0)]
 
 
 def test_a_learner_that_has_done_updates_does_only_the_rest(ppo_config):
@@ -127,18 +142,44 @@ def test_a_learner_that_has_done_updates_does_only_the_rest(ppo_config):
 
 
 def test_a_learner_that_is_done_does_nothing_but_publish(ppo_config):
-    assert run(ppo_config(updates=5), step=5) == [("publish", 5), ("wait",), ("open", 0)]
+    assert run(ppo_config(updates=5), step=5) == [("publish", 5), ("wait",)]
 
 
-def test_a_failed_update_ends_the_loop_and_publishes_nothing_more(ppo_config):
+def test_lost_chunks_are_generated_again_until_all_are_there_and_only_then_trained_on(ppo_config):
+    diary = run(ppo_config(updates=1), lost=[[1], [0, 1]])
+    assert diary[1:7] == [
+        ("collect", 16),
+        ("lost", [1]),
+        ("regenerate", [1]),
+        ("lost", [0, 1]),
+        ("regenerate", [0, 1]),
+        ("update", 1, 16),
+    ]
+
+
+def test_an_update_without_a_finite_step_is_booked_and_recorded_but_never_published(ppo_config):
     """Trap 27: no publish of an update that did not happen."""
+    diary = run(ppo_config(updates=2), infinite={1: 2})
+    assert [event for event in diary if event[0] != "collect"] == [
+        ("publish", 0),
+        ("update", 1, 16),
+        ("account", 1),
+        ("record", 1),
+        ("publish", 1),
+        ("account", 1),
+        ("record", 1),
+        ("account", 1),
+        ("record", 1),
+        ("update", 2, 16),
+        ("account", 2),
+        ("record", 2),
+        ("publish", 2),
+        ("wait",),
+    ]
+
+
+def test_a_learner_that_dies_ends_the_loop_and_publishes_nothing_more(ppo_config):
     diary = Diary()
-    with pytest.raises(NonFiniteError, match=r"update 2: no optimizer step was finite; weights 0\.1 are as they were"):
-        train(
-            learner=CountingLearner(diary, fails_at=2),
-            rollouts=CountingRollouts(diary),
-            recorder=Notebook(diary),
-            checkpoints=Shelf(diary, due=(1,)),
-            config=ppo_config(updates=5),
-        )
-    assert diary[-3:] == [("record", 1), ("save", 1, 0), ("collect", 16)]
+    with pytest.raises(LearnerLostError):
+        run(ppo_config(updates=5), dies_at=2, due={1}, diary=diary)
+    assert diary[-3:] == [("publish", 1), ("save", 1), ("collect", 16)]
