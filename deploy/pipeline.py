@@ -113,8 +113,11 @@ class Pipeline:
             self.console.print(f"[green]✓[/] {stage} [dim]done before, same inputs[/]")
             return False
         beginning = self._beginning(inputs) if stage == "ppo" else None
-        for stale in (path, self.folder / "summary.json", self.folder / "report.html"):
-            stale.unlink(missing_ok=True)
+        stale = [path, self.folder / "summary.json", self.folder / "report.html"]
+        if stage == "ppo":  # cuts samples.jsonl back, evaluation's lines included
+            stale.append(self.folder / "stages" / "evaluate.json")
+        for file in stale:
+            file.unlink(missing_ok=True)
         start = time.monotonic()
         result = self._cached(mark) if stage == "pretrain" and stage not in self.again else None
         from_cache = result is not None
