@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -38,24 +39,19 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
     for caution in cautions(config):
         console.print(f"[yellow]Caution:[/] {caution}")
 
-    def start_runtime() -> Runtime:
-        scorer_secrets(config, os.environ)  # one that is missing shall not come up hours later
-        if local:
-            from deploy.local import LocalRuntime
-
-            return LocalRuntime()
-        if address is None:
-            protect_local_cluster()
-        from deploy.cluster import RayRuntime
-
-        return RayRuntime(config, address=address)
-
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
+
+    def start_runtime() -> Runtime:
+        runtime = _start_runtime(config, local=local, address=address)
+        handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
+        return runtime
+
     with (
         run_lock(folder),
         RecordEnd(folder),
         handle_signals(controls.stop_signal),
+        ExitStack() as handlers,
         announce(folder),
         serve_control(config.control, controls, folder),
     ):
@@ -67,6 +63,19 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
+
+
+def _start_runtime(config: RunConfig, *, local: bool, address: str | None) -> Runtime:
+    scorer_secrets(config, os.environ)  # one that is missing shall not come up hours later
+    if local:
+        from deploy.local import LocalRuntime
+
+        return LocalRuntime()
+    if address is None:
+        protect_local_cluster()
+    from deploy.cluster import RayRuntime
+
+    return RayRuntime(config, address=address)
 
 
 def cautions(config: RunConfig) -> list[str]:

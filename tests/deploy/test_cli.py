@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.config_file import load_config, to_toml
+from deploy import exit_codes
 from deploy.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,9 @@ def refused(*arguments: str, folder: Path | None = None) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["report", "--help"], ["config", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], *([c, "--help"] for c in ("run", "report", "config", "status", "scale", "stop"))]
+)
 def test_help_is_given(arguments):
     done = command(*arguments)
     assert done.returncode == 0
@@ -45,6 +48,14 @@ def test_help_of_run_shows_examples():
     shown = command("run", "--help").stdout
     for example in ("minichatgpt run demo", "minichatgpt run tiny --local", "--set rollout.workers=4 --again ppo"):
         assert example in shown
+
+
+def test_help_of_run_lists_every_exit_code():
+    shown = command("run", "--help").stdout.partition("Exit codes")[2]
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper()} | {2}
+    assert {
+        int(line.split()[0]) for line in shown.splitlines() if line.split()[:1] and line.split()[0].isdigit()
+    } == codes
 
 
 def test_without_arguments_help_is_given():
@@ -58,7 +69,18 @@ def test_the_installed_command_is_the_same():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["config", "show", "tiny"], ["run", "nope"], ["report", "nope"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["config", "show", "tiny"],
+        ["run", "nope"],
+        ["report", "nope"],
+        ["status", "nope"],
+        ["scale", "nope", "--rollout-workers", "2"],
+        ["checkpoint", "nope"],
+        ["stop", "nope"],
+    ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
     code = (
