@@ -21,9 +21,11 @@ from common.errors import ConfigError, MemberFailedError, MiniChatGPTError, Phas
 from common.placement_config import Placement
 from common.ports import Call, Reply
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
-from deploy.preflight import check_placements
+from deploy.preflight_ray import ray_facts
+from deploy.ray_address import connect
 from deploy.ray_environment import THREADS
 from deploy.runtime import Members
+from deploy.runtime_facts import RuntimeFacts
 from deploy.stopwatch import Stopwatch
 from learner.ray_actor import LearnerActor, run_stage
 from learner.stages import StageRequest
@@ -38,6 +40,8 @@ def options(placement: Placement) -> dict[str, Any]:
     return {
         "num_cpus": placement.num_cpus,
         "num_gpus": placement.num_gpus,
+        "memory": placement.memory_bytes or None,
+        "resources": placement.resources or None,
         "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.threads), **THREADS}},
     }
 
@@ -167,12 +171,11 @@ class RayRuntime:
                 raise ConfigError("call deploy.ray_environment.protect_local_cluster() before importing ray")
             ray.init(num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
-            ray.init(address=address, **common)
-        try:
-            check_placements(config, ray.nodes())
-        except ConfigError:
-            ray.shutdown()
-            raise
+            connect(address, **common)
+
+    def facts(self) -> RuntimeFacts:
+        """For the preflight."""
+        return ray_facts()
 
     def run_stage(self, request: StageRequest) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""

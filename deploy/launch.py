@@ -1,5 +1,6 @@
 """From a checked configuration to a finished run folder: what `minichatgpt run` does after parsing."""
 
+import functools
 import warnings
 from pathlib import Path
 
@@ -7,11 +8,11 @@ from rich.console import Console
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
 from deploy.pipeline import STAGES, Pipeline
-from deploy.ray_environment import protect_local_cluster
+from deploy.preflight_models import check_data
 from deploy.report import write_report
-from deploy.runtime import Runtime
 from deploy.summary import write_summary
 
 
@@ -28,19 +29,11 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
     console = Console()
     for caution in cautions(config):
         console.print(f"[yellow]Caution:[/] {caution}")
-
-    def start_runtime() -> Runtime:
-        if local:
-            from deploy.local import LocalRuntime
-
-            return LocalRuntime()
-        if address is None:
-            protect_local_cluster()
-        from deploy.cluster import RayRuntime
-
-        return RayRuntime(config, address=address)
-
-    ran = Pipeline(config, folder.absolute(), start_runtime=start_runtime, console=console, again=again).run()
+    folder = folder.absolute()
+    start = functools.partial(checked_runtime, config, folder, local=local, address=address)
+    if any(finding.failure for finding in check_data(config)):
+        start().close()  # the pipeline would stop at the first; this says at once all that is in the way
+    ran = Pipeline(config, folder, start_runtime=start, console=console, again=again).run()
     if ran or not (folder / "report.html").is_file():
         write_summary(folder)
         write_report(folder)

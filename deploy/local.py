@@ -15,6 +15,7 @@ from common.ports import Call, Reply
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.weights import weights_of
 from deploy.runtime import Members
+from deploy.runtime_facts import RuntimeFacts
 from deploy.stopwatch import Stopwatch
 from learner.service import LearnerService, build_learner
 from learner.stages import StageRequest, run_stage
@@ -102,6 +103,10 @@ class LocalRuntime:
     """One process."""
 
     name = "local"
+
+    def facts(self) -> RuntimeFacts:
+        """For the preflight: there is no cluster."""
+        return RuntimeFacts()
 
     def run_stage(self, request: StageRequest) -> Iterator[Progress | StageResult]:
         """Run a supervised stage here."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from common.config import RunConfig
 from common.ports import Learner, Transport
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
+from deploy.runtime_facts import RuntimeFacts
 from deploy.stopwatch import Stopwatch
 from learner.stages import StageRequest
 
@@ -41,6 +42,9 @@ class Runtime(Protocol):
     """A place to run."""
 
     name: str
+
+    def facts(self) -> RuntimeFacts:
+        """For the preflight."""
 
     def run_stage(self, request: StageRequest) -> Iterator[Progress | StageResult]:
         """Run a supervised stage where the learner's resources are."""
