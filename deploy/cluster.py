@@ -169,6 +169,8 @@ class RayRuntime:
         if address is None:
             if "RAY_AUTH_MODE" not in os.environ:
                 raise ConfigError("call deploy.ray_environment.protect_local_cluster() before importing ray")
+            if there := os.environ.get("RAY_ADDRESS"):
+                raise ConfigError(f"RAY_ADDRESS is {there}; add --address auto to run there, or unset it")
             ray.init(num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
             connect(address, **common)

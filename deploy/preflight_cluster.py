@@ -150,18 +150,17 @@ def _all_roles(asked: Sequence[Demand], usable: Sequence[NodeFacts]) -> Finding:
         there = " and ".join(f"{show_amount(name, free[name])} {name}" for name in short)
         lines = _lines({name: needed[name] for name in short}, usable)
         return Finding(check, failure=f"all roles together need {what}; the cluster has {there} free. {advice}.{lines}")
-    if left_out := _left_out(asked, usable):
+    if missing := left_out(asked, usable):
         lines = _lines(needed, usable)
         return Finding(
             check,
-            failure="all roles together need no more than is free, but it lies in pieces: "
-            f"{left_out}. {advice}.{lines}",
+            failure=f"all roles together need no more than is free, but it lies in pieces: {missing}. {advice}.{lines}",
         )
     shown = [f"{name} needed {show_amount(name, needed[name])}, free {show_amount(name, free[name])}" for name in names]
     return Finding(check, "; ".join(shown))
 
 
-def _left_out(asked: Sequence[Demand], nodes: Sequence[NodeFacts]) -> str:
+def left_out(asked: Sequence[Demand], nodes: Sequence[NodeFacts]) -> str:
     """Which processes find no place, however they are laid out; empty if all do."""
     if len(asked) == 1:
         return ""

@@ -100,8 +100,9 @@ def check_room(needs: list[Need], elsewhere: Mapping[str, int]) -> list[Finding]
 
 
 def _disk(parts: list[tuple[Need, int]], elsewhere: Mapping[str, int]) -> Finding:
-    where = os.path.commonpath([open_place(need.place)[1] for need, _ in parts])
-    seen = [room for folder, room in elsewhere.items() if Path(where).is_relative_to(folder)]
+    paths = [open_place(need.place)[1] for need, _ in parts]
+    where = os.path.commonpath(paths)
+    seen = [room for folder, room in elsewhere.items() if any(Path(path).is_relative_to(folder) for path in paths)]
     free = min([free_bytes(where), *seen])
     needed = sum(missing for _, missing in parts)
     shown = ", ".join(f"{need.what} ({show_bytes(missing)})" for need, missing in parts)

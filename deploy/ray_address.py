@@ -61,8 +61,8 @@ def resolve(address: str) -> str:
         raise ConfigError(f"--address {address}: {error}; give host:port of the head, or `auto`") from error
     if where is None:
         raise ConfigError(
-            f"--address {address}: no Ray cluster runs on this machine, and RAY_ADDRESS is not set; start one by "
-            "`ray start --head`, give host:port, or leave --address out: then one is started for the run"
+            f"--address {address} names no running cluster; start one by `ray start --head`, give host:port, or leave "
+            "--address out: then one is started for the run"
         )
     return str(where)
 
