@@ -36,10 +36,10 @@ def refused(*arguments: str, folder: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], *([c, "--help"] for c in ("run", "report", "config", "status", "scale", "stop"))]
+    "command_name", [[], *([c] for c in ("run", "preflight", "report", "config", "status", "scale", "stop"))]
 )
-def test_help_is_given(arguments):
-    done = command(*arguments)
+def test_help_is_given(command_name):
+    done = command(*command_name, "--help")
     assert done.returncode == 0
     assert "Usage:" in done.stdout
 
@@ -145,6 +145,27 @@ def test_an_unknown_file_names_its_neighbours(tmp_path):
 
 def test_a_malformed_change_shows_the_form():
     assert "is not of the form a.b=value, as in --set ppo.clip_eps=0.1" in refused("run", "tiny", "--set", "ppo")
+
+
+# --- preflight
+
+
+def test_preflight_shows_what_it_measured_and_leaves_nothing(tmp_path):
+    done = command("preflight", "tiny", "--local", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "✓ data.reviews 32 inline texts" in done.stdout
+    assert done.stdout.endswith("tiny can start.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_preflight_shows_all_that_is_in_the_way(tmp_path):
+    missing = 'data.a={type="files", paths=["a.csv"]}'
+    changes = ["--set", missing, "--set", 'sft.data=["a"]', "--set", "ppo.checkpoint_url=s4://x"]
+    done = command("preflight", "tiny", "--local", *changes, folder=tmp_path)
+    assert done.returncode == 1
+    assert "✗ data.a: a.csv does not exist" in done.stdout
+    assert "✗ ppo.checkpoint_url: s4://x cannot be opened" in done.stdout
+    assert done.stdout.endswith("tiny cannot start, for 2 reasons.\n")
 
 
 # --- run and report: in this process, which has imported all that is heavy
