@@ -87,7 +87,7 @@ class RunMetrics:
             family.remove(slot)
 
     def event(self, name: str) -> None:
-        """Something happened to a member."""
+        """Something happened that an operator wants to know."""
         self._events.labels(name).inc()
 
     def phases(self, role: str, seconds: Mapping[str, float]) -> None:

@@ -18,7 +18,7 @@ from common.errors import ConfigError, WeightsMismatchError
 from common.member import Held, Member, Slot
 from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
 from common.ports import Method, Reply, Role
-from common.records import GenerateRequest
+from common.records import GenerateRequest, Stats
 from common.roster import Roster, words
 from common.supervision import Limits
 
@@ -142,10 +142,16 @@ class Pool:
         if held.call_id in self._forgotten:
             self._forgotten.discard(held.call_id)
             return []
-        if self.tasks.pop(task_id, None) is None:
+        task = self.tasks.get(task_id)
+        if task is None:
             return [Duplicate(reply.stats)]
-        self._unqueue(task_id)  # it may have been queued again, in vain
         name = slot.name if slot is not None else ""
+        if _judged_nothing(reply.stats) and task.attempts + 1 < self.limits.max_attempts:
+            why = reply.stats.unscored[0]
+            note = Note("error", name, f"{name} could judge nothing of a chunk: {why.reason}: {why.detail}")
+            return [note, *self._blame(task, name or None, ValueError(why.detail))]
+        del self.tasks[task_id]
+        self._unqueue(task_id)  # it may have been queued again, in vain
         return [Done(task_id, held.method, self.role, name, reply.payload, reply.stats)]
 
     def _on_error(
@@ -208,3 +214,8 @@ class Pool:
     def _unqueue(self, task_id: int) -> None:
         if task_id in self._queue:
             self._queue.remove(task_id)
+
+
+def _judged_nothing(stats: Stats) -> bool:
+    """Whether a replica had a score for none of its texts: more likely its own fault than that of every text."""
+    return stats.samples > 0 and len(stats.unscored) == stats.samples

@@ -172,7 +172,8 @@ def main() -> None:
         sys.exit(stopped.exit_code)
     except MiniChatGPTError as error:
         console.print(f"[bold red]{type(error).__name__}[/]", highlight=False)
-        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        for text in (str(error), *getattr(error, "__notes__", ())):
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
         sys.exit(FAILED)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

@@ -83,12 +83,11 @@ def evaluate_stage(place: Place, models: ModelPaths, trained: str) -> StageResul
         )
     prompts = stream.take(config.evaluate.prompts)
     metrics = RunMetrics(CollectorRegistry())
+    log = EventLog(folder, place.console, count=metrics.event)
     with (
         stage_bar(place.console, "evaluate") as show,
         place.runtime.members(config, models, folder, place.stop) as members,
-        supervised(
-            place, members, prompts=stream, metrics=metrics, ledger=Ledger(), note=EventLog(folder, place.console).note
-        ) as supervisor,
+        supervised(place, members, prompts=stream, metrics=metrics, ledger=Ledger(), note=log.note) as supervisor,
     ):
         show(0, 2, "before")
         supervisor.publish(members.weights_of(models.policy, BEFORE))

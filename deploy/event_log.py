@@ -3,6 +3,7 @@ terminal.
 """
 
 import threading
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,9 +22,11 @@ class EventLog:
     Args:
         folder: of the run.
         console: where events are shown, above the progress bar.
+        count: told the kind of each, for metrics.
     """
 
-    def __init__(self, folder: Path, console: Console) -> None:
+    def __init__(self, folder: Path, console: Console, *, count: Callable[[str], None]) -> None:
+        self._count = count
         self._path = folder / "events.jsonl"
         self._console = console
         self._lock = threading.Lock()
@@ -33,6 +36,7 @@ class EventLog:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._lock:
             append_json(self._path, {"time": now, "event": event, "slot": slot, "text": text})
+        self._count(event)
         if event not in QUIET:
             self._console.print(f"[dim]{now[11:19]}[/] {text}", highlight=False)
 

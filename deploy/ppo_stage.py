@@ -35,7 +35,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         members = stack.enter_context(place.runtime.members(config, models, folder, place.stop))
         bar = stack.enter_context(progress(console))
         task = bar.add_task("ppo", total=config.ppo.updates, completed=beginning.step, message="starting")
-        log = EventLog(folder, bar.console)
+        log = EventLog(folder, bar.console, count=metrics.event)
         run = stack.enter_context(ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log))
         started = time.monotonic()
         recorder = RunRecorder(

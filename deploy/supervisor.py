@@ -264,7 +264,6 @@ class Supervisor:
                 case Departed(slot):
                     self.metrics.departed(slot)
                 case Note():
-                    self.metrics.event(action.event)
                     self._note(action)
                 case _:
                     pass  # the conductor has acted on it

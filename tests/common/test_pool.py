@@ -8,7 +8,7 @@ from common.errors import ConfigError, MemberFailedError, WeightsMismatchError
 from common.pool import Pool
 from common.pool_actions import Departed, Done, Duplicate, Failed, GaveUp, Kill, LostArgument, Note, Send, Start
 from common.ports import Reply
-from common.records import GenerateRequest, Identity, Stats, WeightsHandle
+from common.records import GenerateRequest, Identity, Stats, Unscored, WeightsHandle
 from common.supervision import Limits
 
 WEIGHTS = WeightsHandle(Identity(0, 3), "buffer", 0, ())
@@ -199,6 +199,21 @@ def test_a_failed_task_is_tried_on_another_member_and_given_up_after_max_attempt
     (gave_up,) = bench.kinds(GaveUp)
     assert (gave_up.task_id, gave_up.method, gave_up.reason, str(gave_up.error)) == (task, "score", "error", "bad text")
     assert set(bench.states().values()) == {"active"}, "an error is no reason to kill anybody"
+
+
+def test_a_replica_that_judges_nothing_of_a_chunk_is_doubted_before_the_texts_are():
+    bench = Bench("reward", members=2, max_attempts=2)
+    (task,) = bench.submit("chunk", method="score")
+    missing = tuple(Unscored(i, 0, "reward_error", "device lost") for i in range(8))
+    tried = []
+    for _ in range(2):
+        assert not bench.kinds(Done)
+        (call,) = bench.calls("score")
+        tried.append(call.member.slot)
+        bench.open.pop(call.call_id)
+        bench.take(bench.pool.on_reply(Reply(call.call_id, "p", Stats(samples=8, unscored=missing)), bench.now))
+    assert sorted(tried) == ["replica-0", "replica-1"]
+    assert [d.task_id for d in bench.kinds(Done)] == [task], "the second opinion stands"
 
 
 def test_weights_that_did_not_arrive_as_sent_cost_the_worker_its_life():
