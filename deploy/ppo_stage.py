@@ -42,19 +42,7 @@ def ppo_stage(
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     _clear(folder, "metrics.jsonl", "trajectories", "models/ppo", "summary.json")
     clear_samples(folder, heldout=False)
-    store = CheckpointStore(
-        config.ppo.checkpoint_url or str(folder / "checkpoints"),
-        keep_last=config.ppo.keep_last,
-        keep_best=config.ppo.keep_best,
-    )
-    store.clear()
-    checkpoints = CheckpointWriter(
-        store,
-        config.ppo,
-        settings=lambda: run_settings(config, inputs),
-        save_timeout_s=config.learner.save_timeout_s,
-        warn=lambda message: console.print(f"[yellow]Caution:[/] {message}"),
-    )
+    checkpoints = _checkpoints(config, folder, inputs, console)
     start = time.monotonic()
     models = ModelPaths(paths["policy"], paths["reward_model"])
     metrics = RunMetrics(CollectorRegistry())
@@ -94,13 +82,33 @@ def ppo_stage(
             "ledger": conductor.ledger.as_dict(),
             "members": members.described,
             "runtime": runtime.name,
-            "threads": {
-                "rollout": config.rollout.threads,
-                "reward_service": config.reward_service.threads,
-                "learner": config.learner.threads,
-            },
+            "threads": _threads(config),
         },
         {"start": started - start, "train": trained - started, "export": time.monotonic() - trained},
+    )
+
+
+def _threads(config: RunConfig) -> dict[str, int]:
+    """CPU threads of a process, by role."""
+    roles = {"rollout": config.rollout, "reward_service": config.reward_service, "learner": config.learner}
+    return {role: placement.threads for role, placement in roles.items()}
+
+
+def _checkpoints(config: RunConfig, folder: Path, inputs: Mapping[str, str], console: Console) -> CheckpointWriter:
+    """A writer for a stage that begins anew."""
+    assert config.ppo is not None, "checkpoints are of a PPO stage"
+    store = CheckpointStore(
+        config.ppo.checkpoint_url or str(folder / "checkpoints"),
+        keep_last=config.ppo.keep_last,
+        keep_best=config.ppo.keep_best,
+    )
+    store.clear()
+    return CheckpointWriter(
+        store,
+        config.ppo,
+        settings=lambda: run_settings(config, inputs),
+        save_timeout_s=config.learner.save_timeout_s,
+        warn=lambda message: console.print(f"[yellow]Caution:[/] {message}"),
     )
 
 

@@ -132,9 +132,7 @@ def test_a_missing_file_is_named(folder, name):
     checkpoint = open_checkpoint(folder)
     folder.remove(name)
     with pytest.raises(CheckpointError, match=name):
-        if name == "manifest.json":
-            read_manifest(folder)
-        verify(checkpoint)
+        read_manifest(folder) if name == "manifest.json" else verify(checkpoint)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -203,11 +203,13 @@ def test_two_failed_saves_in_a_row_end_the_run(writer, learner, warnings, notice
     saving.settle()
     learner.step = 4
     saving.save(learner, Cursor(learner))
+
+    def until_the_failure_is_known():
+        while True:
+            saving.save(learner, Cursor(learner)) if notices == "save" else saving.due(5)
+
     with pytest.raises(CheckpointError, match=r"step 4 failed: OSError: the network is gone; .* none at all"):
-        if notices == "save":
-            saving.save(learner, Cursor(learner))
-        while not saving.due(5):  # until the failure is known
-            pass
+        until_the_failure_is_known()
     assert len(warnings) == 1
     assert saving.failures == 2
 
