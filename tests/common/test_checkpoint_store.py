@@ -82,6 +82,21 @@ def test_a_local_checkpoint_has_the_plain_name_of_its_step(tmp_path):
     ]
 
 
+def test_a_local_checkpoint_is_on_the_disk_before_it_counts(tmp_path, monkeypatch):
+    """Files first, then the folder that names them, then the rename, then the folder above."""
+    done = []
+    sync, rename = os.fsync, os.rename
+
+    def noted_sync(descriptor):
+        done.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")).partition(".")[0])
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "rename", lambda *paths: done.append("rename") or rename(*paths))
+    save(CheckpointStore(str(tmp_path / "root"), keep_last=2, keep_best=0), 12)
+    assert done == ["learner", "learner", "step_000012", "state", "manifest", "step_000012", "rename", "root"]
+
+
 def test_what_was_only_placed_or_written_does_not_count(store):
     whole = save(store, 1)
     shard(store.place(2), 2)
