@@ -90,10 +90,10 @@ def test_tensors_that_were_read_do_not_hang_on_the_file(folder):
     for tensor in tensors.values():
         tensor.zero_()
     again, _ = read_shard(folder.url)
+    if folder.is_local:  # where a file can be changed under whoever has mapped it
+        with open(f"{folder.path}/learner.safetensors", "r+b") as file:
+            file.write(b"\0" * os.fstat(file.fileno()).st_size)
     assert torch.equal(again["a"], TENSORS["a"])
-    before = tensors["a"].clone()
-    folder.remove("learner.safetensors")
-    assert torch.equal(tensors["a"], before)
 
 
 def test_a_shard_without_a_manifest_is_no_checkpoint(url):
@@ -135,9 +135,7 @@ def test_a_missing_file_is_named(folder, name):
     checkpoint = open_checkpoint(folder)
     folder.remove(name)
     with pytest.raises(CheckpointError, match=name):
-        if name == "manifest.json":
-            read_manifest(folder)
-        verify(checkpoint)
+        read_manifest(folder) if name == "manifest.json" else verify(checkpoint)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -33,12 +33,12 @@ class SlowLearner:
         if isinstance(self.fails, MemberFailedError):
             raise self.fails
         self.urls.append(url)
-        return self._writer.submit(self._write, url, self.step)
+        return self._writer.submit(self._write, url, self.step, self.fails)
 
-    def _write(self, url, step):
+    def _write(self, url, step, fails):
         assert self.go_on.wait(LIMIT_S)
-        if self.fails is not None:
-            raise self.fails
+        if fails is not None:
+            raise fails
         return write_shard(url, {"weight": torch.full((2,), float(step))}, {"step": step, "lineage": self.lineage})
 
 
@@ -203,11 +203,13 @@ def test_two_failed_saves_in_a_row_end_the_run(writer, learner, warnings, notice
     saving.settle()
     learner.step = 4
     saving.save(learner, Cursor(learner))
+
+    def until_the_failure_is_known():
+        while True:
+            saving.save(learner, Cursor(learner)) if notices == "save" else saving.due(5)
+
     with pytest.raises(CheckpointError, match=r"step 4 failed: OSError: the network is gone; .* none at all"):
-        if notices == "save":
-            saving.save(learner, Cursor(learner))
-        while not saving.due(5):  # until the failure is known
-            pass
+        until_the_failure_is_known()
     assert len(warnings) == 1
     assert saving.failures == 2
 
@@ -217,7 +219,7 @@ def test_failures_with_a_success_between_do_not_add_up(writer, learner, warnings
     for step in range(1, 7):
         learner.fails = OSError("now and then") if step % 2 else None
         train(saving, learner, [step])
-        saving.settle()
+    saving.wait()
     assert saving.failures == len(warnings) == 3
     assert saving.newest.step == 6
 
@@ -288,6 +290,25 @@ def test_a_save_that_takes_too_long_is_given_up_and_cannot_come_back(writer, lea
     saving.wait()
     assert [c.step for c in store.checkpoints()] == [4, 6]
     assert len(Folder.at(store.url).names()) == 2
+
+
+def test_a_save_that_was_given_up_does_no_harm_to_a_later_one_of_the_same_step(writer, learner, store, warnings):
+    """A learner that hung wakes up while its successor, which has reached the same step, writes."""
+    saving = writer(save_timeout_s=0.1)
+    learner.go_on.clear()
+    train(saving, learner, [2])
+    saving.settle()
+    other = SlowLearner()
+    other.lineage = 1
+    other.go_on.clear()
+    saving._save_timeout_s = LIMIT_S
+    train(saving, other, [2])
+    learner.go_on.set()
+    learner._writer.shutdown(wait=True)
+    saving._executor.submit(int).result(LIMIT_S)  # what the first one left has been looked at
+    other.go_on.set()
+    saving.wait()
+    assert [(c.step, c.lineage) for c in store.checkpoints()] == [(2, 1)]
 
 
 def test_a_save_that_is_late_is_noticed_without_a_save_that_waits_for_it(writer, learner, warnings):
