@@ -134,10 +134,9 @@ def test_a_store_that_changes_what_it_is_given_is_noticed_when_it_is_written(tmp
 def test_a_missing_file_is_named(folder, name):
     checkpoint = open_checkpoint(folder)
     folder.remove(name)
+    look, at = (read_manifest, folder) if name == "manifest.json" else (verify, checkpoint)
     with pytest.raises(CheckpointError, match=name):
-        if name == "manifest.json":
-            read_manifest(folder)
-        verify(checkpoint)
+        look(at)
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -229,9 +229,10 @@ def test_a_step_that_is_reached_again_replaces_its_checkpoint(store):
 @pytest.mark.parametrize("dies_in", ["encode_json", "write_manifest", "CheckpointStore._publish"])
 def test_a_crash_while_a_step_is_replaced_leaves_the_old_one(store, url, monkeypatch, dies_in):
     first = save(store, 12)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(f"common.checkpoint_store.{dies_in}", crash)
-        save(store, 12, lineage=1)
+        with pytest.raises(KeyboardInterrupt):
+            save(store, 12, lineage=1)
     later = CheckpointStore(url, keep_last=2, keep_best=0)
     if dies_in == "CheckpointStore._publish" and not Folder.at(url).is_local:
         assert later.newest_verified()[0].lineage == 1, "in an object store the manifest is the commit"
@@ -244,9 +245,10 @@ def test_a_crash_while_a_step_is_replaced_leaves_the_old_one(store, url, monkeyp
 
 def test_a_crash_before_the_old_one_goes_leaves_the_new_one_as_the_newest(store, url, monkeypatch):
     save(store, 12)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("common.checkpoint_store.superfluous", crash)
-        save(store, 12, lineage=1)
+        with pytest.raises(KeyboardInterrupt):
+            save(store, 12, lineage=1)
     later = CheckpointStore(url, keep_last=2, keep_best=0)
     assert [c.lineage for c in later.checkpoints()] == [0, 1]
     assert later.newest_verified()[0].lineage == 1
@@ -268,9 +270,10 @@ def test_what_is_half_removed_is_no_checkpoint_and_goes(store, monkeypatch):
             raise KeyboardInterrupt
         remove(self, name)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Folder, "remove", manifest_only)
-        save(store, 3)
+        with pytest.raises(KeyboardInterrupt):
+            save(store, 3)
     assert steps(store) == [2, 3]
     assert len(names(store)) == 3
     assert store.newest_verified()[1] == []

@@ -203,11 +203,15 @@ def test_two_failed_saves_in_a_row_end_the_run(writer, learner, warnings, notice
     saving.settle()
     learner.step = 4
     saving.save(learner, Cursor(learner))
-    with pytest.raises(CheckpointError, match=r"step 4 failed: OSError: the network is gone; .* none at all"):
+
+    def notice():
         if notices == "save":
             saving.save(learner, Cursor(learner))
         while not saving.due(5):  # until the failure is known
             pass
+
+    with pytest.raises(CheckpointError, match=r"step 4 failed: OSError: the network is gone; .* none at all"):
+        notice()
     assert len(warnings) == 1
     assert saving.failures == 2
 
