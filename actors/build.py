@@ -19,12 +19,13 @@ def build_worker(
     placement = config.rollout
     policy = load_policy(paths.policy, dtype=placement.dtype)
     policy.to(resolve_device(placement.device, placement.num_gpus))
-    _check_length(config, policy.config.get_text_config().max_position_embeddings)
+    check_length(config, policy.config.get_text_config().max_position_embeddings)
     engine = SamplingEngine(policy, eos_token_ids(load_tokenizer(paths.policy)))
     return RolloutWorker(engine, fetch=fetch, name=name)
 
 
-def _check_length(config: RunConfig, limit: int) -> None:
+def check_length(config: RunConfig, limit: int) -> None:
+    """Raise ConfigError if prompt and response do not fit a model of `limit` positions."""
     assert config.ppo is not None, "workers are of a PPO stage"
     longest = config.ppo.prompt_tokens.max + config.ppo.response_tokens.max
     if longest > limit:

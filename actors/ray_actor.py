@@ -3,12 +3,13 @@
 from typing import Any
 
 import ray
+import ray.util
 import torch
 
 from actors.build import build_worker
 from common.config import RunConfig
-from common.process import describe, heartbeat, stacks
 from common.records import GenerateRequest, Identity, ModelPaths, RolloutChunk, Stats, WeightsHandle
+from common.vitals import describe, heartbeat, stacks
 from common.weights import Buffer, detached, weights_of
 
 FETCH_TIMEOUT_S = 120.0
@@ -33,7 +34,8 @@ class RolloutActor:
         config, paths, name = self._parts
         torch.set_num_threads(config.rollout.threads)
         self._worker = build_worker(config, paths, fetch=fetch, name=name)
-        return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
+        node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
 
     def adopt(self, handle: WeightsHandle) -> dict[str, str]:
         """Hold these weights before the first prompt."""

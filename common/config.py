@@ -178,7 +178,7 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _names_resolve(self) -> "RunConfig":
-        for stage, names in self._data_used().items():
+        for stage, names in self.data_used().items():
             for name in names:
                 if name not in self.data:
                     raise ValueError(
@@ -187,7 +187,8 @@ class RunConfig(Config):
                     )
         return self
 
-    def _data_used(self) -> dict[str, list[str]]:
+    def data_used(self) -> dict[str, list[str]]:
+        """Names of the data sources that each stage reads, by stage."""
         used: dict[str, list[str]] = {}
         for stage in ("pretrain", "sft", "ppo"):
             table = getattr(self, stage)

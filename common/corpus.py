@@ -137,9 +137,8 @@ def _table_rows(paths: Sequence[Path], source: Columns) -> _Rows:
     labels: list[int] = []
     num_rows = 0
     seen: dict[str, set[str]] = {column: set() for column in source.where}
-    label_column = [] if source.label_column is None else [source.label_column]
     for path in paths:
-        table = read_columns(path, [source.text_column, *label_column, *source.where])
+        table = read_columns(path, source.column_names())
         num_rows += len(table[source.text_column])
         for column, values in seen.items():
             values.update(map(str, table[column]))

@@ -54,6 +54,11 @@ class Columns(Config):
     prepare: TextPrep = TextPrep()
     """Cleaning and cutting of the texts."""
 
+    def column_names(self) -> list[str]:
+        """Columns that are read."""
+        label = [] if self.label_column is None else [self.label_column]
+        return [self.text_column, *label, *self.where]
+
 
 class FilesSource(Columns):
     """csv, jsonl/json or parquet files on disk; the format follows from the suffix."""

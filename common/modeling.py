@@ -30,19 +30,24 @@ def resolve_device(device: str, num_gpus: float) -> torch.device:
 
 def fresh_policy(config: FreshModel, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
     """A Llama-shaped model with random weights for the given tokenizer."""
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=config.hidden_size,
-            intermediate_size=int(config.mlp_ratio * config.hidden_size) // 8 * 8,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            max_position_embeddings=config.max_tokens,
-            tie_word_embeddings=config.tie_embeddings,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-        )
+    shape = fresh_shape(config, vocab_size=len(tokenizer))
+    shape.pad_token_id, shape.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    return LlamaForCausalLM(shape)
+
+
+def fresh_shape(config: FreshModel, *, vocab_size: int) -> LlamaConfig:
+    """The shape of a fresh model, without the ids of special tokens."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=int(config.mlp_ratio * config.hidden_size) // 8 * 8,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        max_position_embeddings=config.max_tokens,
+        tie_word_embeddings=config.tie_embeddings,
+        pad_token_id=None,
+        eos_token_id=None,
+        bos_token_id=None,
     )
 
 

@@ -142,7 +142,7 @@ class PPOConfig(Config):
     kl_loss_coef: float = Field(default=0.0, ge=0)
     """KL penalty in the loss instead, by the estimator k2 = (logprob - ref_logprob)^2 / 2, whose gradient is right."""
     score_baseline: Literal["none", "prompt"] = "none"
-    """`prompt` subtracts the score of the prompt alone, so that the policy is paid for its own words."""
+    """`prompt` subtracts the reward model's logit of the prompt alone, so that the policy is paid for its own words."""
     score_scale: float = Field(default=1.0, gt=0)
     """The score is multiplied by it, before clipping."""
     score_clip: float | None = Field(default=None, gt=0)

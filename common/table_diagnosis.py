@@ -176,6 +176,27 @@ def _explain_csv(path: Path, reason: str) -> DataError:
     return DataError(f"{path} cannot be read as csv: {reason}")
 
 
+def json_keys(path: Path, wanted: Sequence[str]) -> list[str]:
+    """Keys of the first rows, up to the one with which all that is wanted was seen; of all rows if it never is.
+
+    Raises:
+        DataError: something on the way is not JSON or no object; names row and line.
+    """
+    keys: dict[str, None] = {}
+    with path.open(encoding="utf-8-sig") as file:
+        for line in filter(str.strip, file):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                row = None
+            if not isinstance(row, dict):  # a list over several lines, or a fault
+                return list(dict.fromkeys(key for value in json_objects(path) for key in value))
+            keys.update(dict.fromkeys(row))
+            if keys.keys() >= set(wanted):
+                break
+    return list(keys)
+
+
 def json_objects(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, or of one that is a JSON list, read with the standard library.
 

@@ -23,6 +23,7 @@ from common.table_diagnosis import (
     check_utf8,
     explain_unreadable,
     file_missing,
+    json_keys,
     json_objects,
     nothing_matches,
     unknown_column,
@@ -96,6 +97,30 @@ def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
             f"{path} cannot be read or its cached copy not be written ({error}); check its rights, and "
             f"HF_DATASETS_CACHE, which is {datasets.config.HF_DATASETS_CACHE}"
         ) from error
+
+
+def check_columns(path: Path, wanted: Sequence[str]) -> None:
+    """Read as little of a file as tells whether the wanted columns are there.
+
+    Raises:
+        DataError: a column is absent, or the beginning of the file cannot be read.
+    """
+    if path.stat().st_size == 0:
+        raise DataError(f"{path} is empty; it needs at least one row")
+    try:
+        match FORMATS[path.suffix.lower()]:
+            case "csv":
+                present = check_csv_head(path)
+            case "parquet":
+                present = pq.read_schema(path).names
+            case _:
+                present = json_keys(path, wanted)
+    except UnicodeDecodeError:
+        check_utf8(path)
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise explain_unreadable(path, error, wanted) from error
+    _require(path, wanted, present)
 
 
 def _load(path: Path, wanted: list[str]) -> dict[str, list[Any]]:

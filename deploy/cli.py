@@ -3,7 +3,7 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from deploy import control_cli
 from deploy.control_cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
 from deploy.ray_environment import THREADS
+
+if TYPE_CHECKING:
+    from common.config import RunConfig
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +33,10 @@ ConfigArgument = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=C", help="Change one setting, as in --set ppo.clip_eps=0.1; may be repeated."),
+]
+LocalOption = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
+AddressOption = Annotated[
+    str | None, typer.Option(help="Address of a running Ray cluster; else one is started on this machine.")
 ]
 
 EXAMPLES = """
@@ -73,25 +80,15 @@ def find_config(name: str) -> Path:
 def run(
     config: ConfigArgument,
     changes: SetOption = None,
-    local: Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")] = False,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a running Ray cluster; else one is started on this machine.")
-    ] = None,
+    local: LocalOption = False,
+    address: AddressOption = None,
     again: Annotated[
         list[str] | None, typer.Option("--again", metavar="STAGE", help="Run this stage even if it is done.")
     ] = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Run the stages that CONFIG names; those done before with the same inputs are skipped."""
-    from common.config_file import load_config
-    from common.errors import ConfigError
-
-    settings = load_config(find_config(config), changes or [])
-    if local and address:
-        raise ConfigError("--local runs without Ray, so --address means nothing; leave one of them out")
-    for name, value in THREADS.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    settings = _settings(config, changes, local=local, address=address)
     from deploy.launch import launch
 
     try:
@@ -101,6 +98,35 @@ def run(
             "[yellow]Interrupted.[/] Finished stages are kept; the same command goes on from there."
         )
         raise
+
+
+@app.command()
+def preflight(
+    config: ConfigArgument,
+    changes: SetOption = None,
+    local: LocalOption = False,
+    address: AddressOption = None,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Check what `run` checks before it starts, and show what was measured; nothing is run or left behind."""
+    settings = _settings(config, changes, local=local, address=address)
+    from deploy.preflight_cli import show_preflight
+
+    show_preflight(settings, runs / settings.name, local=local, address=address, console=Console())
+
+
+def _settings(config: str, changes: list[str] | None, *, local: bool, address: str | None) -> "RunConfig":
+    """The configuration, and the environment in which it is to be run."""
+    from common.config_file import load_config
+    from common.errors import ConfigError
+
+    settings = load_config(find_config(config), changes or [])
+    if local and address:
+        raise ConfigError("--local runs without Ray, so --address means nothing; leave one of them out")
+    for name, value in THREADS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return settings
 
 
 @app.command()

@@ -18,11 +18,13 @@ from actors.ray_actor import RolloutActor, read_weights
 from common.config import RunConfig
 from common.errors import ConfigError, PhaseTimeoutError
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
-from deploy.preflight import check_placements
+from deploy.preflight_ray import ray_facts
+from deploy.ray_address import connect
 from deploy.ray_calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
 from deploy.ray_learner import RayLearner
 from deploy.ray_transport import RayTransport
 from deploy.runtime import Members
+from deploy.runtime_facts import RuntimeFacts
 from deploy.scorer_secrets import scorer_secrets
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -55,14 +57,15 @@ class RayRuntime:
         if address is None:
             if "RAY_AUTH_MODE" not in os.environ:
                 raise ConfigError("call deploy.ray_environment.protect_local_cluster() before importing ray")
+            if there := os.environ.get("RAY_ADDRESS"):
+                raise ConfigError(f"RAY_ADDRESS is {there}; add --address auto to run there, or unset it")
             ray.init(num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
-            ray.init(address=address, **common)
-        try:
-            check_placements(config, ray.nodes())
-        except ConfigError:
-            ray.shutdown()
-            raise
+            connect(address, **common)
+
+    def facts(self) -> RuntimeFacts:
+        """For the preflight."""
+        return ray_facts()
 
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""

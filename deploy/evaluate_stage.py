@@ -29,7 +29,6 @@ from deploy.pools import supervised
 from deploy.ppo_stage import clear_samples
 from deploy.progress import stage_bar
 from deploy.recorder import append_json
-from deploy.stop_signal import handle_signals
 
 FETCH_TIMEOUT_S = 120.0
 BEFORE, AFTER = Identity(-1, 0), Identity(-1, 1)
@@ -87,7 +86,6 @@ def evaluate_stage(place: Place, models: ModelPaths, trained: str) -> StageResul
     with (
         stage_bar(place.console, "evaluate") as show,
         place.runtime.members(config, models, folder, place.stop) as members,
-        handle_signals(place.stop),
         supervised(
             place, members, prompts=stream, metrics=metrics, ledger=Ledger(), note=EventLog(folder, place.console).note
         ) as supervisor,

@@ -1,23 +1,23 @@
 """From a checked configuration to a finished run folder: what `minichatgpt run` does after parsing."""
 
-import os
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
 from deploy.control_server import serve_control
 from deploy.pipeline import STAGES, Pipeline
-from deploy.ray_environment import protect_local_cluster
+from deploy.preflight_models import check_data
 from deploy.report import write_report
 from deploy.run_address import RecordEnd, announce
 from deploy.run_controls import RunControls
 from deploy.run_lock import run_lock
 from deploy.runtime import Runtime
-from deploy.scorer_secrets import scorer_secrets
 from deploy.stop_signal import StopSignal, handle_signals
 from deploy.summary import write_summary
 
@@ -37,28 +37,24 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
     console = Console()
     for caution in cautions(config):
         console.print(f"[yellow]Caution:[/] {caution}")
-
-    def start_runtime() -> Runtime:
-        scorer_secrets(config, os.environ)  # one that is missing shall not come up hours later
-        if local:
-            from deploy.local import LocalRuntime
-
-            return LocalRuntime()
-        if address is None:
-            protect_local_cluster()
-        from deploy.cluster import RayRuntime
-
-        return RayRuntime(config, address=address)
-
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
+
+    def start_runtime() -> Runtime:
+        runtime = checked_runtime(config, folder, local=local, address=address)
+        handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
+        return runtime
+
     with (
         run_lock(folder),
         RecordEnd(folder),
         handle_signals(controls.stop_signal),
+        ExitStack() as handlers,
         announce(folder),
         serve_control(config.control, controls, folder),
     ):
+        if any(finding.failure for finding in check_data(config)):
+            start_runtime().close()  # the pipeline would stop at the first; this says at once all that is in the way
         pipeline = Pipeline(
             config, folder, start_runtime=start_runtime, console=console, again=again, controls=controls
         )

@@ -20,10 +20,11 @@ from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.errors import CorruptWeightsError, LearnerLostError
 from common.ports import Call, MemberKey, Reply, Role
-from common.process import describe
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.vitals import describe
 from common.weights import weights_of
 from deploy.runtime import Members
+from deploy.runtime_facts import RuntimeFacts
 from deploy.scorer_secrets import scorer_secrets
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -187,6 +188,10 @@ class LocalRuntime:
 
     name = "local"
     are_processes = False
+
+    def facts(self) -> RuntimeFacts:
+        """For the preflight: there is no cluster."""
+        return RuntimeFacts()
 
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage here."""

@@ -28,7 +28,7 @@ from deploy.progress import stage_bar
 from deploy.resume import run_settings
 from deploy.run_controls import RunControls
 from deploy.runtime import Runtime
-from deploy.stop_signal import StopSignal, handle_signals
+from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest
 
 STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
@@ -154,7 +154,7 @@ class Pipeline:
         shutil.rmtree(output, ignore_errors=True)
         request = StageRequest(stage, self.config, paths.get("policy"), str(output))
         runtime = self.runtime
-        with stage_bar(self.console, stage) as show, handle_signals(self.stop):
+        with stage_bar(self.console, stage) as show:
             for item in runtime.run_stage(request, self.stop):
                 match item:
                     case Progress():

@@ -18,7 +18,6 @@ from deploy.place import Place
 from deploy.ppo_run import ppo_run
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
-from deploy.stop_signal import handle_signals
 
 
 def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageResult:
@@ -34,7 +33,6 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
         prompts = build_prompts(config, models)
         members = stack.enter_context(place.runtime.members(config, models, folder, place.stop))
-        stack.enter_context(handle_signals(place.stop))  # once more: Ray has put its own handlers in place
         bar = stack.enter_context(progress(console))
         task = bar.add_task("ppo", total=config.ppo.updates, completed=beginning.step, message="starting")
         log = EventLog(folder, bar.console)

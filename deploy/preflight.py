@@ -1,44 +1,60 @@
-"""What can be known before anything starts: whether each role fits a node of the live cluster."""
+"""What can be known before anything starts: every failure at once, each with what is needed, what is there, what to
+change.
+
+    data, models ─┐
+    cluster ──────┼─▶ findings ─▶ one ConfigError, or the table of `minichatgpt preflight`
+    storage, room ┘
+
+Called once the place to run is there and before the first stage. Of Ray it knows what `runtime_facts.py` says.
+"""
 
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.placement_config import Placement
+from deploy.finding import Finding
+from deploy.preflight_cluster import check_placements
+from deploy.preflight_models import check_data, check_models, input_paths, policy_shape
+from deploy.preflight_room import check_room, policy_on_meta, room_needed
+from deploy.preflight_storage import check_storage
+from deploy.runtime_facts import RuntimeFacts
 
 
-def check_placements(config: RunConfig, nodes: Sequence[dict[str, Any]]) -> None:
-    """Compare each role's request with what single nodes have.
+def preflight(config: RunConfig, folder: Path, facts: RuntimeFacts) -> None:
+    """Check all that can be checked.
 
     Args:
         config: the run.
-        nodes: as `ray.nodes()` lists them.
+        folder: of the run.
+        facts: of the place where it is to run.
 
     Raises:
-        ConfigError: a role fits no node, or all roles together do not fit the cluster; names what is needed and there.
+        ConfigError: something is in the way; one message per failure.
     """
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    roles: dict[str, tuple[Placement, int]] = {
-        "rollout": (config.rollout, config.rollout.workers),
-        "reward_service": (config.reward_service, config.reward_service.replicas),
-        "learner": (config.learner, 1),
-    }
-    totals = {"CPU": 0.0, "GPU": 0.0}
-    for role, (placement, number) in roles.items():
-        needed = {"CPU": placement.num_cpus, "GPU": placement.num_gpus}
-        if not any(all(node.get(k, 0) >= v for k, v in needed.items()) for node in alive):
-            largest = {k: max((node.get(k, 0) for node in alive), default=0) for k in needed}
-            raise ConfigError(
-                f"{role} needs num_cpus={needed['CPU']:g} and num_gpus={needed['GPU']:g} on one node; the largest of "
-                f"{len(alive)} nodes have CPU={largest['CPU']:g} and GPU={largest['GPU']:g}; lower {role}.num_cpus "
-                "or num_gpus, or add a node"
-            )
-        totals = {k: totals[k] + number * needed[k] for k in totals}
-    there = {k: sum(node.get(k, 0) for node in alive) for k in totals}
-    for resource, needed_in_all in totals.items():
-        if needed_in_all > there[resource] + 1e-6:
-            raise ConfigError(
-                f"all roles together need {needed_in_all:g} {resource}, the cluster has {there[resource]:g}; "
-                "lower rollout.workers, reward_service.replicas or what each asks for, or add nodes"
-            )
+    raise_failures(config, examine(config, folder, facts))
+
+
+def raise_failures(config: RunConfig, found: Sequence[Finding]) -> None:
+    """Raise one ConfigError with all failures, if there are any."""
+    failures = [finding.failure for finding in found if finding.failure]
+    if len(failures) == 1:
+        raise ConfigError(failures[0])
+    if failures:
+        listed = "\n".join(f"{number}. {failure}" for number, failure in enumerate(failures, start=1))
+        raise ConfigError(f"{config.name} cannot start, for {len(failures)} reasons:\n{listed}")
+
+
+def examine(config: RunConfig, folder: Path, facts: RuntimeFacts) -> list[Finding]:
+    """All findings, good and bad, in the order in which they are best read; leaves nothing behind."""
+    found = [*check_data(config), *check_models(config)]
+    if facts.unreachable:
+        found.append(Finding("Ray", failure=facts.unreachable))
+    if facts.nodes is not None:
+        found += check_placements(config, facts.nodes)
+    storage, room = check_storage(config, folder, facts, input_paths(config))
+    found += storage
+    if not any(finding.failure for finding in found if finding.check in ("model", "storage")):
+        policy = policy_on_meta(policy_shape(config), config)
+        found += check_room(room_needed(config, folder.absolute(), policy), room)
+    return found

@@ -4,11 +4,12 @@ from typing import Any
 
 import ray
 import ray._private.state
-from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
 
 from common.errors import MemberFailedError, MiniChatGPTError, PhaseTimeoutError
 from common.placement_config import Placement
 from common.ports import Cause
+from deploy.postmortem import DEATHS
 from deploy.ray_environment import THREADS
 
 CONTROL_TIMEOUT_S = 300.0
@@ -33,7 +34,7 @@ def spawn(actor_class: Any, placement: Placement, *arguments: Any) -> Any:
 
 def cause_of(error: BaseException) -> tuple[BaseException, Cause]:
     """The error that was raised in the other process, or Ray's own; and what it means."""
-    if isinstance(error, RayActorError):
+    if isinstance(error, DEATHS):
         return error, "died"
     inner = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
     return inner, "lost" if isinstance(inner, ObjectLostError) else "raised"

@@ -18,7 +18,7 @@ from common.errors import CorruptWeightsError, LearnerLostError, MemberFailedErr
 from common.records import ChunkHandle, UpdateReport, WeightsHandle
 from deploy.postmortem import MemberFacts, describe_death
 from deploy.ray_calls import CONTROL_TIMEOUT_S, cause_of
-from deploy.ray_transport import STACKS_TIMEOUT_S, end_actor
+from deploy.ray_transport import STACKS_TIMEOUT_S, end_actor, member_facts
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 
@@ -150,9 +150,7 @@ class RayLearner:
             raise MemberFailedError(f"the learner failed in {phase}: {type(cause).__name__}: {cause}") from error
 
     def _member(self, phase: str) -> MemberFacts:
-        facts = self._facts
-        return MemberFacts("learner", "learner", str(facts.get("node", "")), facts.get("pid"), phase,
-                           facts.get("rss_bytes"))  # fmt: skip
+        return member_facts("learner", "learner", phase, {**self._facts, "beat_at": self._beat_at})
 
     def _check_heart(self, phase: str) -> None:
         """Signs of life are answered beside the work: without them the process is stopped, cut off or wedged."""

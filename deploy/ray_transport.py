@@ -2,13 +2,14 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayError
 
 from common.errors import MemberFailedError
 from common.ports import Call, MemberKey, Reply, Role
@@ -57,20 +58,22 @@ class RayTransport:
         error = future.exception()
         if error is not None:
             cause, kind = cause_of(error)
-            if isinstance(cause, RayActorError):
+            if kind == "died" and isinstance(cause, RayError):
                 cause = MemberFailedError(describe_death(cause, self._member(call)))
             self._receiver(Reply(call.call_id, error=cause, cause=kind))
         elif call.method in WORK:
             self._receiver(Reply(call.call_id, payload, future.result()))
         else:
             if call.method in ("ready", "heartbeat"):
-                self._facts[call.member] = {**self._facts.get(call.member, {}), **future.result()}
+                self._facts[call.member] = {
+                    **self._facts.get(call.member, {}),
+                    **future.result(),
+                    "beat_at": time.monotonic(),
+                }
             self._receiver(Reply(call.call_id, future.result()))
 
     def _member(self, call: Call) -> MemberFacts:
-        facts = self._facts.get(call.member, {})
-        return MemberFacts(call.member.role, call.member.slot, str(facts.get("node", "")), facts.get("pid"),
-                           call.method, facts.get("rss_bytes"))  # fmt: skip
+        return member_facts(call.member.role, call.member.slot, call.method, self._facts.get(call.member, {}))
 
     def kill(self, member: MemberKey, *, dump: bool) -> None:
         """End an actor; a stuck one first says where it stands, if it still can."""
@@ -105,6 +108,20 @@ class RayTransport:
         for member in list(self._actors):
             self.kill(member, dump=False)
         self._killers.shutdown(wait=True)
+
+
+def member_facts(role: str, name: str, phase: str, facts: Mapping[str, Any]) -> MemberFacts:
+    """What is known of a process, from its answers to `ready` and to heartbeats."""
+    return MemberFacts(
+        role=role,
+        name=name,
+        phase=phase,
+        pid=facts.get("pid"),
+        node_id=facts.get("node", ""),
+        node_ip=facts.get("node_ip", ""),
+        rss_bytes=facts.get("rss_bytes"),
+        rss_age_s=time.monotonic() - facts.get("beat_at", time.monotonic()),
+    )
 
 
 def end_actor(actor: Any, facts: Mapping[str, Any]) -> None:

@@ -120,6 +120,8 @@ def _end_of(error: BaseException | None) -> RunEnd:
             reason, code = "finished", FINISHED
         case RunStopped():
             reason, code = error.reason, error.exit_code
+        case SystemExit(code=int(code)):
+            reason = "exit"
         case KeyboardInterrupt():
             reason, code = "interrupted", INTERRUPTED
         case MiniChatGPTError():

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from common.config import RunConfig
 from common.ports import Learner, Transport
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
+from deploy.runtime_facts import RuntimeFacts
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 from learner.stages import StageRequest
@@ -51,6 +52,9 @@ class Runtime(Protocol):
     name: str
     are_processes: bool
     """Whether members can die, hang and be killed one by one."""
+
+    def facts(self) -> RuntimeFacts:
+        """For the preflight."""
 
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage where the learner's resources are; raises RunStopped if somebody asks for the end."""

@@ -34,8 +34,8 @@ def build_optimizers(
             groups = [_group([p for _, p in named], config.lr), _group(head, head_lr or config.lr)]
             return [_adamw([g for g in groups if g["params"]], config.betas, config.eps, config.weight_decay)]
         case Muon():
-            matrices = [p for name, p in named if p.ndim == 2 and not _is_table(name)]
-            rest = [p for name, p in named if p.ndim != 2 or _is_table(name)]
+            matrices = [p for name, p in named if p.ndim == 2 and not is_table(name)]
+            rest = [p for name, p in named if p.ndim != 2 or is_table(name)]
             if not matrices:
                 raise ConfigError('Muon needs hidden matrices, and this model has none; choose type = "adamw"')
             groups = [_group(rest, config.adamw_lr), _group(head, head_lr or config.adamw_lr)]
@@ -49,7 +49,7 @@ def build_optimizers(
             return [muon, _adamw([g for g in groups if g["params"]], config.betas, 1e-8, config.weight_decay)]
 
 
-def _is_table(name: str) -> bool:
+def is_table(name: str) -> bool:
     """Embeddings and output heads: their rows are looked up or compared, not composed as hidden matrices are."""
     return any(part in name for part in ("embed", "wte", "wpe", "head", "score", "classifier", "words", "pairs"))
 

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.util
 import torch
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
-from common.process import describe, heartbeat, stacks
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.vitals import describe, heartbeat, stacks
 from common.weights import Buffer, detached
 from learner.service import Payload, build_learner
 from learner.stages import StageRequest
@@ -34,7 +35,8 @@ class LearnerActor:
         config, paths, folder = self._parts
         torch.set_num_threads(config.learner.threads)
         self._service = build_learner(config, paths, Path(folder))
-        return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
+        node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
 
     def load(self, url: str | None, lineage: int) -> int:
         """Go on from a checkpoint, or from the weights before PPO; returns the updates behind it."""

@@ -48,7 +48,7 @@ class HostProcess:
             ConfigError: the function cannot be imported, or not in time; names its path and says why.
         """
         host = Path(__file__).with_name("function_host.py")
-        command = [sys.executable, "-X", "faulthandler", str(host), import_path, str(os.getpid())]
+        command = [sys.executable, "-P", "-X", "faulthandler", str(host), import_path, str(os.getpid())]
         pipe = subprocess.PIPE
         try:
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
@@ -136,7 +136,7 @@ class HostProcess:
     def _signal(self, number: int) -> None:
         try:
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
+        except (ProcessLookupError, PermissionError):  # macOS says the latter of a process that has ended
             return
 
     def _read_tail(self, end: float) -> None:

@@ -97,7 +97,7 @@ class HttpScorer:
         """Seconds: what the server asks for, else twice as long as before, half of it random."""
         if retry_after_s is not None:
             return min(MAX_PAUSE_S, retry_after_s)
-        return min(MAX_PAUSE_S, self.config.backoff_s * 2.0**attempt) * random.uniform(0.5, 1.0)
+        return min(MAX_PAUSE_S, self.config.backoff_s * 2.0**attempt) * random.SystemRandom().uniform(0.5, 1.0)
 
     def _once(self, body: bytes, deadline: float) -> dict[str, object] | Failure | _Passing:
         """One try; an answer has `scores`."""

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
+import ray.util
 import torch
 
 from common.config import RunConfig
-from common.process import describe, heartbeat, stacks
 from common.records import JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk, Stats
+from common.vitals import describe, heartbeat, stacks
 from reward_service.build import build_service
 
 
@@ -24,7 +25,8 @@ class RewardActor:
         config, paths, secrets = self._parts
         torch.set_num_threads(config.reward_service.threads)
         self._service = build_service(config, paths, secrets)
-        return describe(threads=torch.get_num_threads(), node=ray.get_runtime_context().get_node_id())
+        node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
+        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
 
     def probe(self) -> dict[str, float]:
         """Classifiers' numbers for a fixed text, by part; raises MemberFailedError if a scorer cannot score it."""

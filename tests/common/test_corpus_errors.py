@@ -12,6 +12,7 @@ import pytest
 from common.corpus import Corpus, load_corpus
 from common.data_config import FilesSource, InlineSource, PackageSource, TextPrep
 from common.errors import DataError
+from common.table_files import check_columns
 
 ROWS = [("A fine film.", 1, "a"), ("A bad film, sadly.", 0, "b"), ("Not seen yet.", 1, "a")]
 
@@ -297,3 +298,44 @@ def test_an_empty_set_says_which_step_removed_the_last_row(tmp_path, settings, s
 def test_texts_without_words_are_blamed_on_cleaning():
     with pytest.raises(DataError, match="cleaning leaves no word"):
         load_corpus(InlineSource(texts=["<br />", " - "]))
+
+
+# --- the head of a file alone
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "text,label\nhello,1\n"),
+        ("a.jsonl", '\n{"text": "hello"}\n{"text": "more", "label": 1}\nnot read any more\n'),
+        ("a.json", '[\n {"text": "hello"},\n {"label": 1}\n]'),
+    ],
+)
+def test_columns_are_found_without_reading_all(tmp_path, name, content):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    check_columns(tmp_path / name, ["text", "label"])
+    with pytest.raises(DataError, match=r"has no column 'labels': did you mean 'label'\?|not JSON"):
+        check_columns(tmp_path / name, ["text", "labels"])
+
+
+def test_columns_of_parquet_are_found(tmp_path):
+    pd.DataFrame({"text": ["hello"], "label": [1]}).to_parquet(tmp_path / "a.parquet")
+    check_columns(tmp_path / "a.parquet", ["text", "label"])
+    with pytest.raises(DataError, match="has no column 'source'"):
+        check_columns(tmp_path / "a.parquet", ["source"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.csv", b"", "is empty"),
+        ("a.csv", b"te\xffxt\nhello\n", "byte 0xff is not UTF-8"),
+        ("a.parquet", b"no parquet", "is not a parquet file"),
+        ("a.jsonl", b"hello\n", "not JSON"),
+        ("a.jsonl", b"[1]\n", "is no JSON object"),
+    ],
+)
+def test_a_file_whose_head_is_no_table_is_told(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        check_columns(tmp_path / name, ["text"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from common.config_file import load_config, to_toml
+from deploy import exit_codes
 from deploy.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -34,9 +35,11 @@ def refused(*arguments: str, folder: Path | None = None) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["report", "--help"], ["config", "--help"]])
-def test_help_is_given(arguments):
-    done = command(*arguments)
+@pytest.mark.parametrize(
+    "command_name", [[], *([c] for c in ("run", "preflight", "report", "config", "status", "scale", "stop"))]
+)
+def test_help_is_given(command_name):
+    done = command(*command_name, "--help")
     assert done.returncode == 0
     assert "Usage:" in done.stdout
 
@@ -45,6 +48,14 @@ def test_help_of_run_shows_examples():
     shown = command("run", "--help").stdout
     for example in ("minichatgpt run demo", "minichatgpt run tiny --local", "--set rollout.workers=4 --again ppo"):
         assert example in shown
+
+
+def test_help_of_run_lists_every_exit_code():
+    shown = command("run", "--help").stdout.partition("Exit codes")[2]
+    codes = {value for name, value in vars(exit_codes).items() if name.isupper()} | {2}
+    assert {
+        int(line.split()[0]) for line in shown.splitlines() if line.split()[:1] and line.split()[0].isdigit()
+    } == codes
 
 
 def test_without_arguments_help_is_given():
@@ -58,7 +69,18 @@ def test_the_installed_command_is_the_same():
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["run", "--help"], ["config", "show", "tiny"], ["run", "nope"], ["report", "nope"]]
+    "arguments",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["config", "show", "tiny"],
+        ["run", "nope"],
+        ["report", "nope"],
+        ["status", "nope"],
+        ["scale", "nope", "--rollout-workers", "2"],
+        ["checkpoint", "nope"],
+        ["stop", "nope"],
+    ],
 )
 def test_nothing_heavy_is_imported_before_it_is_needed(arguments):
     code = (
@@ -123,6 +145,27 @@ def test_an_unknown_file_names_its_neighbours(tmp_path):
 
 def test_a_malformed_change_shows_the_form():
     assert "is not of the form a.b=value, as in --set ppo.clip_eps=0.1" in refused("run", "tiny", "--set", "ppo")
+
+
+# --- preflight
+
+
+def test_preflight_shows_what_it_measured_and_leaves_nothing(tmp_path):
+    done = command("preflight", "tiny", "--local", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "✓ data.reviews 32 inline texts" in done.stdout
+    assert done.stdout.endswith("tiny can start.\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_preflight_shows_all_that_is_in_the_way(tmp_path):
+    missing = 'data.a={type="files", paths=["a.csv"]}'
+    changes = ["--set", missing, "--set", 'sft.data=["a"]', "--set", "ppo.checkpoint_url=s4://x"]
+    done = command("preflight", "tiny", "--local", *changes, folder=tmp_path)
+    assert done.returncode == 1
+    assert "✗ data.a: a.csv does not exist" in done.stdout
+    assert "✗ ppo.checkpoint_url: s4://x cannot be opened" in done.stdout
+    assert done.stdout.endswith("tiny cannot start, for 2 reasons.\n")
 
 
 # --- run and report: in this process, which has imported all that is heavy

@@ -1,61 +1,78 @@
-"""What does not fit the cluster is said before anything starts: what is needed, what is there, what to change."""
-
-from typing import Any
+"""Everything that is in the way is said at once, before anything starts; a run that can start is let through."""
 
 import pytest
 
 from common.errors import ConfigError
-from deploy.preflight import check_placements
+from deploy.checked_runtime import checked_runtime
+from deploy.launch import launch
+from deploy.preflight import examine, preflight
+from deploy.preflight_cluster import NodeFacts
+from deploy.runtime_facts import RuntimeFacts
+from deploy.storage_probe import answer_probe
 
 
-def node(cpus: float, gpus: float = 0.0, *, alive: bool = True) -> dict[str, Any]:
-    resources = {"CPU": cpus, "GPU": gpus, "memory": 1e9}
-    return {"Alive": alive, "Resources": {k: v for k, v in resources.items() if v}}
+def cluster(cpus=8.0):
+    node = NodeFacts("ab" * 28, "10.0.0.1", {"CPU": cpus}, {"CPU": cpus})
+    return RuntimeFacts((node,), lambda probes: {node_id: answer_probe(probe) for node_id, probe in probes.items()})
 
 
-def test_what_fits_passes(tiny):
-    check_placements(tiny(), [node(2)])
+def test_a_run_that_can_start_passes_in_one_process_and_on_a_cluster(tiny, tmp_path):
+    preflight(tiny(), tmp_path / "run", RuntimeFacts())
+    preflight(tiny(), tmp_path / "run", cluster())
+    assert not list(tmp_path.iterdir())
 
 
-def test_exactly_enough_is_enough(tiny):
-    changes = [f"{role}.num_cpus=0.1" for role in ("rollout", "reward_service", "learner")]
-    assert 0.1 + 0.1 + 0.1 > 0.3
-    check_placements(tiny("rollout.workers=1", *changes), [node(0.3)])
+def test_every_part_says_what_it_measured(tiny, tmp_path):
+    found = examine(tiny(), tmp_path, cluster())
+    assert [finding.check for finding in found] == [
+        "data.reviews",
+        "rollout on a node",
+        "reward_service on a node",
+        "learner on a node",
+        "all roles together",
+        "the run folder",
+        "other nodes",
+        "room",
+    ]
+    assert all(finding.measured for finding in found)
 
 
-@pytest.mark.parametrize("role", ["rollout", "reward_service", "learner"])
-def test_a_role_too_big_for_any_node_is_named(tiny, role):
+def test_all_failures_come_in_one_error_one_message_each(tiny, tmp_path):
+    missing = 'data.a={type="files", paths=["/nowhere/a.csv"]}'
+    config = tiny(missing, 'sft.data=["reviews", "a"]', "learner.num_gpus=1", "ppo.checkpoint_url=memory://run")
     with pytest.raises(ConfigError) as raised:
-        check_placements(tiny(f"{role}.num_cpus=6"), [node(4), node(4), node(2)])
-    assert f"{role} needs num_cpus=6 and num_gpus=0 on one node" in str(raised.value)
-    assert "the largest of 3 nodes have CPU=4 and GPU=0" in str(raised.value)
-    assert f"lower {role}.num_cpus or num_gpus, or add a node" in str(raised.value)
+        preflight(config, tmp_path, cluster())
+    first, *failures = str(raised.value).splitlines()
+    assert first == "tiny cannot start, for 3 reasons:"
+    assert failures[0].startswith("1. data.a: /nowhere/a.csv does not exist")
+    assert failures[1].startswith("2. learner needs num_cpus=0.5 and num_gpus=1 on one node")
+    assert failures[2].startswith("  10.0.0.1 (abababab): CPU needed 0.5, free 8 of 8; GPU needed 1, free 0 of 0")
+    assert failures[3].startswith("3. ppo.checkpoint_url is memory://run")
 
 
-def test_cpus_and_gpus_must_be_on_the_same_node(tiny):
-    asks = tiny("learner.num_cpus=4", "learner.num_gpus=1")
-    with pytest.raises(ConfigError, match="learner needs num_cpus=4 and num_gpus=1 on one node"):
-        check_placements(asks, [node(8), node(1, gpus=2)])
-    check_placements(asks, [node(8), node(4, gpus=1)])
+def test_one_failure_stands_alone(tiny, tmp_path):
+    with pytest.raises(ConfigError, match=r"^learner needs num_cpus=9 on one node"):
+        preflight(tiny("learner.num_cpus=9"), tmp_path, cluster())
 
 
-def test_all_roles_together_must_fit(tiny):
+def test_a_cluster_that_cannot_be_reached_is_one_failure_among_others(tiny, tmp_path):
     with pytest.raises(ConfigError) as raised:
-        check_placements(tiny("rollout.workers=10"), [node(2), node(2)])
-    assert "all roles together need 6 CPU, the cluster has 4" in str(raised.value)
-    assert "lower rollout.workers" in str(raised.value)
+        checked_runtime(tiny("ppo.checkpoint_url=s4://x"), tmp_path, local=False, address="127.0.0.1:1")
+    assert "1. no Ray cluster listens at 127.0.0.1:1" in str(raised.value)
+    assert "2. ppo.checkpoint_url: s4://x cannot be opened" in str(raised.value)
 
 
-def test_gpus_are_added_up_too(tiny):
-    with pytest.raises(ConfigError, match=r"all roles together need 1\.5 GPU, the cluster has 1"):
-        check_placements(tiny("rollout.num_gpus=0.5", "learner.num_gpus=0.5"), [node(8, gpus=1)])
+def test_a_model_that_cannot_be_had_leaves_its_room_out(tiny, tmp_path):
+    settings = tiny().model_dump() | {"model": {"type": "pretrained", "path": str(tmp_path)}, "pretrain": None}
+    found = examine(type(tiny()).model_validate(settings), tmp_path / "run", RuntimeFacts())
+    assert [finding.check for finding in found] == ["data.reviews", "model", "the run folder"]
+    assert found[1].failure
 
 
-def test_dead_nodes_do_not_count(tiny):
-    with pytest.raises(ConfigError, match=r"the largest of 1 nodes have CPU=0\.25"):
-        check_placements(tiny(), [node(64, alive=False), node(0.25)])
-
-
-def test_a_cluster_without_nodes_is_said(tiny):
-    with pytest.raises(ConfigError, match="the largest of 0 nodes have CPU=0"):
-        check_placements(tiny(), [])
+def test_a_run_whose_data_are_absent_is_told_all_before_its_first_stage(tiny, tmp_path):
+    sources = [f'data.{name}={{type="files", paths=["/nowhere/{name}.csv"]}}' for name in "ab"]
+    config = tiny(*sources, 'pretrain.data=["a"]', 'sft.data=["b"]')
+    with pytest.raises(ConfigError) as raised:
+        launch(config, tmp_path / "run", local=True, address=None, again=frozenset())
+    assert "for 2 reasons" in str(raised.value)
+    assert not list(tmp_path.iterdir())

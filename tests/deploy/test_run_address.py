@@ -62,6 +62,8 @@ def test_a_damaged_address_is_named(tmp_path, text):
         (None, "finished", 0),
         (RunStopped("stopped", reason="Ctrl-C", exit_code=130), "Ctrl-C", 130),
         (KeyboardInterrupt(), "interrupted", 130),
+        (SystemExit(15), "exit", 15),
+        (SystemExit("a message"), "internal error: SystemExit", 1),
         (NonFiniteError("3 in a row"), "NonFiniteError: 3 in a row", 1),
         (TypeError("secret"), "internal error: TypeError", 1),
     ],

@@ -143,9 +143,10 @@ def test_an_answer_that_is_no_list_is_no_score(scorer_of, texts_of, soon, functi
 
 
 def test_what_is_not_scored_by_the_deadline_is_given_up_and_the_next_chunk_is_scored(scorer_of, texts_of, soon):
-    scorer = scorer_of("tiny_rewards:by_the_text", batch_sequences=1)
+    scorer = scorer_of("tiny_rewards:by_the_text", batch_sequences=1, timeout_s=600.0)
     found = scorer.score(texts_of("a", "hang", "b"), time.monotonic() + 2.0)
     assert reasons(found) == [1.0, "reward_timeout", "reward_timeout"]
+    assert time.monotonic() < soon
     assert reasons(scorer.score(texts_of("b"), soon)) == [1.0]
 
 
@@ -162,7 +163,7 @@ def test_a_process_that_was_stopped_is_replaced(scorer_of, texts_of, soon):
     scorer = scorer_of("tiny_rewards:by_the_text", timeout_s=1.0)
     pid = scorer.host.pid
     os.kill(pid, signal.SIGSTOP)
-    found = scorer.score(texts_of("a", "b"), soon)
+    found = scorer.score(texts_of("a", "b" * 1_000_000), soon)  # more than a pipe takes
     assert reasons(found) == [1.0, 1.0], "the batch failed, and its texts were tried again"
     wait_until_gone(pid)
 

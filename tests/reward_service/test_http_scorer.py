@@ -37,6 +37,11 @@ class Server(ThreadingHTTPServer):
         self.requests = []
         self.times = []
         self.closing = threading.Event()
+        self.num_connections = 0
+
+    def get_request(self):
+        self.num_connections += 1
+        return super().get_request()
 
     def handle_error(self, request, client_address):
         """A client that hangs up, or distrusts the certificate, is part of some tests."""
@@ -308,6 +313,7 @@ def test_a_certificate_that_no_authority_signed_is_refused_at_once(serve, scorer
     assert found.reason == "reward_error"
     assert "certificate verify failed" in found.detail
     assert not server.requests, "nothing was sent"
+    assert server.num_connections == 1, "it would end so again"
 
 
 def test_a_certificate_is_taken_if_its_authority_is_named(serve, scorer_of, texts_of, soon, certificate):

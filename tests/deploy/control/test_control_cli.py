@@ -1,5 +1,6 @@
 """`minichatgpt status`, `scale`, `checkpoint` and `stop`, as a user meets them."""
 
+import contextlib
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from common.errors import CheckpointError
@@ -18,6 +20,8 @@ from deploy.run_status import RunStatus
 ROOT = Path(__file__).parents[3]
 ENDLESS = ["--local", "--set", "pretrain.epochs=1000000"]
 """`tiny` pre-trains for hours."""
+ON_RAY = "--local"
+"""The option to leave out."""
 
 
 @pytest.fixture
@@ -53,9 +57,13 @@ def start(tmp_path: Path, *arguments: str) -> subprocess.Popen:
 
 
 @pytest.fixture
-def endless(tmp_path, inside):
-    """A real run of `tiny` in a process of its own, in the midst of its pre-training."""
-    process = start(tmp_path, "run", "tiny", *ENDLESS)
+def endless(tmp_path, inside, request):
+    """A real run of `tiny` in a process of its own, in the midst of its pre-training.
+
+    The parameter, if there is one, is an option to leave out.
+    """
+    options = [option for option in ENDLESS if option != getattr(request, "param", None)]
+    process = start(tmp_path, "run", "tiny", *options)
     deadline = time.monotonic() + 120
     stage = None
     while stage != "pretrain":
@@ -67,6 +75,15 @@ def endless(tmp_path, inside):
     yield process
     process.kill()
     process.communicate(timeout=60)
+
+
+def processes_under(pid: int) -> dict[psutil.Process, str]:
+    """Processes that a process started, and their command lines."""
+    found = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found[process] = " ".join(process.cmdline())
+    return found
 
 
 # --- status
@@ -216,9 +233,8 @@ def test_a_reason_of_two_lines_is_refused(command, served):
 
 
 def test_stop_ends_a_real_run_that_no_other_can_join(endless, inside, tmp_path):
-    second = start(tmp_path, "run", "tiny", *ENDLESS)
-    shown, message = second.communicate(timeout=120)
-    assert (second.returncode, shown) == (1, "")
+    code, shown, message = inside("run", "tiny", *ENDLESS, "--runs", str(tmp_path / "runs"))
+    assert (code, shown) == (1, "")
     assert message.startswith(f"RunInUseError\n{tmp_path}/runs/tiny is in use by process {endless.pid};")
     assert endless.poll() is None
     code, shown, _ = inside("stop", "tiny", "--reason", "out of money", "--runs", str(tmp_path / "runs"))
@@ -245,6 +261,23 @@ def test_a_signal_ends_a_real_run_in_order(endless, tmp_path, number, code, reas
     end = read_end(tmp_path / "runs" / "tiny")
     assert (end.reason, end.exit_code) == (reason, code)
     assert not (tmp_path / "runs" / "tiny" / "run.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("endless", [ON_RAY], indirect=True)
+def test_sigterm_ends_a_real_run_on_ray_in_order_though_ray_has_a_handler_of_its_own(endless, tmp_path):
+    deadline = time.monotonic() + 120
+    while not any(line.startswith("ray::") and "run_stage" in line for line in processes_under(endless.pid).values()):
+        assert time.monotonic() < deadline, "no worker of Ray trains"
+        time.sleep(0.1)
+    started = processes_under(endless.pid)
+    endless.send_signal(signal.SIGTERM)
+    _, message = endless.communicate(timeout=120)
+    assert (endless.returncode, message[:17]) == (143, "stopped (SIGTERM)")
+    _, alive = psutil.wait_procs(list(started), timeout=60)
+    assert not alive
+    assert read_end(tmp_path / "runs" / "tiny").exit_code == 143
 
 
 @pytest.mark.slow

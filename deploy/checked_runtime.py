@@ -1,0 +1,59 @@
+"""Starts the place where a run is to run, and lets nobody have it before the preflight has passed."""
+
+import os
+from pathlib import Path
+
+from common.config import RunConfig
+from common.errors import ConfigError
+from deploy.finding import Finding
+from deploy.preflight import examine, raise_failures
+from deploy.ray_environment import protect_local_cluster
+from deploy.runtime import Runtime
+from deploy.runtime_facts import RuntimeFacts
+from deploy.scorer_secrets import scorer_secrets
+
+
+def open_runtime(config: RunConfig, *, local: bool, address: str | None) -> Runtime:
+    """One process, a cluster of our own, or one that is there; Ray is imported only where it is used.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or a scorer's token is not set; says why.
+    """
+    scorer_secrets(config, os.environ)  # one that is missing shall not come up hours later
+    if local:
+        from deploy.local import LocalRuntime
+
+        return LocalRuntime()
+    if address is None:
+        protect_local_cluster()
+    from deploy.cluster import RayRuntime
+
+    return RayRuntime(config, address=address)
+
+
+def checked_runtime(config: RunConfig, folder: Path, *, local: bool, address: str | None) -> Runtime:
+    """A place that can carry the run.
+
+    Raises:
+        ConfigError: something is in the way; one message per failure. Nothing is left running.
+    """
+    runtime, found = examined_runtime(config, folder, local=local, address=address)
+    try:
+        raise_failures(config, found)
+    except ConfigError:
+        if runtime is not None:
+            runtime.close()
+        raise
+    assert runtime is not None, "an unreachable cluster is a failure"
+    return runtime
+
+
+def examined_runtime(
+    config: RunConfig, folder: Path, *, local: bool, address: str | None
+) -> tuple[Runtime | None, list[Finding]]:
+    """The place, None where it cannot be reached, and all that the preflight found."""
+    try:
+        runtime = open_runtime(config, local=local, address=address)
+    except ConfigError as error:
+        return None, examine(config, folder, RuntimeFacts(unreachable=str(error)))
+    return runtime, examine(config, folder, runtime.facts())
