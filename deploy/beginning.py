@@ -8,7 +8,7 @@ from typing import Any
 from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
 from common.config import RunConfig
-from common.errors import CheckpointError
+from common.errors import CheckpointError, ConfigError
 from deploy.resume import refuse_changes
 
 
@@ -41,7 +41,7 @@ def find_beginning(
         warn: told of checkpoints that are damaged, and so passed over.
 
     Raises:
-        ConfigError: there is a checkpoint of other settings; names the keys that differ.
+        ConfigError: there is a checkpoint of other settings, named by the keys that differ, or of more updates.
         CheckpointError: there are checkpoints, and none is whole.
     """
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
@@ -59,4 +59,9 @@ def find_beginning(
     if checkpoint is not None:
         saved: Any = store.read_state(checkpoint)["settings"]
         refuse_changes(saved, settings)
+        if checkpoint.step > config.ppo.updates:
+            raise ConfigError(
+                f"{checkpoint.name} is of {checkpoint.step} updates, and ppo.updates={config.ppo.updates} asks for "
+                "fewer; raise ppo.updates, begin PPO anew with `--again ppo`, or keep both under another `name`"
+            )
     return Beginning(store, settings, checkpoint)

@@ -275,7 +275,7 @@ class Conductor:
             batch.drop(unscored.reason, 1, unscored.detail)
         handle = chunk.handle()
         batch.ledger.buffer(len(handle.draw_indices))
-        if handle.draw_indices:
+        if handle.draw_indices or not batch.refill:  # whoever gave the prompts learns why none has a score
             batch.ready.append(handle)
         del batch.chunks[handle.chunk_index]
         return self._refill(batch, now)

@@ -87,21 +87,25 @@ class Pipeline:
     def run(self) -> bool:
         """Run all stages; returns whether any had to be run; raises RunStopped if somebody asked the run to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
-        wanted = [stage for stage in STAGES if getattr(self.config, stage) is not None and self._is_work(stage)]
-        for stage in set(STAGES) - set(wanted):  # of an earlier configuration
-            (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
         try:
-            ran = [self._stage(stage) for stage in wanted]
+            ran = [self._stage(stage) for stage in STAGES if self._is_work(stage)]
         finally:
             if self._runtime is not None:
                 self._runtime.close()
+        self._take_folder()
         return any(ran)
 
     def _is_work(self, stage: str) -> bool:
         """A classifier that is used as it is needs no stage."""
         table = getattr(self.config, stage)
-        return stage not in ("reward_model", "judge") or table.training is not None
+        return table is not None and (stage not in ("reward_model", "judge") or table.training is not None)
+
+    def _take_folder(self) -> None:
+        """From here on the folder is of this configuration: records of stages that it does not name go."""
+        (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
+        for stage in STAGES:
+            if not self._is_work(stage):
+                (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
 
     def _stage(self, stage: str) -> bool:
         self.stop.raise_if_requested()
@@ -113,6 +117,7 @@ class Pipeline:
             self.console.print(f"[green]✓[/] {stage} [dim]done before, same inputs[/]")
             return False
         beginning = self._beginning(inputs) if stage == "ppo" else None
+        self._take_folder()
         stale = [path, self.folder / "summary.json", self.folder / "report.html"]
         if stage == "ppo":  # cuts samples.jsonl back, evaluation's lines included
             stale.append(self.folder / "stages" / "evaluate.json")

@@ -30,7 +30,7 @@ def report(**numbers):
 def test_every_name_has_the_prefix_a_unit_where_there_is_one_and_total_on_counters_only(metrics):
     metrics.member("rollout", "w0", Stats(response_tokens=1, seconds={"generate": 0.1}, identity=Identity(0, 0)))
     families = list(metrics.registry.collect())
-    assert len(families) == len(UPDATE_GAUGES) + 9
+    assert len(families) == len(UPDATE_GAUGES) + 11
     for family in families:
         assert family.name.startswith("minichatgpt_")
         assert family.documentation.endswith(".")
@@ -103,12 +103,44 @@ def test_the_fates_add_up_to_what_was_dispatched(metrics, value):
     ledger.dispatch(10)
     ledger.buffer(7)
     ledger.train(4)
-    ledger.in_flight -= 2
-    ledger.dropped.update(timeout=1, malformed=1)
+    ledger.drop("reward_timeout", 1)
+    ledger.drop("reward_nonfinite", 1)
+    ledger.duplicates = 5
     metrics.ledger(ledger)
-    fates = {f: value("samples", fate=f) for f in ("trained", "rolled_back", "buffered", "in_flight", "dropped")}
-    assert fates == {"trained": 4, "rolled_back": 0, "buffered": 3, "in_flight": 1, "dropped": 2}
-    assert value("samples_dispatched") == sum(fates.values()) == 10
+    fates = {f: value("samples", fate=f, reason="") for f in ("trained", "rolled_back", "buffered", "in_flight")}
+    dropped = {r: value("samples", fate="dropped", reason=r) for r in ("", "reward_timeout", "reward_nonfinite")}
+    assert fates == {"trained": 4, "rolled_back": 0, "buffered": 3, "in_flight": 1}
+    assert dropped == {"": 0, "reward_timeout": 1, "reward_nonfinite": 1}
+    assert value("samples_dispatched") == sum(fates.values()) + sum(dropped.values()) == 10
+    assert value("samples_duplicate") == 5, "outside of the equation"
+
+
+def series(metrics):
+    """All that is exported, values left out."""
+    return {(s.name, *sorted(s.labels.items())) for family in metrics.registry.collect() for s in family.samples}
+
+
+def test_members_that_come_and_go_leave_no_series_behind(metrics, value):
+    used = Stats(response_tokens=7, seconds={"generate": 0.1}, identity=Identity(0, 3), probe_gap=1e-6)
+    metrics.member("rollout", "worker-0", used)
+    before = series(metrics)
+    for number in range(1, 51):
+        metrics.member("rollout", f"worker-{number}", used)
+        metrics.member("reward", f"replica-{number}", Stats(samples=8, seconds={"score": 0.1}))
+        assert value("weights_step", worker=f"worker-{number}") == 3
+        metrics.departed(f"worker-{number}")
+        metrics.departed(f"replica-{number}")
+    grown = series(metrics) - before
+    assert {dict(labels)["role"] for _, *labels in grown} == {"reward"}, "seconds are by role, not by member"
+    assert value("tokens_generated_total", worker="worker-0") == 7, "who stays keeps its series"
+    assert value("phase_seconds_count", role="rollout", phase="generate") == 51
+
+
+def test_events_of_members_are_counted_by_name(metrics, value):
+    for name in ("restart", "active", "restart"):
+        metrics.event(name)
+    assert value("member_events_total", event="restart") == 2
+    assert value("member_events_total", event="active") == 1
 
 
 def test_what_is_exported_can_be_scraped(metrics):

@@ -1,7 +1,7 @@
 """The driver's /metrics: there while it is wanted, readable by Prometheus, gone afterwards."""
 
 import io
-import json
+import os
 import socket
 import urllib.error
 import urllib.request
@@ -18,6 +18,7 @@ from common.metrics import RunMetrics
 from common.records import Identity, Stats, UpdateReport
 from common.supervision import Ledger
 from deploy.metrics_server import serve_metrics
+from deploy.run_address import read_address
 
 
 def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -67,7 +68,8 @@ def test_the_metrics_of_a_run_can_be_scraped(tmp_path: Path, console):
 
 def test_the_address_is_written_down_while_it_holds(tmp_path: Path, console):
     with serve_metrics(MetricsConfig(), CollectorRegistry(), tmp_path, console) as url:
-        assert json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))["metrics_url"] == url
+        address = read_address(tmp_path)
+        assert (address.metrics_url, address.control_url, address.pid) == (url, None, os.getpid())
         assert url.startswith("http://127.0.0.1:")
         assert url in console.file.getvalue()
     assert not (tmp_path / "run.json").exists()

@@ -18,7 +18,7 @@ from common.checkpoint_store import CheckpointStore
 from common.classifiers import register_classifiers
 from common.config import RunConfig
 from common.config_file import load_config
-from common.errors import DataError, NonFiniteError
+from common.errors import ConfigError, DataError, NonFiniteError
 from common.hashing import file_hash
 from common.records import ModelPaths, Progress, StageResult
 from common.seeds import sample_seed
@@ -28,6 +28,7 @@ from deploy.pipeline import STAGES, Pipeline
 from deploy.resume import refuse_changes, run_settings
 from deploy.run_files import read_run
 from deploy.runtime import Runtime
+from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest
 from learner.trajectory_file import read_trajectories
 
@@ -116,7 +117,7 @@ def test_the_last_checkpoint_verifies(tiny, tiny_run):
     assert (newest.url, newest.step, newest.lineage, damaged) == (str(folder), 3, 0, [])
     assert newest.score == jsonl(tiny_run / "metrics.jsonl")[-1]["metrics"]["score_mean"]
     kept = store.read_state(newest)
-    assert kept["rollouts"]["prompts"] == {"next_draw_index": 96}
+    assert kept["rollouts"]["next_draw_index"] == 96
     assert kept["rollouts"]["ledger"]["trained"] == 96
     inputs = {role: stage(tiny_run, name)["output_hash"] for role, name in (("policy", "sft"), ("reward_model",) * 2)}
     refuse_changes(kept["settings"], run_settings(tiny(), inputs))
@@ -246,11 +247,12 @@ def test_a_run_is_the_same_when_it_is_run_again(tiny, tiny_run, tmp_path):
         assert file_hash(tmp_path / "again" / "trajectories" / file.name) == file_hash(file)
 
 
-def test_ppo_again_runs_ppo_and_leaves_what_depends_on_an_equal_result(tiny, tiny_run, run_copy):
-    assert run(tiny(), run_copy, again={"ppo"}) == (True, ["ppo"])
+def test_ppo_again_begins_anew_and_evaluation_follows(tiny, tiny_run, run_copy):
+    assert run(tiny(), run_copy, again={"ppo"}) == (True, ["ppo", "evaluate"])
     for file in ("models/ppo/model.safetensors", "trajectories/update_000003.safetensors"):
         assert file_hash(run_copy / file) == file_hash(tiny_run / file)
-    assert len(jsonl(run_copy / "metrics.jsonl")) == 3
+    rows = jsonl(run_copy / "metrics.jsonl")
+    assert [row["identity"] for row in rows] == ["0.1", "0.2", "0.3"], "of no lineage before"
 
 
 @pytest.mark.parametrize("again", ["ppo", "evaluate"])
@@ -262,9 +264,22 @@ def test_samples_are_neither_lost_nor_doubled_by_running_a_stage_again(tiny, tin
     assert found == expected
 
 
-def test_other_ppo_settings_run_ppo_and_evaluation_only(tiny, tiny_run, run_copy):
-    other = tiny("ppo.clip_eps=0.1", "ppo.updates=2", "ppo.checkpoint_every=1")
-    assert run(other, run_copy) == (True, ["ppo", "evaluate"])
+OTHER = ("ppo.clip_eps=0.1", "ppo.updates=2", "ppo.checkpoint_every=1")
+
+
+def test_other_ppo_settings_are_refused_by_name_and_nothing_is_touched(tiny, run_copy):
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"ppo\.clip_eps: 0\.2 in the checkpoint, 0\.1 now") as refused:
+        run(tiny(*OTHER).model_copy(update={"evaluate": None}), run_copy, start=no_runtime)
+    assert "--again ppo" in str(refused.value)
+    assert "ppo.updates" not in str(refused.value), "a run may go on for longer"
+    assert "checkpoint_every" not in str(refused.value), "changes no result"
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+    assert run(tiny(), run_copy, start=no_runtime) == (False, []), "the finished run stands"
+
+
+def test_other_ppo_settings_run_ppo_and_evaluation_where_ppo_is_to_begin_anew(tiny, tiny_run, run_copy):
+    assert run(tiny(*OTHER), run_copy, again={"ppo"}) == (True, ["ppo", "evaluate"])
     assert stage(run_copy, "ppo")["output_hash"] != stage(tiny_run, "ppo")["output_hash"]
     assert [path.name for path in sorted((run_copy / "trajectories").iterdir())] == [
         "update_000001.safetensors",
@@ -272,10 +287,32 @@ def test_other_ppo_settings_run_ppo_and_evaluation_only(tiny, tiny_run, run_copy
     ]
     assert sorted(path.name for path in (run_copy / "checkpoints").iterdir()) == ["step_000001", "step_000002"]
     assert len([s for s in jsonl(run_copy / "samples.jsonl") if s["kind"] == "heldout"]) == 6
+    assert load_config(run_copy / "config.toml") == tiny(*OTHER)
 
 
-def test_another_fine_tuning_runs_what_stands_on_it(tiny, run_copy):
-    assert run(tiny("sft.optimizer.lr=2e-3"), run_copy) == (True, ["sft", "ppo", "evaluate"])
+def test_fewer_updates_than_are_done_are_refused(tiny, run_copy):
+    """Weights of three updates are not the result of a run of two."""
+    with pytest.raises(ConfigError, match=r"step_000003 .* 3 updates, and ppo\.updates=2 .*--again ppo"):
+        run(tiny("ppo.updates=2"), run_copy, start=no_runtime)
+    assert stage(run_copy, "ppo")
+
+
+def test_more_updates_go_on_where_the_run_ended(tiny, tiny_run, run_copy):
+    assert run(tiny("ppo.updates=5"), run_copy) == (True, ["ppo", "evaluate"])
+    rows = jsonl(run_copy / "metrics.jsonl")
+    assert [row["identity"] for row in rows] == ["0.1", "0.2", "0.3", "1.4", "1.5"]
+    assert rows[:3] == jsonl(tiny_run / "metrics.jsonl"), "byte for byte, seconds included"
+    last = read_trajectories(run_copy / "trajectories" / "update_000005.safetensors")
+    assert (last["draw_index"].min(), set(last["step"].tolist())) == (4 * 32, {4})
+    assert len([s for s in jsonl(run_copy / "samples.jsonl") if s["kind"] == "heldout"]) == 6
+
+
+def test_another_fine_tuning_runs_and_ppo_on_top_of_it_is_refused_unless_it_is_to_begin_anew(tiny, run_copy):
+    other = tiny("sft.optimizer.lr=2e-3")
+    with pytest.raises(ConfigError, match=r"inputs\.policy: \w{32} in the checkpoint, \w{32} now"):
+        run(other, run_copy)
+    assert stage(run_copy, "ppo"), "the result of the checkpoint's own inputs stays"
+    assert run(other, run_copy, again={"ppo"}) == (True, ["ppo", "evaluate"])
 
 
 def test_another_judge_changes_the_evaluation_only(tiny, run_copy):
@@ -331,8 +368,8 @@ class FailsIn(LocalRuntime):
         self.broken = stage
         self.closed = False
 
-    def run_stage(self, request: StageRequest) -> Iterator[Progress | StageResult]:
-        for item in super().run_stage(request):
+    def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
+        for item in super().run_stage(request, stop):
             if request.stage == self.broken and isinstance(item, StageResult):
                 raise NonFiniteError("the loss is NaN")
             yield item
@@ -354,20 +391,19 @@ def test_an_interrupted_stage_keeps_those_before_it(tiny, tiny_run, tmp_path):
 class FailsToStart(LocalRuntime):
     """Has no members to offer."""
 
-    def members(self, config: RunConfig, paths: ModelPaths, folder: Path) -> Any:
+    def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Any:
         raise NonFiniteError("no members today")
 
 
-def test_an_interrupted_ppo_is_done_again_from_its_beginning(tiny, tiny_run, run_copy):
+def test_a_ppo_that_ended_before_its_first_checkpoint_is_done_from_its_beginning(tiny, tiny_run, run_copy):
     with pytest.raises(NonFiniteError, match="no members today"):
         run(tiny(), run_copy, again={"ppo"}, start=FailsToStart)
     assert not (run_copy / "stages" / "ppo.json").exists()
     assert not (run_copy / "run.json").exists()
-    ran, stages = run(tiny(), run_copy)
-    assert ran
-    assert stages == ["ppo"]
+    assert run(tiny(), run_copy) == (True, ["ppo", "evaluate"])
     assert stage(run_copy, "ppo")["output_hash"] == stage(tiny_run, "ppo")["output_hash"]
-    assert len(jsonl(run_copy / "metrics.jsonl")) == 3
+    rows = jsonl(run_copy / "metrics.jsonl")
+    assert [row["identity"] for row in rows] == ["0.1", "0.2", "0.3"]
 
 
 def test_a_run_without_ppo_has_a_summary_with_gaps(tiny, tmp_path):

@@ -10,13 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 
-from actors.prompts import PromptStream
-from common.data_config import LengthRange
 from common.metrics import RunMetrics
 from common.records import Identity, Sample, UpdateReport
+from common.supervision import Ledger
 from common.text import encode, train_word_tokenizer
-from deploy.conductor import Conductor
-from deploy.local import LocalTransport
 from deploy.progress import progress
 from deploy.recorder import RunRecorder, append_json
 from deploy.run_files import read_run
@@ -62,30 +59,18 @@ def told():
 
 
 @pytest.fixture
-def record(tiny, tokenizer, tmp_path, told):
-    """Records reports into a run folder; returns the folder and the parts."""
-    length = LengthRange(min=1, max=1)
-    prompts = PromptStream(encode(tokenizer, ["a good film"]), prompt_tokens=length, response_tokens=length, seed=0)
-    metrics, watch = RunMetrics(CollectorRegistry()), Stopwatch()
-    conductor = Conductor(
-        tiny(),
-        prompts=prompts,
-        transport=LocalTransport({}, {}),
-        workers=["w"],
-        replicas=["r"],
-        metrics=metrics,
-        watch=watch,
-        with_reference=True,
-    )
-    conductor.ledger.dispatch(4)
-    conductor.ledger.buffer(4)
-    conductor.ledger.train(4)
+def record(tokenizer, tmp_path, told):
+    """Records reports into a run folder; returns the recorder and its parts."""
+    metrics, watch, ledger = RunMetrics(CollectorRegistry()), Stopwatch(), Ledger()
+    ledger.dispatch(4)
+    ledger.buffer(4)
+    ledger.train(4)
     with progress(Console(file=io.StringIO())) as bar:
         task = bar.add_task("ppo", total=2, message="")
         recorder = RunRecorder(
             tmp_path,
             tokenizer=tokenizer,
-            conductor=conductor,
+            ledger=lambda: ledger,
             metrics=metrics,
             watch=watch,
             bar=(bar, task),

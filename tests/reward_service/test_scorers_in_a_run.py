@@ -10,9 +10,13 @@ from rich.console import Console
 
 from common.config import RunConfig
 from common.errors import MemberFailedError
+from common.records import ModelPaths
 from deploy.evaluate_stage import evaluate_stage
 from deploy.launch import launch
 from deploy.local import LocalRuntime
+from deploy.place import Place
+from deploy.run_controls import RunControls
+from deploy.stop_signal import StopSignal
 from learner.trajectory_file import read_trajectories
 
 pytestmark = pytest.mark.usefixtures("callables")
@@ -35,7 +39,7 @@ def without_reward_model(config, *scorers):
 
 def run(config, folder):
     before = set(psutil.Process().children(recursive=True))
-    launch(config, folder, local=True, address=None, again=frozenset())
+    launch(config, folder, local=True, address=None, again=frozenset({"ppo"}))
     assert set(psutil.Process().children(recursive=True)) <= before, "a function's process was left behind"
     columns = [read_trajectories(file) for file in sorted((folder / "trajectories").iterdir())]
     assert len(columns) == 3
@@ -78,10 +82,11 @@ def test_a_run_needs_no_reward_model_where_a_function_scores(tiny, run_copy):
 
 def evaluate(config, tiny_run, folder):
     folder.mkdir()
-    paths = {role: str(tiny_run / "models" / role) for role in ("reward_model", "judge", "ppo")}
-    paths["policy"] = str(tiny_run / "models" / "sft")
-    console = Console(file=io.StringIO())
-    return evaluate_stage(config, LocalRuntime(), folder, paths, console).metrics
+    models = tiny_run / "models"
+    paths = ModelPaths(*(str(models / name) for name in ("sft", "reward_model", "judge")))
+    stop = StopSignal()
+    place = Place(config, LocalRuntime(), folder, Console(file=io.StringIO()), stop, RunControls(config.name, stop))
+    return evaluate_stage(place, paths, str(models / "ppo")).metrics
 
 
 def test_prompts_without_a_score_are_left_out_of_both_sides_and_counted(tiny, tiny_run, tmp_path):
@@ -91,9 +96,7 @@ def test_prompts_without_a_score_are_left_out_of_both_sides_and_counted(tiny, ti
     assert len(heldout(tmp_path / "whole")) == whole["prompts"] == 8
 
     found = evaluate(without_reward_model(config, function("picky")), tiny_run, tmp_path / "picky")
-    kept = [
-        s for s in heldout(tmp_path / "whole") if not len(s["before"].split()) % 2 and not len(s["after"].split()) % 2
-    ]
+    kept = [s for s in heldout(tmp_path / "whole") if len(s["before"].split()) % 2 and len(s["after"].split()) % 2]
     assert 0 < len(kept) < 8, "nothing was dropped, or all: nothing was tested"
     assert (found["prompts"], found["prompts_unscored"]) == (8, 8 - len(kept))
     shown = heldout(tmp_path / "picky")

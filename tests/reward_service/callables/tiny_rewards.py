@@ -15,12 +15,15 @@ def length(prompts: list[str], responses: list[str]) -> list[float]:
 
 
 def picky(prompts, responses):
-    """Cannot score responses of an odd number of words."""
-    return [float(len(r)) if len(r.split()) % 2 == 0 else float("nan") for r in responses]
+    """Cannot score responses of an even number of words; the probe text's has seven."""
+    return [float(len(r)) if len(r.split()) % 2 else float("nan") for r in responses]
 
 
 def hopeless(prompts, responses):
-    raise ValueError("nothing is good enough")
+    """Scores what begins with a capital, as the probe text does and no text of `tiny`."""
+    if not all(prompt[:1].isupper() for prompt in prompts):
+        raise ValueError("nothing is good enough")
+    return [1.0] * len(prompts)
 
 
 def chatty(prompts, responses):
