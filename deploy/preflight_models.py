@@ -164,7 +164,7 @@ def _check_weights(path: str) -> None:
     """A folder on disk holds weights; of the hub nobody is asked here."""
     folder = Path(path)
     if folder.is_dir() and not any(_files(folder)):
-        raise ConfigError(f"{folder} holds no weights ({', '.join(WEIGHTS[::2])}); is the copy complete?")
+        raise ConfigError(f"{folder} holds no weights (none of {', '.join(WEIGHTS)}); is the copy complete?")
 
 
 def _files(folder: Path) -> Iterator[Path]:
