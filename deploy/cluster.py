@@ -59,8 +59,7 @@ class RayRuntime:
                 raise ConfigError("call deploy.ray_environment.protect_local_cluster() before importing ray")
             if there := os.environ.get("RAY_ADDRESS"):
                 raise ConfigError(f"RAY_ADDRESS is {there}; add --address auto to run there, or unset it")
-            # "local": without it Ray would join what `ray start` has left in /tmp/ray, alive or not
-            ray.init("local", num_cpus=local_cpus(config), include_dashboard=False, **common)
+            ray.init("local", num_cpus=local_cpus(config), include_dashboard=False, **common)  # never one that is there
         else:
             connect(address, **common)
 
