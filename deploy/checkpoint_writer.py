@@ -145,7 +145,6 @@ class CheckpointWriter:
     def go_back_to(self, checkpoint: Checkpoint | None) -> None:
         """Training goes back to this checkpoint, or to the start: what was due after it is due again."""
         self._newest = checkpoint
-        self._last_step = 0 if checkpoint is None else checkpoint.step
         self._score = (0, None)
 
     def close(self) -> None:
