@@ -126,6 +126,7 @@ class CheckpointWriter:
         except MiniChatGPTError as error:
             save.outcome.set_exception(error)
             if not isinstance(error, CheckpointError):  # the learner is gone, or its weights are: no matter of storage
+                self._store.discard(step)
                 raise
         else:
             shard.add_done_callback(lambda written: self._commit_soon(save, written))

@@ -83,8 +83,8 @@ class PPORun:
     def _rescue(self) -> str:
         """Write a checkpoint of the last update if there is none yet; says in words what is kept."""
         self.supervisor.abandon()
-        wrong = ""
-        newest = self.writer.newest
+        self.writer.settle()  # one may be on its way
+        wrong, newest = "", self.writer.newest
         if self.learner.step > (newest.step if newest is not None else 0):
             try:
                 self.writer.save(self.learner, self.supervisor)
