@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from common.pool_actions import Note
 from deploy.recorder import append_json
@@ -38,7 +39,7 @@ class EventLog:
             append_json(self._path, {"time": now, "event": event, "slot": slot, "text": text})
         self._count(event)
         if event not in QUIET:
-            self._console.print(f"[dim]{now[11:19]}[/] {text}", highlight=False)
+            self._console.print(f"[dim]{now[11:19]}[/] {escape(text)}", highlight=False)
 
     def note(self, note: Note) -> None:
         """An event of a pool."""
