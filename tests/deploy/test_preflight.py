@@ -19,7 +19,7 @@ def cluster(cpus=8.0):
 def test_a_run_that_can_start_passes_in_one_process_and_on_a_cluster(tiny, tmp_path):
     preflight(tiny(), tmp_path / "run", RuntimeFacts())
     preflight(tiny(), tmp_path / "run", cluster())
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "ended.json"}, "nothing of a stage"
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_part_says_what_it_measured(tiny, tmp_path):
