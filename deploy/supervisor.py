@@ -13,9 +13,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from typing import Any, TypeVar
 
-from common.errors import MiniChatGPTError, PhaseTimeoutError
+from common.errors import ControlError, MiniChatGPTError, PhaseTimeoutError
 from common.metrics import RunMetrics
 from common.pool_actions import Action, Departed, Done, Kill, Note, Send, Start
 from common.ports import Reply, Transport
@@ -46,7 +47,8 @@ class Supervisor:
         watch: told the driver's wall time of collecting, and the members' own seconds by phase, summed.
         stop: whether somebody wants the run to end.
         note: told what an operator wants to read.
-        keep: told the ledger at every change of it.
+        keep: told the ledger before samples are dispatched, and once they are there, booked or rolled back; called in
+            the supervisor's thread.
         clock: seconds, for deadlines.
     """
 
@@ -73,6 +75,7 @@ class Supervisor:
         self._inbox: queue.SimpleQueue[Reply | tuple[Command[Any], Future[Any]]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._waiting: Future[list[ChunkHandle]] | None = None
+        self._told = conductor.ledger.dispatched
         self._ticked_at = self._nodes_seen_at = clock()
         transport.receive(self._inbox.put)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
@@ -135,7 +138,7 @@ class Supervisor:
 
     def ledger(self) -> Ledger:
         """A copy of the ledger as it is now."""
-        return self.command(lambda now: Ledger.of(self.conductor.ledger.as_dict()))
+        return self.command(lambda now: self._copy_of_ledger())
 
     def describe(self) -> dict[str, dict[str, Any]]:
         """The pools as they are now, for status: by role, target, active members and slots."""
@@ -156,7 +159,8 @@ class Supervisor:
         """Run something in the thread that owns the pools; raises what it raises.
 
         Raises:
-            PhaseTimeoutError: the thread does not answer.
+            ControlError: the thread has ended.
+            PhaseTimeoutError: it does not answer.
         """
         future: Future[Result] = Future()
         self._inbox.put((work, future))
@@ -165,21 +169,19 @@ class Supervisor:
     def _result(self, future: Future[Result], timeout_s: float) -> Result:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
-            try:
-                return future.result(timeout=TICK_S)
-            except TimeoutError:
-                if future.done():
-                    raise
-                self._raise_if_dead()
+            if wait_for([future], timeout=TICK_S).done:
+                return future.result()
+            self._raise_if_dead()
         raise PhaseTimeoutError(f"the supervisor thread has not answered within {timeout_s:g} s; this is a bug of ours")
 
     def _raise_if_dead(self) -> None:
         if self._thread.done():
             self._thread.result()
-            raise RuntimeError("the supervisor thread has ended; nothing can be asked of it any more")
+            raise ControlError("the stage with these pools has ended; nothing can be asked of them any more")
 
     def _wait_for_batch(self, begin: Callable[[float], list[Action]]) -> list[ChunkHandle]:
         """Bounded by the deadlines and restart budgets of the pools."""
+        self.stop.raise_if_requested()  # also where batches come faster than anybody looks below
         future: Future[list[ChunkHandle]] = Future()
 
         def start(now: float) -> None:
@@ -187,23 +189,14 @@ class Supervisor:
             self._perform(begin(now))
 
         self.command(start)
+        while not wait_for([future], timeout=TICK_S).done:
+            self._raise_if_dead()
+            self.stop.raise_if_requested()
         self._show_ledger()
-        while True:
-            try:
-                handles = future.result(timeout=TICK_S)
-                break
-            except TimeoutError:
-                if future.done():
-                    raise
-                self._raise_if_dead()
-                self.stop.raise_if_requested()
-        self._show_ledger()
-        return handles
+        return future.result()
 
     def _show_ledger(self) -> None:
-        ledger = self.ledger()
-        self.metrics.ledger(ledger)
-        self._keep(ledger)
+        self.command(lambda now: self._tell_ledger())
 
     # --- the thread
 
@@ -249,7 +242,18 @@ class Supervisor:
             return
         self._waiting = None
 
+    def _copy_of_ledger(self) -> Ledger:
+        return Ledger.of(self.conductor.ledger.as_dict())
+
+    def _tell_ledger(self) -> None:
+        ledger = self._copy_of_ledger()
+        self._told = ledger.dispatched
+        self.metrics.ledger(ledger)
+        self._keep(ledger)
+
     def _perform(self, actions: Sequence[Action]) -> None:
+        if self.conductor.ledger.dispatched != self._told:
+            self._tell_ledger()  # before anything is sent, so that even after kill -9 nothing is uncounted
         for action in actions:
             match action:
                 case Start(member):

@@ -4,9 +4,9 @@ import io
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,13 +17,14 @@ import pytest
 from rich.console import Console
 
 from common.config import RunConfig
-from common.errors import ConfigError, MemberFailedError
+from common.errors import ConfigError, RunStopped
 from common.hashing import file_hash
 from common.records import Identity, ModelPaths, Progress, StageResult
 from common.weights import weights_of
 from deploy.fingerprint import folder_hash
 from deploy.pipeline import Pipeline
 from deploy.runtime import Runtime
+from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest
 
 pytestmark = pytest.mark.ray
@@ -40,17 +41,25 @@ def poll(condition: Callable[[], object], *, what: str, deadline_s: float = DEAD
         time.sleep(0.05)
 
 
-def actors(name: str = "") -> list[psutil.Process]:
-    """Processes of this test's own cluster that are actors: Ray titles them `ray::Name` or `ray::Name.method`."""
+def processes(title: str) -> list[psutil.Process]:
+    """Processes of this test's own cluster that work; Ray titles them `ray::Name`, `ray::Name.method`, `ray::task`."""
     found = []
     for process in psutil.Process().children(recursive=True):
         try:
-            title = process.cmdline()[0] if process.cmdline() else ""
+            titles = process.cmdline()
         except psutil.NoSuchProcess:
             continue
-        if re.match(rf"ray::{name or '(Rollout|Reward|Learner)'}Actor\b", title):
+        if titles and re.match(title, titles[0]):
             found.append(process)
     return found
+
+
+def actors() -> list[psutil.Process]:
+    return processes(r"ray::(Rollout|Reward|Learner)Actor\b")
+
+
+def tasks() -> list[psutil.Process]:
+    return processes(r"ray::run_stage\b")
 
 
 def run_ppo(config: RunConfig, folder: Path, runtime: Runtime) -> None:
@@ -89,7 +98,7 @@ def test_the_cluster_listens_on_loopback_only(ray_runtime):
 
 def test_a_supervised_stage_streams_its_progress(tiny, tiny_run, tmp_path, ray_runtime):
     request = StageRequest("judge", tiny(), None, str(tmp_path / "judge"))
-    items = list(ray_runtime.run_stage(request))
+    items = list(ray_runtime.run_stage(request, StopSignal()))
     *progress, result = items
     assert isinstance(result, StageResult)
     assert result.metrics["accuracy"] == 1.0
@@ -104,7 +113,19 @@ def test_an_error_of_a_stage_arrives_as_it_was_raised(tiny, tmp_path, ray_runtim
     config = tiny("data.none={type='files', paths=['/nowhere/x.csv']}", "sft.data=['none']")
     request = StageRequest("sft", config, str(tmp_path), str(tmp_path / "sft"))
     with pytest.raises(ValueError, match=r"/nowhere/x\.csv"):
-        list(ray_runtime.run_stage(request))
+        list(ray_runtime.run_stage(request, StopSignal()))
+
+
+def test_a_stage_that_shall_end_ends_at_once_and_its_process_goes(tiny, tmp_path, ray_runtime):
+    stop = StopSignal()
+    request = StageRequest("judge", tiny("judge.training.epochs=100000"), None, str(tmp_path / "judge"))
+    items = ray_runtime.run_stage(request, stop)
+    assert isinstance(next(items), Progress)
+    stop.request("enough", 3)
+    with pytest.raises(RunStopped, match="enough"):
+        list(items)
+    poll(lambda: not tasks(), what="the stage's process is idle or gone")
+    assert not (tmp_path / "judge").exists()
 
 
 def test_weights_of_a_folder_travel_unchanged(tiny, tiny_run, ray_runtime):
@@ -114,7 +135,7 @@ def test_weights_of_a_folder_travel_unchanged(tiny, tiny_run, ray_runtime):
     path = str(models / "ppo")
     here = weights_of(path, Identity(-1, 1))
     paths = ModelPaths(str(models / "sft"), str(models / "reward_model"), str(models / "judge"))
-    with ray_runtime.members(tiny("rollout.workers=1"), paths, tiny_run) as members:
+    with ray_runtime.members(tiny("rollout.workers=1"), paths, tiny_run, StopSignal()) as members:
         there = members.weights_of(path, Identity(-1, 1))
         assert (there.identity, there.hash, there.manifest) == (here.identity, here.hash, here.manifest)
         assert ray.get(there.ref, timeout=DEADLINE_S).tobytes() == here.ref.tobytes()
@@ -127,28 +148,34 @@ def test_a_second_cluster_in_one_process_is_refused(tiny, ray_runtime):
         RayRuntime(tiny())
 
 
-def test_a_killed_worker_ends_the_run_with_its_name(tiny, run_copy, ray_runtime):
-    shutil.rmtree(run_copy / "trajectories")
-    killed = []
+START = """
+from pathlib import Path
+from deploy.ray_environment import protect_local_cluster
+protect_local_cluster()
+from common.config_file import load_config
+from deploy.cluster import RayRuntime
+runtime = RayRuntime(load_config(Path("deploy/configs/tiny.toml")))
+print(runtime.facts().nodes is not None)
+runtime.close()
+"""
 
-    def kill() -> None:
-        """Once the first update is done, so that workers generate for the next ones."""
-        poll(lambda: (run_copy / "trajectories" / "update_000001.safetensors").exists(), what="first update")
-        killed.extend(actors("Rollout")[:1])
-        for process in killed:
-            process.send_signal(signal.SIGKILL)
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    start = time.monotonic()
-    with pytest.raises(MemberFailedError, match=r"rollout member worker-0 failed in generate: ActorDiedError"):
-        run_ppo(tiny("ppo.updates=5000", "rollout.workers=1"), run_copy, ray_runtime)
-    assert time.monotonic() - start < DEADLINE_S
-    killer.join(timeout=DEADLINE_S)
-    assert killed, "it was the kill that ended the run"
-    assert not (run_copy / "stages" / "ppo.json").exists()
-    assert not (run_copy / "run.json").exists()
-    poll(lambda: not actors(), what="actors are gone")
+@pytest.mark.slow
+def test_what_ray_start_left_behind_is_not_joined():
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # sockets have short names
+        (Path(folder) / "ray").mkdir()
+        (Path(folder) / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+        done = subprocess.run(
+            [sys.executable, "-c", START],
+            cwd=ROOT,
+            env=environment | {"RAY_TMPDIR": folder},
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=False,
+        )
+    assert done.stdout.split() == ["True"], done.stderr
 
 
 @pytest.mark.slow
