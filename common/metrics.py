@@ -97,9 +97,11 @@ class RunMetrics:
 
     def update(self, report: UpdateReport) -> None:
         """What the learner says of an update."""
+        self._nonfinite.inc(report.metrics.get("nonfinite_steps", 0.0))
+        if not report.is_finite:
+            return
         self._updates.inc()
         self._trained.inc(report.metrics.get("response_tokens", 0.0))
-        self._nonfinite.inc(report.metrics.get("nonfinite_steps", 0.0))
         for key, gauge in self._update_gauges.items():
             if key in report.metrics:
                 gauge.set(report.metrics[key])
