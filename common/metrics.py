@@ -64,7 +64,7 @@ class RunMetrics:
             registry=registry,
         )
         self._events = counter(
-            "member_events", "Members that came, were lost, restarted, drained or given up.", "event"
+            "events", "What events.jsonl holds: members lost, replaced, resized; losses of the learner.", "event"
         )
         self._duplicates = gauge("samples_duplicate", "Samples that were answered a second time.")
         self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
