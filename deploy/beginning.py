@@ -49,13 +49,7 @@ def find_beginning(
     store = CheckpointStore(url, keep_last=config.ppo.keep_last, keep_best=config.ppo.keep_best)
     if anew:
         return Beginning(store, settings, None)
-    checkpoint, damaged = store.newest_verified()
-    for message in damaged:
-        warn(message)
-    if checkpoint is None and damaged:
-        raise CheckpointError(
-            f"no checkpoint in {store.url} is whole, see above; put one back, or start anew with --again ppo"
-        )
+    checkpoint = newest_whole(store, warn)
     if checkpoint is not None:
         saved: Any = store.read_state(checkpoint)["settings"]
         refuse_changes(saved, settings)
@@ -65,3 +59,23 @@ def find_beginning(
                 "fewer; raise ppo.updates, begin PPO anew with `--again ppo`, or keep both under another `name`"
             )
     return Beginning(store, settings, checkpoint)
+
+
+def newest_whole(store: CheckpointStore, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest verified checkpoint; None where there are none at all.
+
+    Args:
+        store: where they are.
+        warn: told of those that are damaged, and so passed over.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is whole: to go on from the start would throw them away.
+    """
+    checkpoint, damaged = store.newest_verified()
+    for message in damaged:
+        warn(message)
+    if checkpoint is None and damaged:
+        raise CheckpointError(
+            f"no checkpoint in {store.url} is whole: {damaged[-1]}; put one back, or start anew with `--again ppo`"
+        )
+    return checkpoint

@@ -126,6 +126,7 @@ class CheckpointWriter:
         except MiniChatGPTError as error:
             save.outcome.set_exception(error)
             if not isinstance(error, CheckpointError):  # the learner is gone, or its weights are: no matter of storage
+                self._store.discard(step)
                 raise
         else:
             shard.add_done_callback(lambda written: self._commit_soon(save, written))
@@ -145,7 +146,6 @@ class CheckpointWriter:
     def go_back_to(self, checkpoint: Checkpoint | None) -> None:
         """Training goes back to this checkpoint, or to the start: what was due after it is due again."""
         self._newest = checkpoint
-        self._last_step = 0 if checkpoint is None else checkpoint.step
         self._score = (0, None)
 
     def close(self) -> None:

@@ -5,11 +5,11 @@ from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 from actors.prompts import PromptStream
-from common.errors import MiniChatGPTError, RunStopped
+from common.errors import CheckpointError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from common.ports import Recorder
 from common.supervision import Ledger, RestartBudget
-from deploy.beginning import Beginning
+from deploy.beginning import Beginning, newest_whole
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.event_log import EventLog
 from deploy.files import read_json
@@ -83,18 +83,25 @@ class PPORun:
     def _rescue(self) -> str:
         """Write a checkpoint of the last update if there is none yet; says in words what is kept."""
         self.supervisor.abandon()
-        wrong = ""
-        newest = self.writer.newest
+        self.writer.settle()  # one may be on its way
+        wrong, newest = "", self.writer.newest
         if self.learner.step > (newest.step if newest is not None else 0):
             try:
                 self.writer.save(self.learner, self.supervisor)
                 self.writer.wait()
             except MiniChatGPTError as error:
                 wrong = f"A checkpoint of it could not be written: {error}. "
-        newest = self.writer.newest
-        if newest is None:
-            return f"{wrong}There is no checkpoint: the same command starts PPO from its beginning"
-        return f"{wrong}Checkpoint {newest.name} is kept; the same command goes on from it"
+        return wrong + self._kept()
+
+    def _kept(self) -> str:
+        """From where the same command would go on."""
+        try:
+            kept = newest_whole(self.recovery.store, lambda message: None)
+        except CheckpointError as error:
+            return f"Nothing can be gone on from: {error}"
+        if kept is None:
+            return "There is no checkpoint: the same command starts PPO from its beginning"
+        return f"Checkpoint {kept.name} is kept; the same command goes on from it"
 
     def result(self) -> dict[str, Any]:
         """What the stage's record says."""

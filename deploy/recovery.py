@@ -14,6 +14,7 @@ from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
 from common.errors import LearnerLostError
 from common.supervision import Ledger, RestartBudget
+from deploy.beginning import newest_whole
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.files import write_json
 from deploy.resume import rewind
@@ -84,6 +85,7 @@ class Recovery:
 
         Raises:
             LearnerLostError: it was lost too often; names the last cause.
+            CheckpointError: there are checkpoints, and none is whole.
         """
         lost: LearnerLostError | None = None
         while True:
@@ -107,10 +109,8 @@ class Recovery:
         """A new learner; everything goes back to the newest checkpoint, or to the start."""
         self.supervisor.abandon()
         self.writer.settle()
+        checkpoint = newest_whole(self.store, lambda message: self.note("checkpoint_damaged", message))
         self.learner.restart()
-        checkpoint, damaged = self.store.newest_verified()
-        for message in damaged:
-            self.note("checkpoint_damaged", message)
         self.go_back_to(checkpoint)
 
     def go_back_to(self, checkpoint: Checkpoint | None) -> None:
