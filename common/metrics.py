@@ -64,7 +64,7 @@ class RunMetrics:
             registry=registry,
         )
         self._events = counter(
-            "member_events", "Members that came, were lost, restarted, drained or given up.", "event"
+            "events", "What events.jsonl holds: members lost, replaced, resized; losses of the learner.", "event"
         )
         self._duplicates = gauge("samples_duplicate", "Samples that were answered a second time.")
         self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
@@ -97,9 +97,11 @@ class RunMetrics:
 
     def update(self, report: UpdateReport) -> None:
         """What the learner says of an update."""
+        self._nonfinite.inc(report.metrics.get("nonfinite_steps", 0.0))
+        if not report.is_finite:
+            return
         self._updates.inc()
         self._trained.inc(report.metrics.get("response_tokens", 0.0))
-        self._nonfinite.inc(report.metrics.get("nonfinite_steps", 0.0))
         for key, gauge in self._update_gauges.items():
             if key in report.metrics:
                 gauge.set(report.metrics[key])

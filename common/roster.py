@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import ConfigError, DataError, MemberFailedError
+from common.errors import ConfigError, DataError, MemberFailedError, MiniChatGPTError
 from common.member import Held, Member, Slot
 from common.pool_actions import Action, Departed, Failed, Kill, Note, Orphaned, Send, Start
 from common.ports import Call, MemberKey, Method, Reply, Role
@@ -154,9 +154,10 @@ class Roster:
     ) -> list[Action]:
         """A life is over before its time: orphan its work, and begin another life if the budget allows."""
         slot.last_error = f"{phase}: {wrong}"
+        told = wrong if member.key.slot in wrong else f"{member.key} was lost in {phase}: {wrong}"
         actions = self._end_life(slot, member, dump=dump, blamed=blamed, error=error)
         if member.state == "draining":
-            return [*actions, Note("lost", slot.name, f"{member.key} in {phase}: {wrong}"), *self._remove(slot)]
+            return [*actions, Note("lost", slot.name, told), *self._remove(slot)]
         pause = slot.budget.take(now)
         if pause is None:
             slot.given_up = (
@@ -165,7 +166,7 @@ class Roster:
             )
             return [*actions, Note("given_up", slot.name, slot.given_up), *self._check_floor()]
         later = f" in {pause:g} s" if pause else ""
-        actions.append(Note("restart", slot.name, f"{member.key} was lost in {phase}: {wrong}. Another starts{later}"))
+        actions.append(Note("restart", slot.name, f"{told}. Another starts{later}"))
         slot.restart_at = now + pause
         return actions if pause else actions + self._begin_life(slot, now)
 
@@ -286,8 +287,8 @@ class Roster:
 
 
 def words(error: BaseException) -> str:
-    """An error in one line."""
-    return f"{type(error).__name__}: {error}"
+    """An error in words; errors of ours say all in their message."""
+    return str(error) if isinstance(error, MiniChatGPTError) else f"{type(error).__name__}: {error}"
 
 
 def _differs(numbers: dict[str, float], first: dict[str, float]) -> str:

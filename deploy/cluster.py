@@ -59,7 +59,8 @@ class RayRuntime:
                 raise ConfigError("call deploy.ray_environment.protect_local_cluster() before importing ray")
             if there := os.environ.get("RAY_ADDRESS"):
                 raise ConfigError(f"RAY_ADDRESS is {there}; add --address auto to run there, or unset it")
-            ray.init("local", num_cpus=local_cpus(config), include_dashboard=False, **common)  # never one that is there
+            # `local`: else Ray would join whatever `ray start` began on this machine
+            ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
             connect(address, **common)
 

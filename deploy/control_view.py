@@ -120,7 +120,7 @@ def _row(member: MemberStatus) -> list[Text]:
     return [
         Text(member.slot),
         Text(member.state.replace("_", " "), STYLES[member.state]),
-        Text(one_line(_or_dash(member.node))),
+        Text(one_line(_or_dash(member.node and member.node[:8]))),
         Text(_or_dash(member.pid)),
         Text(_or_dash(member.weights)),
         Text(str(member.calls_held)),

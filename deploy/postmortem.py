@@ -24,9 +24,9 @@ _MAX_CHARACTERS = 300
 
 _CHATTER = re.compile(
     r"\s*$|:(job_id|actor_name|task_name|info_message):|\[\d{4}-\d\d-\d\d .*? [IWEFD] \d+ \d+\]|\s*@ |PC: @"
-    r"|Extension modules:"
+    r"|Extension modules:|.*\d+%\|"
 )
-"""Lines that Ray itself writes into a worker's log: marks, its C++ log, addresses of a crash."""
+"""Lines that tell nothing: Ray's marks and C++ log, addresses of a crash, progress bars."""
 _CRASH = re.compile(r"Fatal Python error: ")
 
 

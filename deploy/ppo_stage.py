@@ -45,6 +45,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             metrics=metrics,
             watch=members.watch,
             saw=run.writer.saw,
+            note=log.write,
             bar=(bar, task),
         )
         run.train(recorder)

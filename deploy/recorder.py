@@ -46,6 +46,7 @@ class RunRecorder:
         watch: knows the seconds.
         bar: progress bar and its task.
         saw: told of every report too.
+        note: told of updates without a finite step, which have no line: they come again if the run is resumed.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class RunRecorder:
         watch: Stopwatch,
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
+        note: Callable[[str, str], None],
     ) -> None:
         self.folder = folder
         self.tokenizer = tokenizer
@@ -66,11 +68,20 @@ class RunRecorder:
         self.watch = watch
         self.bar, self.task = bar
         self._saw = saw
+        self._note = note
         self._since = time.monotonic()
 
     def record(self, report: UpdateReport) -> None:
         """Write one update down."""
         self._saw(report)
+        self.metrics.update(report)
+        if not report.is_finite:
+            self._note(
+                "nonfinite_update",
+                f"update {report.step + 1} had no step with a finite loss and gradient; its samples are dropped, and "
+                f"weights {report.identity} stay",
+            )
+            return
         now = time.monotonic()
         seconds = {**self.watch.take(), **report.seconds, "total": now - self._since}
         self._since = now
@@ -86,7 +97,6 @@ class RunRecorder:
         )
         for sample in report.samples:
             append_json(self.folder / "samples.jsonl", self._sample(report.step, sample))
-        self.metrics.update(report)
         self.metrics.phases("learner", report.seconds)
         shown = report.metrics
         kl = f"  KL {shown['kl_token_mean']:.2f}/token" if "kl_token_mean" in shown else ""

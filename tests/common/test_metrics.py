@@ -139,8 +139,8 @@ def test_members_that_come_and_go_leave_no_series_behind(metrics, value):
 def test_events_of_members_are_counted_by_name(metrics, value):
     for name in ("restart", "active", "restart"):
         metrics.event(name)
-    assert value("member_events_total", event="restart") == 2
-    assert value("member_events_total", event="active") == 1
+    assert value("events_total", event="restart") == 2
+    assert value("events_total", event="active") == 1
 
 
 def test_what_is_exported_can_be_scraped(metrics):

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,7 @@ def record(tokenizer, tmp_path, told):
             watch=watch,
             bar=(bar, task),
             saw=told.append,
+            note=lambda event, text: told.append((event, text)),
         )
         yield recorder, watch, metrics, bar.tasks[0]
 
@@ -87,6 +89,18 @@ def report(step: int, **metrics: float) -> UpdateReport:
         metrics={"score_mean": 0.5, **metrics},
         seconds={"train": 0.25},
     )
+
+
+def test_an_update_without_a_finite_step_is_an_event_and_no_line(record, told, tmp_path):
+    recorder, _, metrics, task = record
+    recorder.record(report(1))
+    recorder.record(replace(report(1, nonfinite_steps=4.0), trained=(), is_finite=False))
+    assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [1]
+    assert told[-1][0] == "nonfinite_update"
+    assert "update 2 had no step with a finite loss" in told[-1][1]
+    assert metrics.registry.get_sample_value("minichatgpt_updates_total") == 1
+    assert metrics.registry.get_sample_value("minichatgpt_nonfinite_steps_total") == 4
+    assert task.completed == 1
 
 
 def test_an_update_is_one_line(record, told, tmp_path):
