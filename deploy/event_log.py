@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from common.errors import DataError
 from common.pool_actions import Note
@@ -42,7 +43,7 @@ class EventLog:
                 self._console.print(f"[dim]{now[11:19]}[/] {error}", highlight=False)
         self._count(event)
         if event not in QUIET:
-            self._console.print(f"[dim]{now[11:19]}[/] {text}", highlight=False)
+            self._console.print(f"[dim]{now[11:19]}[/] {escape(text)}", highlight=False)
 
     def note(self, note: Note) -> None:
         """An event of a pool."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from common.config import RunConfig
 from common.config_file import to_toml
@@ -175,7 +176,7 @@ class Pipeline:
             self.folder,
             run_settings(self.config, {role: model.hash for role, model in inputs.items()}),
             anew="ppo" in self.again,
-            warn=lambda message: self.console.print(f"[yellow]Caution:[/] {message}", highlight=False),
+            warn=lambda message: self.console.print(f"[yellow]Caution:[/] {escape(message)}", highlight=False),
         )
 
     def _inputs(self, stage: str) -> dict[str, Model]:

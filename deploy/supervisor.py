@@ -114,8 +114,10 @@ class Supervisor:
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""
-        self.command(lambda now: self.conductor.account(report))
-        self._show_ledger()
+        try:
+            self.command(lambda now: self.conductor.account(report))
+        finally:
+            self._show_ledger()  # also where it was one update too many without a finite step
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps; it can be had even where the thread has died, for it is replaced, never changed."""

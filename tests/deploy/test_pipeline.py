@@ -18,7 +18,7 @@ from common.checkpoint_store import CheckpointStore
 from common.classifiers import register_classifiers
 from common.config import RunConfig
 from common.config_file import load_config
-from common.errors import ConfigError, DataError, NonFiniteError
+from common.errors import ConfigError, DataError, NonFiniteError, RunStopped
 from common.hashing import file_hash
 from common.records import ModelPaths, Progress, StageResult
 from common.seeds import sample_seed
@@ -386,6 +386,29 @@ def test_an_interrupted_stage_keeps_those_before_it(tiny, tiny_run, tmp_path):
     assert {path.stem for path in (folder / "stages").iterdir()} == {"pretrain", "sft", "reward_model"}
     assert run(tiny(), folder) == (True, ["judge", "ppo", "evaluate"])
     assert stage(folder, "ppo")["output_hash"] == stage(tiny_run, "ppo")["output_hash"]
+
+
+class AsksForTheEndIn(LocalRuntime):
+    """Somebody wants the run to end in the middle of one supervised stage."""
+
+    def __init__(self, stage: str) -> None:
+        self.asked = stage
+
+    def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
+        for item in super().run_stage(request, stop):
+            if request.stage == self.asked:
+                stop.request("enough", 3)
+            yield item
+
+
+@pytest.mark.parametrize("asked", ["sft", "judge"])
+def test_a_wish_to_stop_ends_a_stage_at_its_next_sign_of_life_and_keeps_those_before_it(tiny, tmp_path, asked):
+    folder, before = tmp_path / "run", STAGES[: STAGES.index(asked)]
+    with pytest.raises(RunStopped, match=r"stopped \(enough\); finished stages are kept") as stopped:
+        run(tiny(), folder, start=lambda: AsksForTheEndIn(asked))
+    assert stopped.value.exit_code == 3
+    assert {path.stem for path in (folder / "stages").iterdir()} == set(before)
+    assert run(tiny(), folder) == (True, [stage for stage in STAGES if stage not in before])
 
 
 class FailsToStart(LocalRuntime):
