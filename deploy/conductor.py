@@ -172,7 +172,6 @@ class Conductor:
         self.abandon()
         self.prompts.load_state_dict(state)
         self.ledger.roll_back(int(state["ledger"]["trained"]))
-        self._nonfinite_in_a_row = int(state["nonfinite_in_a_row"])
         self._rounds_lost = 0
         if isinstance(self.failure, LearnerLostError):
             self.failure = None  # that is what is being mended
@@ -213,11 +212,7 @@ class Conductor:
         return self._weights
 
     def _state(self) -> dict[str, Any]:
-        return {
-            **self.prompts.state_dict(),
-            "nonfinite_in_a_row": self._nonfinite_in_a_row,
-            "ledger": self.ledger.as_dict(),
-        }
+        return {**self.prompts.state_dict(), "ledger": self.ledger.as_dict()}
 
     def _round(self, batch: Batch, prompts: Sequence[Prompt], now: float) -> list[Action]:
         """Send prompts in fixed chunks."""

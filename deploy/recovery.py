@@ -22,7 +22,7 @@ from deploy.runtime import HostedLearner
 from deploy.stop_signal import StopSignal
 from deploy.supervisor import Supervisor
 
-START: dict[str, Any] = {"next_draw_index": 0, "nonfinite_in_a_row": 0, "ledger": Ledger().as_dict()}
+START: dict[str, Any] = {"next_draw_index": 0, "ledger": Ledger().as_dict()}
 """State of the rollouts before the first update."""
 
 

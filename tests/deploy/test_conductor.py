@@ -192,10 +192,8 @@ def test_too_many_updates_in_a_row_without_a_finite_step_are_an_error(make_bench
         conductor.account(report_of(1, handles) if finite else report_of(0, [], is_finite=False))
     bench.collect(32)
     conductor.account(report_of(0, [], is_finite=False))
-    saved = conductor.state_dict()
     with pytest.raises(NonFiniteError, match="2 updates in a row"):
         bench.collect(32)
-    assert saved["nonfinite_in_a_row"] == 2, "a resumed run goes on counting"
 
 
 def test_going_back_to_a_checkpoint_counts_all_later_work_as_rolled_back_and_repeats_its_draws(make_bench):
