@@ -168,7 +168,7 @@ class Roster:
             )
             return [*actions, Note("given_up", slot.name, slot.given_up), *self._check_floor()]
         later = f" in {pause:g} s" if pause else ""
-        actions.append(Note("restart", slot.name, f"{told}. Another starts{later}"))
+        actions.append(Note("restart", slot.name, f"{told.rstrip('.')}. Another starts{later}"))
         slot.restart_at = now + pause
         return actions if pause else actions + self._begin_life(slot, now)
 

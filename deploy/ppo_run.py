@@ -32,6 +32,7 @@ class PPORun:
         learner: owner of the weights.
         writer: of checkpoints.
         recovery: goes back to a checkpoint.
+        anew: whether `--again ppo` was given, which must be left out to go on.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class PPORun:
         learner: HostedLearner,
         writer: CheckpointWriter,
         recovery: Recovery,
+        anew: bool,
     ) -> None:
         assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
         self.place = place
@@ -50,6 +52,7 @@ class PPORun:
         self.learner = learner
         self.writer = writer
         self.recovery = recovery
+        self.anew = anew
 
     def train(self, recorder: Recorder) -> None:
         """Run the loop to its end.
@@ -93,7 +96,8 @@ class PPORun:
             return f"Nothing can be gone on from: {error}"
         if kept is None:
             return "There is no checkpoint: the same command starts PPO from its beginning"
-        return f"Checkpoint {kept.name} is kept; the same command goes on from it"
+        without = ", without --again ppo," if self.anew else ""
+        return f"Checkpoint {kept.name} is kept; the same command{without} goes on from it"
 
     def result(self) -> dict[str, Any]:
         """What the stage's record says."""
@@ -182,7 +186,8 @@ def ppo_run(
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
                                recovery=recovery, log=log)  # fmt: skip
         stack.enter_context(place.controls.attached(controls))
-        yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery)
+        yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery,
+                     anew=beginning.anew)  # fmt: skip
 
 
 def _latest(place: Place, beginning: Beginning) -> tuple[Lineages, Ledger]:

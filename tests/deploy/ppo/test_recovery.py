@@ -58,7 +58,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run_and_its_checkpoint_
         outcome.ok()
     (note,) = outcome.error.__notes__
     assert note.startswith("Stopped after update 3 of 6. A checkpoint of it could not be written: weights or optimizer")
-    assert note.endswith("Checkpoint step_000002 is kept; the same command goes on from it")
+    assert note.endswith("Checkpoint step_000002 is kept; the same command, without --again ppo, goes on from it")
     assert outcome.checkpoints() == ["step_000002"], "corrupt weights are never saved"
     assert not (outcome.folder / "stages" / "ppo.json").exists()
     cause = outcome.error.__cause__.__cause__
