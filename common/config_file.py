@@ -87,13 +87,23 @@ def to_toml(config: RunConfig) -> str:
 
 
 def _table(lines: list[str], path: list[str], table: Mapping[str, Any]) -> None:
-    plain = {key: value for key, value in table.items() if not isinstance(value, dict)}
+    tables = {key: value for key, value in table.items() if _is_list_of_tables(value)}
+    plain = {key: value for key, value in table.items() if not isinstance(value, dict) and key not in tables}
     if path and (plain or not table):
         lines += ["", f"[{'.'.join(_key(part) for part in path)}]"]
     lines += [f"{_key(key)} = {_literal(value)}" for key, value in plain.items()]
     for key, value in table.items():
         if isinstance(value, dict):
             _table(lines, [*path, key], value)
+    for key, rows in tables.items():
+        for row in rows:
+            lines += ["", f"[[{'.'.join(_key(part) for part in [*path, key])}]]"]
+            lines += [f"{_key(name)} = {_literal(value)}" for name, value in row.items()]
+
+
+def _is_list_of_tables(value: Any) -> bool:
+    """Written as tables of their own, so that another can be added below."""
+    return isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
 
 
 def _key(key: str) -> str:

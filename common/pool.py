@@ -19,7 +19,7 @@ from common.member import Held, Member, Slot
 from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
 from common.ports import Method, Reply, Role
 from common.records import GenerateRequest, Stats
-from common.roster import Roster, words
+from common.roster import Roster, weights_lost, words
 from common.supervision import Limits
 
 
@@ -30,7 +30,8 @@ class Task:
     task_id: int
     method: Method
     argument: Any
-    since: float
+    sent_at: float | None = None
+    """When it was sent first: its budget counts from then."""
     sent: int = 0
     """Times that it was sent."""
     attempts: int = 0
@@ -72,10 +73,10 @@ class Pool:
         """These nodes are about to go: their members are replaced elsewhere, and their work moves at once."""
         return self._absorb(self.roster.leave_nodes(nodes, now), now)
 
-    def submit(self, method: Method, argument: Any, now: float) -> int:
+    def submit(self, method: Method, argument: Any) -> int:
         """Queue work; returns the id under which `Done`, `LostArgument` or `GaveUp` will come."""
         task_id = next(self._ids)
-        self.tasks[task_id] = Task(task_id, method, argument, now)
+        self.tasks[task_id] = Task(task_id, method, argument)
         self._queue.append(task_id)
         return task_id
 
@@ -111,7 +112,7 @@ class Pool:
         """Time has passed."""
         actions: list[Action] = []
         for task in list(self.tasks.values()):
-            if now - task.since > self.limits.budget_s:
+            if task.sent_at is not None and now - task.sent_at > self.limits.budget_s:
                 error = TimeoutError(f"{task.method} was not answered within {self.limits.budget_s:g} s in all")
                 actions += self._close(task, "timeout", error)
         return self._absorb(actions + self.roster.tick(now), now)
@@ -133,6 +134,7 @@ class Pool:
             if isinstance(argument, GenerateRequest):
                 argument = replace(argument, attempt=task.sent)
             task.sent += 1
+            task.sent_at = now if task.sent_at is None else task.sent_at
             member = min(untried or free, key=Member.load)
             actions.append(self.roster.call(member, task.method, argument, now, task_id=task_id))
         return actions
@@ -172,7 +174,7 @@ class Pool:
             return []
         if reply.cause == "lost":
             self.forget(task_id)
-            return [LostArgument(task_id)]
+            return [Failed(weights_lost(error)) if held.method == "generate" else LostArgument(task_id)]
         note = Note("error", slot.name, f"{member.key} failed in {held.method}: {words(error)}")
         return [note, *self._blame(task, slot.name, error)]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import ConfigError, DataError, MemberFailedError, MiniChatGPTError
+from common.errors import ConfigError, DataError, LearnerLostError, MemberFailedError, MiniChatGPTError
 from common.member import Held, Member, Slot
 from common.pool_actions import Action, Departed, Failed, Kill, Note, Orphaned, Send, Start
 from common.ports import Call, MemberKey, Method, Reply, Role
@@ -126,6 +126,8 @@ class Roster:
         if reply.error is not None:
             if isinstance(reply.error, ConfigError | DataError):
                 return [Failed(reply.error)]  # another life would meet the same
+            if reply.cause == "lost":
+                return [Failed(weights_lost(reply.error))]
             phase = "start" if held.method == "ready" else held.method
             return self.lose(slot, member, phase, words(reply.error), now)
         match held.method:
@@ -158,7 +160,7 @@ class Roster:
         actions = self._end_life(slot, member, dump=dump, blamed=blamed, error=error)
         if member.state == "draining":
             return [*actions, Note("lost", slot.name, told), *self._remove(slot)]
-        pause = slot.budget.take(now)
+        pause = slot.budget.take(now, progressed=member.state == "active")
         if pause is None:
             slot.given_up = (
                 f"{member.key} was lost in {phase} ({wrong}) after {slot.budget.max_restarts} restarts within "
@@ -166,7 +168,7 @@ class Roster:
             )
             return [*actions, Note("given_up", slot.name, slot.given_up), *self._check_floor()]
         later = f" in {pause:g} s" if pause else ""
-        actions.append(Note("restart", slot.name, f"{told}. Another starts{later}"))
+        actions.append(Note("restart", slot.name, f"{told.rstrip('.')}. Another starts{later}"))
         slot.restart_at = now + pause
         return actions if pause else actions + self._begin_life(slot, now)
 
@@ -284,6 +286,11 @@ class Roster:
         if member.state == "starting" or member.beat_call is not None or self.limits.heartbeat_s == float("inf"):
             return False
         return now - max(member.beat_at, member.beat_sent_at) >= self.limits.heartbeat_every_s
+
+
+def weights_lost(error: BaseException) -> LearnerLostError:
+    """The published weights were in the store of a node that is gone: the learner must publish anew."""
+    return LearnerLostError(f"the published weights are lost, with the learner's node as it seems: {words(error)}")
 
 
 def words(error: BaseException) -> str:

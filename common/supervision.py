@@ -137,6 +137,9 @@ class Limits:
 class RestartBudget:
     """How often something may be restarted within a sliding window, and after which pause.
 
+    Time alone forgives nothing: restarts leave the window only once there was progress after them. Else what never
+    gets going, slowly, would be started again for ever.
+
     Args:
         max_restarts: restarts within the window.
         window_s: its length in seconds.
@@ -149,9 +152,14 @@ class RestartBudget:
         """Restarts since the beginning."""
         self._times: deque[float] = deque()
 
-    def take(self, now: float) -> float | None:
-        """Seconds to wait before the restart (0 for the first, then 1, 2, 4 … up to 30), or None: spent."""
-        while self._times and now - self._times[0] > self.window_s:
+    def take(self, now: float, *, progressed: bool = True) -> float | None:
+        """Seconds to wait before the restart (0 for the first, then 1, 2, 4 … up to 30), or None: spent.
+
+        Args:
+            now: the time.
+            progressed: whether anything came of the last start.
+        """
+        while progressed and self._times and now - self._times[0] > self.window_s:
             self._times.popleft()
         if len(self._times) >= self.max_restarts:
             return None

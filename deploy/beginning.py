@@ -9,6 +9,7 @@ from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
 from common.config import RunConfig
 from common.errors import CheckpointError, ConfigError
+from deploy.files import read_json
 from deploy.resume import refuse_changes
 
 
@@ -21,6 +22,8 @@ class Beginning:
     """All on which PPO's result depends, by dotted key."""
     checkpoint: Checkpoint | None
     """None: from the beginning."""
+    anew: bool = False
+    """Whether what is there is to be thrown away."""
 
     @property
     def step(self) -> int:
@@ -42,15 +45,17 @@ def find_beginning(
 
     Raises:
         ConfigError: there is a checkpoint of other settings, named by the keys that differ, or of more updates.
-        CheckpointError: there are checkpoints, and none is whole.
+        CheckpointError: there are checkpoints, and none is whole; or there was one, and it is gone.
     """
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     url = config.ppo.checkpoint_url or str(folder / "checkpoints")
     store = CheckpointStore(url, keep_last=config.ppo.keep_last, keep_best=config.ppo.keep_best)
     if anew:
-        return Beginning(store, settings, None)
+        return Beginning(store, settings, None, anew=True)
     checkpoint = newest_whole(store, warn)
-    if checkpoint is not None:
+    if checkpoint is None:
+        _miss_none(folder, store)
+    else:
         saved: Any = store.read_state(checkpoint)["settings"]
         refuse_changes(saved, settings)
         if checkpoint.step > config.ppo.updates:
@@ -59,6 +64,17 @@ def find_beginning(
                 "fewer; raise ppo.updates, begin PPO anew with `--again ppo`, or keep both under another `name`"
             )
     return Beginning(store, settings, checkpoint)
+
+
+def _miss_none(folder: Path, store: CheckpointStore) -> None:
+    """Raise CheckpointError if there was a checkpoint: to start from the beginning would throw the run away."""
+    path = folder / "ledger.json"
+    known = read_json(path).get("checkpoint") if path.is_file() else None
+    if known is not None:
+        raise CheckpointError(
+            f"there was a checkpoint of update {known['step']} at {known['url']}, and there is none in {store.url}; "
+            "put it back, set ppo.checkpoint_url to where it is, or start anew with `--again ppo`"
+        )
 
 
 def newest_whole(store: CheckpointStore, warn: Callable[[str], None]) -> Checkpoint | None:

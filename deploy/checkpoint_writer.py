@@ -21,11 +21,13 @@ from pydantic import JsonValue
 
 from common.checkpoint import Checkpoint, ShardFiles
 from common.checkpoint_store import CheckpointStore
-from common.errors import CheckpointError, MiniChatGPTError
+from common.errors import CheckpointError, LearnerLostError, MiniChatGPTError
 from common.ports import Learner, Rollouts
 from common.ppo_config import PPOConfig
 from common.records import UpdateReport
 
+COMMIT_GRACE_S = 10.0
+"""Longest time that a late save is waited for where it is being committed."""
 MAX_FAILURES_IN_A_ROW = 2
 """Failed saves after which a run ends."""
 
@@ -75,6 +77,8 @@ class CheckpointWriter:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._lock = threading.Lock()
         self._requests: list[Future[Checkpoint]] = []
+        self._is_closed = False
+        self._committing = threading.Lock()
         self._running: _Save | None = None
         self._score: tuple[int, float | None] = (0, None)
         self._failures_in_a_row = 0
@@ -90,7 +94,10 @@ class CheckpointWriter:
         """Ask for a checkpoint after the current update, from any thread; `close` fails what was not served."""
         future: Future[Checkpoint] = Future()
         with self._lock:
-            self._requests.append(future)
+            if not self._is_closed:
+                self._requests.append(future)
+                return future
+        future.set_exception(CheckpointError(f"training has ended; {self._describe_newest()}"))
         return future
 
     def saw(self, report: UpdateReport) -> None:
@@ -133,7 +140,7 @@ class CheckpointWriter:
         self._running = save
 
     def wait(self) -> None:
-        """Return once the last save is a checkpoint; raises CheckpointError if it failed."""
+        """Return once the last save is a checkpoint; raises CheckpointError if it failed, or LearnerLostError."""
         self._settle(raise_at=1)
 
     def settle(self) -> None:
@@ -151,7 +158,7 @@ class CheckpointWriter:
     def close(self) -> None:
         """Fail the requests that nobody will serve, and end the thread."""
         with self._lock:
-            unserved, self._requests = self._requests, []
+            unserved, self._requests, self._is_closed = self._requests, [], True
         for future in unserved:
             if future.set_running_or_notify_cancel():
                 future.set_exception(CheckpointError(f"training has ended; {self._describe_newest()}"))
@@ -159,18 +166,24 @@ class CheckpointWriter:
 
     def _commit_soon(self, save: _Save, written: "Future[ShardFiles]") -> None:
         """The learner is done; called by a thread that must not be held up."""
+        if self._is_closed:
+            save.outcome.set_exception(CheckpointError(f"training has ended; {self._describe_newest()}"))
+            return
         committed = self._executor.submit(self._commit, save, written)
         committed.add_done_callback(lambda done: _hand_on(done, save.outcome))
 
     def _commit(self, save: _Save, written: "Future[ShardFiles]") -> Checkpoint:
-        if save.is_given_up:  # what it left is cleared by the next `place`
-            raise CheckpointError(f"step {save.step} was written too late")
         error = written.exception()
-        if error is not None:
-            self._store.discard(save.step)
-            raise CheckpointError(f"{type(error).__name__}: {error}") from error
-        checkpoint = self._store.commit(save.step, written.result(), save.state, save.score)
-        self._newest = checkpoint
+        with self._committing:
+            if save.is_given_up:  # what it left is cleared by the next `place`
+                raise CheckpointError(f"step {save.step} was written too late")
+            if error is not None:
+                self._store.discard(save.step)
+                if isinstance(error, LearnerLostError):
+                    raise error
+                raise CheckpointError(f"{type(error).__name__}: {error}") from error
+            checkpoint = self._store.commit(save.step, written.result(), save.state, save.score)
+            self._newest = checkpoint
         return checkpoint
 
     def _answer(self, save: _Save, outcome: "Future[Checkpoint]") -> None:
@@ -196,6 +209,8 @@ class CheckpointWriter:
         if not outcome.done():
             if not is_late and time.monotonic() - save.began < self._save_timeout_s:
                 return
+            if self._committing.acquire(timeout=COMMIT_GRACE_S):  # one that is just being committed may end
+                self._committing.release()
             save.is_given_up = True
             outcome = Future()
             outcome.set_exception(
@@ -206,6 +221,10 @@ class CheckpointWriter:
         error = outcome.exception()
         if error is None:
             self._failures_in_a_row = 0
+            return
+        if isinstance(error, LearnerLostError):  # no matter of storage
+            if raise_at is not None:
+                raise error
             return
         self.failures += 1
         self._failures_in_a_row += 1

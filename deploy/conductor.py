@@ -17,9 +17,9 @@ from typing import Any
 from actors.admission import capacity
 from actors.prompts import PromptStream
 from common.config import RunConfig
-from common.errors import LedgerError, MemberFailedError, NonFiniteError, TooManyDropsError
+from common.errors import LearnerLostError, LedgerError, MemberFailedError, NonFiniteError, TooManyDropsError
 from common.pool import Pool
-from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument
+from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument, Note
 from common.ports import Reply
 from common.ppo_config import PPOConfig
 from common.records import ChunkHandle, GenerateRequest, Prompt, UpdateReport, WeightsHandle
@@ -69,6 +69,8 @@ class Conductor:
         self._batch: Batch | None = None
         self._tasks: dict[int, Chunk] = {}
         self._nonfinite_in_a_row = 0
+        self._rounds_lost = 0
+        """Times that the learner missed payloads of the present batch."""
         self._boundary = self._state()
 
     # --- what others want
@@ -89,7 +91,13 @@ class Conductor:
 
         Raises:
             LedgerError: more is asked for than staleness allows.
+            NonFiniteError: too many updates in a row had no finite step.
         """
+        if self._nonfinite_in_a_row >= self.ppo.max_nonfinite_updates:
+            raise NonFiniteError(
+                f"{self._nonfinite_in_a_row} updates in a row had no step with a finite loss and gradient "
+                "(ppo.max_nonfinite_updates); lower the learning rate, or look at the scores in samples.jsonl"
+            )
         step = self._current().identity.step
         batch, staleness = self.ppo.trajectories_per_update, self.ppo.max_staleness
         allowed = capacity(step=step, submitted=self.ledger.live, batch=batch, max_staleness=staleness)
@@ -104,9 +112,21 @@ class Conductor:
         return self._round(self._batch, prompts, now)
 
     def begin_again(self, handles: Sequence[ChunkHandle], lost: Sequence[int], now: float) -> list[Action]:
-        """Payloads of some chunks went with their node: generate those again, with the same seeds."""
+        """Payloads of some chunks went with their node: generate those again, with the same seeds.
+
+        Raises:
+            MemberFailedError: it happens again and again: the learner does not reach what workers make.
+        """
+        self._rounds_lost += 1
+        if self._rounds_lost > MAX_REGENERATED:
+            raise MemberFailedError(
+                f"the learner missed payloads {self._rounds_lost} times in a row; can its node reach those of the "
+                "rollout workers and reward replicas?"
+            )
         batch = self._batch = Batch(sum(len(h.draw_indices) for h in handles), self.ledger, refill=True)
-        actions: list[Action] = []
+        actions: list[Action] = [
+            Note("regenerate", "", f"payloads of {len(lost)} chunks are lost, and are generated and judged once more")
+        ]
         for index, handle in enumerate(handles):
             if index not in lost:
                 batch.ready.append(handle)
@@ -141,11 +161,7 @@ class Conductor:
             self._nonfinite_in_a_row = 0
         self.ledger.check()
         self._boundary = self._state()
-        if self._nonfinite_in_a_row >= self.ppo.max_nonfinite_updates:
-            raise NonFiniteError(
-                f"{self._nonfinite_in_a_row} updates in a row had no step with a finite loss and gradient "
-                "(ppo.max_nonfinite_updates); lower the learning rate, or look at the scores in samples.jsonl"
-            )
+        self._rounds_lost = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps: prompt cursor and ledger after the last update; what came later is done again."""
@@ -156,6 +172,9 @@ class Conductor:
         self.abandon()
         self.prompts.load_state_dict(state)
         self.ledger.roll_back(int(state["ledger"]["trained"]))
+        self._rounds_lost = 0
+        if isinstance(self.failure, LearnerLostError):
+            self.failure = None  # that is what is being mended
         self.ledger.check()
         self._boundary = self._state()
         return self._take([], now)
@@ -218,7 +237,7 @@ class Conductor:
         return self._ask(self.rollout, chunk, "generate", request, now)
 
     def _ask(self, pool: Pool, chunk: Chunk, method: Any, argument: Any, now: float) -> list[Action]:
-        task_id = pool.submit(method, argument, now)
+        task_id = pool.submit(method, argument)
         chunk.tasks.add(task_id)
         self._tasks[task_id] = chunk
         return self._take(pool.dispatch(now), now)

@@ -54,7 +54,7 @@ def _facts(status: RunStatus) -> Table:
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     since = (datetime.now(UTC) - status.started_at).total_seconds()
-    grid.add_row("run", Text.assemble((status.run, "bold cyan"), f"  process {status.pid}, since {duration(since)}"))
+    grid.add_row("run", Text.assemble((status.run, "bold cyan"), f"  process {status.pid}, for {duration(since)}"))
     if status.stopping is not None:
         grid.add_row("ending", Text(one_line(status.stopping), "bold yellow"))
     grid.add_row("stage", Text(status.stage or "between stages"))

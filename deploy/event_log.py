@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
+from common.errors import DataError
 from common.pool_actions import Note
 from deploy.recorder import append_json
 
@@ -36,7 +37,10 @@ class EventLog:
         """One event."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with self._lock:
-            append_json(self._path, {"time": now, "event": event, "slot": slot, "text": text})
+            try:
+                append_json(self._path, {"time": now, "event": event, "slot": slot, "text": text})
+            except DataError as error:  # a full disk must not end what it is told of
+                self._console.print(f"[dim]{now[11:19]}[/] {error}", highlight=False)
         self._count(event)
         if event not in QUIET:
             self._console.print(f"[dim]{now[11:19]}[/] {escape(text)}", highlight=False)

@@ -95,7 +95,12 @@ class LocalTransport:
 
     def kill(self, member: MemberKey, *, dump: bool) -> None:
         """Forget an object; what it is at goes on to its end."""
-        self._executor.submit(self._members.pop, member, None)
+        self._executor.submit(self._forget, member)
+
+    def _forget(self, member: MemberKey) -> None:
+        gone = self._members.pop(member, None)
+        if isinstance(gone, RewardService):
+            gone.close()
 
     def draining_nodes(self) -> frozenset[str]:
         """One process is on no node."""

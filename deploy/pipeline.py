@@ -81,7 +81,7 @@ class Pipeline:
     def runtime(self) -> Runtime:
         """The place to run, started on first use."""
         if self._runtime is None:
-            with self.console.status("starting Ray"):
+            with self.console.status("starting"):
                 self._runtime = self._start_runtime()
         return self._runtime
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Literal
 
 from actors.prompts import PromptStream
 from common.errors import CheckpointError, MiniChatGPTError, RunStopped
@@ -31,6 +32,7 @@ class PPORun:
         learner: owner of the weights.
         writer: of checkpoints.
         recovery: goes back to a checkpoint.
+        anew: whether `--again ppo` was given, which must be left out to go on.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class PPORun:
         learner: HostedLearner,
         writer: CheckpointWriter,
         recovery: Recovery,
+        anew: bool,
     ) -> None:
         assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
         self.place = place
@@ -49,6 +52,7 @@ class PPORun:
         self.learner = learner
         self.writer = writer
         self.recovery = recovery
+        self.anew = anew
 
     def train(self, recorder: Recorder) -> None:
         """Run the loop to its end.
@@ -67,31 +71,22 @@ class PPORun:
                 config=self.ppo,
             )
 
-        try:
+        with Rescue(self):
             self.recovery.train(loop)
-        except RunStopped as stopped:
-            kept = self._rescue()
-            message = f"{stopped.reason}: stopped after update {self._step()} of {self.ppo.updates}. {kept}"
-            raise RunStopped(message, reason=stopped.reason, exit_code=stopped.exit_code) from stopped
-        except MiniChatGPTError as error:
-            error.add_note(f"Stopped after update {self._step()} of {self.ppo.updates}. {self._rescue()}")
-            raise
 
-    def _step(self) -> int:
-        return self.learner.step
-
-    def _rescue(self) -> str:
-        """Write a checkpoint of the last update if there is none yet; says in words what is kept."""
-        self.supervisor.abandon()
-        self.writer.settle()  # one may be on its way
-        wrong, newest = "", self.writer.newest
-        if self.learner.step > (newest.step if newest is not None else 0):
-            try:
+    def rescue(self) -> str:
+        """Write a checkpoint of the last update if there is none yet; says in words what is kept, and never raises."""
+        done = f"stopped after update {self.learner.step} of {self.ppo.updates}. "
+        try:
+            self.supervisor.abandon()
+            self.writer.settle()  # one may be on its way
+            newest = self.writer.newest
+            if self.learner.step > (newest.step if newest is not None else 0):
                 self.writer.save(self.learner, self.supervisor)
                 self.writer.wait()
-            except MiniChatGPTError as error:
-                wrong = f"A checkpoint of it could not be written: {error}. "
-        return wrong + self._kept()
+        except (MiniChatGPTError, OSError, RuntimeError) as error:
+            done += f"A checkpoint of it could not be written: {error}. "
+        return done + self._kept()
 
     def _kept(self) -> str:
         """From where the same command would go on."""
@@ -101,7 +96,8 @@ class PPORun:
             return f"Nothing can be gone on from: {error}"
         if kept is None:
             return "There is no checkpoint: the same command starts PPO from its beginning"
-        return f"Checkpoint {kept.name} is kept; the same command goes on from it"
+        without = ", without --again ppo," if self.anew else ""
+        return f"Checkpoint {kept.name} is kept; the same command{without} goes on from it"
 
     def result(self) -> dict[str, Any]:
         """What the stage's record says."""
@@ -121,6 +117,30 @@ class PPORun:
                 "learner": config.learner.threads,
             },
         }
+
+
+class Rescue:
+    """Context manager: whatever ends the block, what was trained is saved, and the error says what is kept.
+
+    A second Ctrl-C, which is no Exception, ends it at once.
+    """
+
+    def __init__(self, run: PPORun) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        """Nothing is needed before."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> Literal[False]:
+        if isinstance(error, RunStopped):
+            message = f"{error.reason}: {self._run.rescue()}"
+            raise RunStopped(message, reason=error.reason, exit_code=error.exit_code) from error
+        if isinstance(error, Exception):
+            kept = self._run.rescue()
+            error.add_note(kept[:1].upper() + kept[1:])
+        return False
 
 
 @contextmanager
@@ -150,6 +170,7 @@ def ppo_run(
                 )
             )
         )
+        lineages.newest = lambda: writer.newest
         recovery = Recovery(
             learner=learner,
             supervisor=supervisor,
@@ -160,22 +181,21 @@ def ppo_run(
             folder=place.folder,
             note=log.write,
             stop=place.stop,
+            first=beginning.checkpoint,
         )
-        if beginning.checkpoint is not None:
-            recovery.go_back_to(beginning.checkpoint)
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
                                recovery=recovery, log=log)  # fmt: skip
         stack.enter_context(place.controls.attached(controls))
-        yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery)
+        yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery,
+                     anew=beginning.anew)  # fmt: skip
 
 
 def _latest(place: Place, beginning: Beginning) -> tuple[Lineages, Ledger]:
     """Lineage and ledger of the last attempt: of ledger.json, which is newer than any checkpoint, if it is there."""
-    path = place.folder / "ledger.json"
-    if beginning.checkpoint is None:
-        return Lineages(path), Ledger()
-    state: Any = beginning.store.read_state(beginning.checkpoint)["rollouts"]
-    ledger, lineage = Ledger.of(state["ledger"]), beginning.store.next_lineage() - 1
+    path, ledger, lineage = place.folder / "ledger.json", Ledger(), 0
+    if beginning.checkpoint is not None:
+        state: Any = beginning.store.read_state(beginning.checkpoint)["rollouts"]
+        ledger, lineage = Ledger.of(state["ledger"]), beginning.store.next_lineage() - 1
     if path.is_file():
         saved = read_json(path)
         latest = Ledger.of(saved["ledger"])

@@ -63,7 +63,9 @@ def _make_room(folder: Path, beginning: Beginning) -> None:
     if beginning.checkpoint is None:
         beginning.store.clear()
         clear_samples(folder, heldout=False)
-        stale += ["metrics.jsonl", "trajectories", "events.jsonl", "logs", "ledger.json"]
+        stale += ["metrics.jsonl", "trajectories"]
+    if beginning.anew:
+        stale += ["events.jsonl", "logs", "ledger.json"]
     for name in stale:
         path = folder / name
         if path.is_dir():

@@ -20,6 +20,7 @@ def progress(console: Console) -> Progress:
         TextColumn("{task.fields[message]}"),
         console=console,
         transient=True,
+        disable=not console.is_terminal,  # in a file it would leave nothing but empty lines
     )
 
 

@@ -14,7 +14,14 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
-from common.errors import CorruptWeightsError, LearnerLostError, MemberFailedError, MiniChatGPTError, RunStopped
+from common.errors import (
+    CheckpointError,
+    CorruptWeightsError,
+    LearnerLostError,
+    MemberFailedError,
+    MiniChatGPTError,
+    RunStopped,
+)
 from common.records import ChunkHandle, UpdateReport, WeightsHandle
 from deploy.postmortem import MemberFacts, describe_death
 from deploy.ray_calls import CONTROL_TIMEOUT_S, cause_of
@@ -46,6 +53,8 @@ class RayLearner:
         self._stop = stop
         self._logs = logs
         self._step = 0
+        self._abandoned = ""
+        """Phase that was not waited for to its end."""
         self._facts: dict[str, Any] = {}
         self._beat: Any = None
         self._beat_at = self._beat_sent_at = time.monotonic()
@@ -106,10 +115,25 @@ class RayLearner:
 
     def begin_save(self, url: str) -> "Future[ShardFiles]":
         """Copy the state now, write it in the background."""
+        if self._abandoned:
+            raise CheckpointError(f"{self._abandoned} is not over, so there is nothing whole to save")
         with self._watch.phase("snapshot"):
-            self._wait(self._actor.snapshot.remote(), "snapshot", CONTROL_TIMEOUT_S)
-        written: Future[ShardFiles] = self._actor.write_snapshot.remote(url).future()
-        return written
+            self._wait(self._actor.snapshot.remote(), "snapshot", CONTROL_TIMEOUT_S, stoppable=False)
+        outcome: Future[ShardFiles] = Future()
+        actor, facts = self._actor, dict(self._facts)
+
+        def hand_on(written: "Future[ShardFiles]") -> None:
+            error = written.exception()
+            if error is None:
+                outcome.set_result(written.result())
+                return
+            cause, kind = cause_of(error)
+            if kind == "died" and isinstance(cause, RayError):
+                cause = LearnerLostError(describe_death(cause, member_facts("learner", "learner", "save", facts)))
+            outcome.set_exception(cause)
+
+        actor.write_snapshot.remote(url).future().add_done_callback(hand_on)
+        return outcome
 
     def export(self, folder: Path) -> None:
         """Leave the policy in Hugging Face's format, where the learner is."""
@@ -119,7 +143,7 @@ class RayLearner:
         """End the process."""
         end_actor(self._actor, self._facts)
 
-    def _wait(self, ref: Any, phase: str, timeout_s: float, *, beats: bool = True) -> Any:
+    def _wait(self, ref: Any, phase: str, timeout_s: float, *, beats: bool = True, stoppable: bool = True) -> Any:
         """A result, or LearnerLostError: it died, hangs or gives no sign of life."""
         start = time.monotonic()
         while not ray.wait([ref], timeout=SLICE_S)[0]:
@@ -129,7 +153,8 @@ class RayLearner:
                 raise LearnerLostError(f"the learner has not finished {phase} within {timeout_s:g} s")
             if beats:
                 self._check_heart(phase)
-            if self._stop.requested and self._stop.seconds_since() > self._config.stop_timeout_s:
+            if stoppable and self._stop.requested and self._stop.seconds_since() > self._config.stop_timeout_s:
+                self._abandoned = phase
                 raise RunStopped(
                     f"{self._stop.reason}; {phase} was abandoned after {self._config.stop_timeout_s:g} s "
                     "(stop_timeout_s)",

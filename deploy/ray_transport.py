@@ -64,7 +64,7 @@ class RayTransport:
         elif call.method in WORK:
             self._receiver(Reply(call.call_id, payload, future.result()))
         else:
-            if call.method in ("ready", "heartbeat"):
+            if call.method in ("ready", "heartbeat") and call.member in self._actors:
                 self._facts[call.member] = {
                     **self._facts.get(call.member, {}),
                     **future.result(),

@@ -11,6 +11,7 @@ from rich.progress import Progress as Bar
 from rich.progress import TaskID
 from transformers import PreTrainedTokenizerBase
 
+from common.errors import DataError
 from common.metrics import RunMetrics
 from common.records import Sample, UpdateReport
 from common.supervision import Ledger
@@ -19,10 +20,17 @@ from deploy.stopwatch import Stopwatch
 
 
 def append_json(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one line of JSON; numbers that are not finite become null, for JSON has none."""
+    """Add one line of JSON; numbers that are not finite become null, for JSON has none.
+
+    Raises:
+        DataError: the disk does not take it.
+    """
     clean = json.dumps(_finite(row), ensure_ascii=False)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(clean + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(clean + "\n")
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}; mend that, and give the same command again") from error
 
 
 def _finite(value: Any) -> Any:

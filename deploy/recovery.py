@@ -36,10 +36,14 @@ class Lineages:
 
     path: Path
     lineage: int = 0
+    newest: Callable[[], Checkpoint | None] = lambda: None
+    """The newest checkpoint, so that it is missed where it is gone."""
 
     def keep(self, ledger: Ledger) -> None:
-        """Write lineage and ledger down."""
-        write_json(self.path, {"lineage": self.lineage, "ledger": ledger.as_dict()})
+        """Write down lineage, ledger, and where the newest checkpoint is."""
+        newest = self.newest()
+        checkpoint = None if newest is None else {"step": newest.step, "url": newest.url}
+        write_json(self.path, {"lineage": self.lineage, "ledger": ledger.as_dict(), "checkpoint": checkpoint})
 
 
 class Recovery:
@@ -55,6 +59,7 @@ class Recovery:
         folder: of the run, whose files are cut back.
         note: told what an operator wants to read.
         stop: looked at while waiting.
+        first: where an earlier attempt was cut off.
     """
 
     def __init__(
@@ -69,6 +74,7 @@ class Recovery:
         folder: Path,
         note: Callable[[str, str], None],
         stop: StopSignal,
+        first: Checkpoint | None,
     ) -> None:
         self.learner = learner
         self.supervisor = supervisor
@@ -79,6 +85,8 @@ class Recovery:
         self.folder = folder
         self.note = note
         self.stop = stop
+        self._first = first
+        self._lost_at = 0 if first is None else first.step
 
     def train(self, train: Callable[[], None]) -> None:
         """Run the loop to its end, through losses of the learner.
@@ -87,16 +95,15 @@ class Recovery:
             LearnerLostError: it was lost too often; names the last cause.
             CheckpointError: there are checkpoints, and none is whole.
         """
-        lost: LearnerLostError | None = None
+        begin = self._begin
         while True:
             try:
-                if lost is not None:
-                    self._start_again()
+                begin()
                 train()
                 return
             except LearnerLostError as error:
-                lost = error
-                pause = self.budget.take(time.monotonic())
+                begin = self._start_again
+                pause = self.budget.take(time.monotonic(), progressed=self._has_progressed())
                 if pause is None:
                     raise LearnerLostError(
                         f"{error}. It was started again {self.budget.max_restarts} times within "
@@ -105,15 +112,27 @@ class Recovery:
                 self.note("learner_lost", f"{error}. Another one starts" + (f" in {pause:g} s" if pause else ""))
                 self._pause(pause)
 
+    def _begin(self) -> None:
+        """Where an earlier attempt was cut off; nothing at the very start."""
+        if self._first is not None or self.supervisor.ledger().dispatched:
+            self._go_back_to(self._first)
+
+    def _has_progressed(self) -> bool:
+        """Whether a checkpoint was written since the last loss: else the same comes again and again."""
+        newest = self.writer.newest
+        step = 0 if newest is None else newest.step
+        progressed, self._lost_at = step > self._lost_at, step
+        return progressed
+
     def _start_again(self) -> None:
         """A new learner; everything goes back to the newest checkpoint, or to the start."""
         self.supervisor.abandon()
+        self.learner.restart()  # first, so that a save of the lost one fails at once
         self.writer.settle()
         checkpoint = newest_whole(self.store, lambda message: self.note("checkpoint_damaged", message))
-        self.learner.restart()
-        self.go_back_to(checkpoint)
+        self._go_back_to(checkpoint)
 
-    def go_back_to(self, checkpoint: Checkpoint | None) -> None:
+    def _go_back_to(self, checkpoint: Checkpoint | None) -> None:
         """Learner, rollouts and files as they were after the checkpoint's update; None: before the first one."""
         self.lineages.lineage += 1
         state: Any = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]

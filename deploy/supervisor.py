@@ -120,8 +120,8 @@ class Supervisor:
             self._show_ledger()  # also where it was one update too many without a finite step
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return self.command(lambda now: self.conductor.state_dict())
+        """What a checkpoint keeps; it can be had even where the thread has died, for it is replaced, never changed."""
+        return self.conductor.state_dict()
 
     # --- for the stage and the control channel
 
@@ -135,8 +135,9 @@ class Supervisor:
         self._show_ledger()
 
     def abandon(self) -> None:
-        """Give up the batch that is on its way."""
-        self.command(lambda now: self.conductor.abandon())
+        """Give up the batch that is on its way; nothing where the thread has died."""
+        if not self._thread.done():
+            self.command(lambda now: self.conductor.abandon())
 
     def ledger(self) -> Ledger:
         """A copy of the ledger as it is now."""

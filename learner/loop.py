@@ -37,8 +37,9 @@ def train(
         report = learner.update()
         rollouts.account(report)
         recorder.record(report)
-        if report.is_finite:
-            rollouts.publish(learner.weights())
+        if not report.is_finite:
+            continue
+        rollouts.publish(learner.weights())
         if checkpoints.due(learner.step):
             checkpoints.save(learner, rollouts)
     checkpoints.wait()

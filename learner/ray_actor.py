@@ -50,7 +50,9 @@ class LearnerActor:
 
     def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
         """Fetch an update's payloads before anything is trained; returns the positions of those that are lost."""
-        fetched = [_fetch(chunk) for chunk in chunks]
+        refs = [ref for chunk in chunks for ref in _refs(chunk)]
+        arrived, _ = ray.wait(refs, num_returns=len(refs), timeout=FETCH_TIMEOUT_S)
+        fetched = [_fetch(chunk, set(arrived)) for chunk in chunks]
         self._payloads = [payload for payload in fetched if payload is not None]
         return [position for position, payload in enumerate(fetched) if payload is None]
 
@@ -83,14 +85,20 @@ class LearnerActor:
         return stacks()
 
 
-def _fetch(chunk: ChunkHandle) -> Payload | None:
-    """A chunk's payloads, or None if one of them went with its node."""
+def _refs(chunk: ChunkHandle) -> list[Any]:
+    return [ref for ref in (chunk.rollouts, chunk.judgements, chunk.reference) if ref is not None]
+
+
+def _fetch(chunk: ChunkHandle, arrived: set[Any]) -> Payload | None:
+    """A chunk's payloads, or None if one of them has not arrived, or went with its node (then it counts as arrived)."""
+    refs = _refs(chunk)
+    if not arrived.issuperset(refs):
+        return None
     try:
-        rollouts, judgements = ray.get([chunk.rollouts, chunk.judgements], timeout=FETCH_TIMEOUT_S)
-        reference = None if chunk.reference is None else ray.get(chunk.reference, timeout=FETCH_TIMEOUT_S)
+        rollouts, judgements, *reference = ray.get(refs, timeout=FETCH_TIMEOUT_S)
     except (ObjectLostError, GetTimeoutError):
         return None
-    return rollouts, judgements, reference
+    return rollouts, judgements, reference[0] if reference else None
 
 
 @ray.remote(num_returns="streaming", max_retries=0)

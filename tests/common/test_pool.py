@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from common.errors import ConfigError, MemberFailedError, WeightsMismatchError
+from common.errors import ConfigError, LearnerLostError, MemberFailedError, WeightsMismatchError
 from common.pool import Pool
 from common.pool_actions import Departed, Done, Duplicate, Failed, GaveUp, Kill, LostArgument, Note, Send, Start
 from common.ports import Reply
@@ -63,7 +63,7 @@ class Bench:
             self.answer(call, PROBE)
 
     def submit(self, *arguments, method="generate"):
-        ids = [self.pool.submit(method, argument, self.now) for argument in arguments]
+        ids = [self.pool.submit(method, argument) for argument in arguments]
         self.take(self.pool.dispatch(self.now))
         return ids
 
@@ -234,6 +234,18 @@ def test_what_was_lost_with_its_node_is_told_and_not_tried_elsewhere():
     assert not bench.pool.tasks
 
 
+@pytest.mark.parametrize("method", ["adopt", "generate"])
+def test_weights_that_went_with_the_learners_node_are_told_as_a_lost_learner(method):
+    bench = Bench(members=1, ready=method == "generate")
+    if method == "adopt":
+        bench.answer(*bench.calls("ready"), {"node": "n1"})
+    else:
+        bench.submit("a")
+    bench.answer(*bench.calls(method), error=OSError("object lost"), cause="lost")
+    (failed,) = bench.kinds(Failed)
+    assert isinstance(failed.error, LearnerLostError)
+
+
 def test_a_task_has_its_own_budget_over_all_attempts():
     bench = Bench("reward", members=1, budget_s=50.0, request_s=40.0)
     bench.submit("chunk", method="score")
@@ -347,6 +359,28 @@ def test_a_flapping_member_is_given_up_and_below_the_minimum_the_pool_fails_with
     assert "the rollout pool has 0 members left and needs 1" in str(failed.error)
     assert "segmentation fault" in str(failed.error)
     assert "after 2 restarts within 600 s" in str(failed.error)
+
+
+def test_a_member_that_never_gets_going_is_given_up_however_slowly_it_fails():
+    bench = Bench(members=1, ready=False, start_s=700.0, max_restarts=2, restart_window_s=600.0)
+    bench.pass_time(10_000, step=10.0)
+    assert [s.member.incarnation for s in bench.kinds(Start)] == [0, 1, 2]
+    (failed,) = bench.kinds(Failed)
+    assert "not ready within 700 s (start_timeout_s)" in str(failed.error)
+
+
+def test_a_member_that_works_and_dies_now_and_then_is_replaced_for_ever():
+    bench = Bench(members=1, max_restarts=1, restart_window_s=600.0)
+    for _ in range(5):
+        bench.submit("a")
+        bench.die("worker-0")
+        bench.make_ready()
+        bench.pass_time(10)
+        bench.make_ready()
+        bench.now += 601
+        for call in bench.calls("generate"):
+            bench.answer(call)
+    assert bench.kinds(Failed) == []
 
 
 def test_given_up_members_start_afresh_when_somebody_resizes():

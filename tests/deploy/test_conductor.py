@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.errors import ConfigError, LedgerError, MemberFailedError, NonFiniteError, TooManyDropsError
+from common.errors import (
+    ConfigError,
+    LearnerLostError,
+    LedgerError,
+    MemberFailedError,
+    NonFiniteError,
+    TooManyDropsError,
+)
 from common.ports import Reply
 from common.records import Identity, UpdateReport, WeightsHandle
 
@@ -184,8 +191,9 @@ def test_too_many_updates_in_a_row_without_a_finite_step_are_an_error(make_bench
         handles = bench.collect(32)
         conductor.account(report_of(1, handles) if finite else report_of(0, [], is_finite=False))
     bench.collect(32)
+    conductor.account(report_of(0, [], is_finite=False))
     with pytest.raises(NonFiniteError, match="2 updates in a row"):
-        conductor.account(report_of(0, [], is_finite=False))
+        bench.collect(32)
 
 
 def test_going_back_to_a_checkpoint_counts_all_later_work_as_rolled_back_and_repeats_its_draws(make_bench):
@@ -323,6 +331,33 @@ def test_payloads_that_are_lost_before_the_update_are_made_once_more_and_the_oth
     assert again[1] is not handles[1]
     bench.conductor.account(report_of(1, again))
     assert (ledger.dispatched, ledger.trained) == (32, 32)
+
+
+def test_payloads_that_never_reach_the_learner_end_the_run_instead_of_going_round_for_ever(make_bench):
+    bench = make_bench()
+    handles = bench.collect(32)
+    for _ in range(5):
+        bench.take(bench.conductor.begin_again(handles, [0], bench.now))
+        handles = bench.finish()
+    with pytest.raises(MemberFailedError, match="missed payloads 6 times in a row"):
+        bench.conductor.begin_again(handles, [0], bench.now)
+    assert len([note for note in bench.notes() if "payloads of 1 chunks are lost" in note]) == 5
+
+
+def test_lost_weights_are_a_lost_learner_and_going_back_mends_it(make_bench):
+    bench = make_bench()
+    conductor = bench.conductor
+    saved = conductor.state_dict()
+    bench.take(conductor.begin(32, bench.now))
+    while not (calls := [c for c in bench.open.values() if c.method == "generate"]):
+        bench.speak()
+    del bench.open[calls[0].call_id]
+    bench.take(conductor.on_reply(Reply(calls[0].call_id, error=OSError("gone"), cause="lost"), bench.now))
+    with pytest.raises(LearnerLostError, match="published weights are lost"):
+        bench.finish()
+    bench.take(conductor.roll_back(saved, bench.now))
+    bench.publish(weights_of(0, lineage=1))
+    assert draws_of(bench.collect(32)) == list(range(32))
 
 
 def test_after_a_failure_the_unfinished_samples_are_still_accounted_for(make_bench):

@@ -114,7 +114,7 @@ class World(RuleBasedStateMachine):
     @precondition(is_fine)
     @rule(data=st.data(), cause=st.sampled_from(["raised", "lost"]))
     def work_fails(self, data, cause):
-        call = self.pick(data, *(WORK if cause == "raised" else ("score", "reference")))
+        call = self.pick(data, *(WORK if cause == "raised" else ("score", "reference")))  # lost weights end the batch
         if call is not None:
             del self.open[call.call_id]
             self.say(Reply(call.call_id, error=ValueError("no"), cause=cause))

@@ -94,7 +94,7 @@ def test_status_shows_the_run_and_each_of_its_processes(command, served):
     code, shown, _ = command("status")
     assert code == 0
     for part in (
-        "tiny  process 1, since",
+        "tiny  process 1, for",
         "3 of 12 ━━━━━━━━━━━━━━━━━━━━━━━━ 25%, lineage 1",
         "collect, for 1.5 s",
         "dispatched 128 · trained 96 · dropped 2 (reward_timeout 2) · in flight 30",

@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from common.checkpoint_store import CheckpointStore
-from common.errors import RunStopped
+from common.errors import CheckpointError, RunStopped
 from deploy.files import read_json
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
@@ -57,12 +57,9 @@ def test_a_run_that_is_cut_off_loses_what_came_after_its_newest_checkpoint_and_d
     resumed = train(*EVERY_TWO).ok()
     resumed.assert_same_as(undisturbed(*EVERY_TWO))
     ledger = resumed.ledger()
-    if kept:
-        assert [row["identity"].split(".")[0] for row in resumed.rows()] == ["0"] * kept + ["1"] * (6 - kept)
-        assert ledger["rolled_back"] == 32 * (update - kept), "also those that were dispatched after the checkpoint"
-        assert ledger["dispatched"] == 6 * 32 + ledger["rolled_back"]
-    else:
-        assert (ledger["rolled_back"], ledger["dispatched"]) == (0, 6 * 32), "no checkpoint, no history"
+    assert [row["identity"].split(".")[0] for row in resumed.rows()] == ["0"] * kept + ["1"] * (6 - kept)
+    assert ledger["rolled_back"] == 32 * (update - kept), "also those that were dispatched after the checkpoint"
+    assert ledger["dispatched"] == 6 * 32 + ledger["rolled_back"]
 
 
 def test_a_run_may_be_cut_off_again_and_again(train, undisturbed):
@@ -72,7 +69,7 @@ def test_a_run_may_be_cut_off_again_and_again(train, undisturbed):
     resumed.assert_same_as(undisturbed(*EVERY_TWO))
     lineages = [int(row["identity"].split(".")[0]) for row in resumed.rows()]
     assert lineages == sorted(lineages)
-    assert read_json(resumed.folder / "ledger.json")["lineage"] == 4, "each start from a checkpoint is a lineage"
+    assert read_json(resumed.folder / "ledger.json")["lineage"] == 5, "each attempt is a lineage"
 
 
 def test_a_run_that_was_cut_off_while_its_last_lines_were_written_goes_on(train, undisturbed):
@@ -137,3 +134,14 @@ def test_ppo_anew_takes_nothing_from_checkpoints(train, undisturbed):
     anew.assert_same_as(undisturbed(*EVERY_TWO))
     assert {row["identity"].split(".")[0] for row in anew.rows()} == {"0"}
     assert anew.ledger() == undisturbed(*EVERY_TWO).ledger()
+
+
+def test_checkpoints_that_are_gone_are_missed_and_nothing_is_thrown_away(train):
+    stopped = train(*EVERY_TWO, before_update=die_before(4))
+    folder = stopped.folder
+    (folder / "checkpoints").rename(folder / "elsewhere")
+    refused = train(*EVERY_TWO)
+    assert isinstance(refused.error, CheckpointError)
+    assert "there was a checkpoint of update 2" in str(refused.error)
+    assert len(refused.rows()) == 3, "the files are as they were"
+    assert train(*EVERY_TWO, f"ppo.checkpoint_url={folder / 'elsewhere'}").ok().rows()[-1]["step"] == 6

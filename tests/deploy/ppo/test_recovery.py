@@ -2,7 +2,8 @@
 
 import pytest
 
-from common.errors import CheckpointError, CorruptWeightsError, LearnerLostError
+from common.errors import CheckpointError, CorruptWeightsError, DataError, LearnerLostError
+from common.hashing import file_hash
 from deploy.files import read_json
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
@@ -57,7 +58,7 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run_and_its_checkpoint_
         outcome.ok()
     (note,) = outcome.error.__notes__
     assert note.startswith("Stopped after update 3 of 6. A checkpoint of it could not be written: weights or optimizer")
-    assert note.endswith("Checkpoint step_000002 is kept; the same command goes on from it")
+    assert note.endswith("Checkpoint step_000002 is kept; the same command, without --again ppo, goes on from it")
     assert outcome.checkpoints() == ["step_000002"], "corrupt weights are never saved"
     assert not (outcome.folder / "stages" / "ppo.json").exists()
     cause = outcome.error.__cause__.__cause__
@@ -126,3 +127,28 @@ def test_where_every_checkpoint_is_damaged_the_run_ends_and_nothing_is_deleted(t
     with pytest.raises(CheckpointError, match=r"put one back, or start anew with `--again ppo`"):
         again.ok()
     assert again.files() == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.json"])
+def test_a_run_folder_that_takes_nothing_more_ends_the_run_with_a_checkpoint_and_the_reason(
+    train, undisturbed, tmp_path, name
+):
+    def fill(controls, number):
+        """As if the disk were full, for one file of the driver's two threads."""
+        path = tmp_path / "run" / name
+        if number == 4:
+            path.rename(path.with_suffix(".kept"))
+            path.mkdir()
+
+    stopped = train("ppo.checkpoint_every=0", before_update=fill)
+    with pytest.raises(DataError, match=rf"{name} cannot be written: .* mend that, and give the same command again"):
+        stopped.ok()
+    (note,) = stopped.error.__notes__
+    assert "Checkpoint step_000004 is kept" in note
+    (tmp_path / "run" / name).rmdir()
+    (tmp_path / "run" / name).with_suffix(".kept").rename(tmp_path / "run" / name)
+    resumed = train("ppo.checkpoint_every=0").ok()
+    assert resumed.rows()[-1]["step"] == 6
+    assert file_hash(resumed.folder / "models/ppo/model.safetensors") == file_hash(
+        undisturbed("ppo.checkpoint_every=0").folder / "models/ppo/model.safetensors"
+    )

@@ -68,7 +68,8 @@ def test_whoever_asks_the_run_ends_after_its_update_with_a_checkpoint_and_the_sa
     exit_code, said = minichatgpt("--again", "ppo", before_update_3=lambda: ask(run_copy))
     assert exit_code == code
     assert said.err.strip() == (
-        f"{reason}: stopped after update 3 of 6. Checkpoint step_000003 is kept; the same command goes on from it"
+        f"{reason}: stopped after update 3 of 6. Checkpoint step_000003 is kept; the same command, without --again ppo, "
+        "goes on from it"
     )
     assert (read_end(run_copy).reason, read_end(run_copy).exit_code) == (reason, code)
     assert_nothing_is_left(run_copy)
@@ -109,7 +110,7 @@ def test_a_run_that_cannot_go_on_says_why_and_what_is_kept(minichatgpt, run_copy
     assert name == "LearnerLostError"
     assert error.startswith("the learner in update: weights or optimizer state after update 3 hold nan")
     assert note.startswith("Stopped after update 3 of 6. ")
-    assert note.endswith("Checkpoint step_000002 is kept; the same command goes on from it")
+    assert note.endswith("Checkpoint step_000002 is kept; the same command, without --again ppo, goes on from it")
     assert read_end(run_copy).exit_code == exit_codes.FAILED
     assert read_end(run_copy).reason.startswith("LearnerLostError: the learner in update")
     assert_nothing_is_left(run_copy)
