@@ -95,8 +95,16 @@ def damage_before(tmp_path, until):
 
 def test_a_damaged_newest_checkpoint_is_passed_over_and_told(train, undisturbed, poison, damage_before):
     poison(6)
-    outcome = train(*EVERY_TWO, before_update=damage_before(6, step=4)).ok()
+    damage, newest = damage_before(6, step=4), []
+
+    def interfere(controls, number):
+        damage(controls, number)
+        if (status := controls.status()).lineage == 1 and number == 3:
+            newest.append(status.newest_checkpoint.step)
+
+    outcome = train(*EVERY_TWO, before_update=interfere).ok()
     outcome.assert_same_as(undisturbed(*EVERY_TWO))
+    assert newest == [2], "status names the one that was gone back to"
     assert [row["identity"] for row in outcome.rows()] == ["0.1", "0.2", "1.3", "1.4", "1.5", "1.6"]
     [told] = [text for event, text in outcome.events() if event == "checkpoint_damaged"]
     assert "step_000004/learner.safetensors is damaged" in told
