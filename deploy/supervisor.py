@@ -252,8 +252,8 @@ class Supervisor:
     def _perform(self, actions: Sequence[Action]) -> None:
         for action in actions:
             match action:
-                case Start(member):
-                    self.transport.start(member)
+                case Start(member, avoid):
+                    self.transport.start(member, avoid=avoid)
                 case Send(call):
                     self.transport.send(call)
                 case Kill(member, dump):
