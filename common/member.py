@@ -76,6 +76,8 @@ class Slot:
     given_up: str | None = None
     """Why no other life begins."""
     last_error: str = ""
+    lost_on: str = ""
+    """Node on which a life was lost last, as far as it is known."""
 
     @property
     def index(self) -> int:

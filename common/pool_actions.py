@@ -12,6 +12,8 @@ class Start:
     """Ask for a member."""
 
     member: MemberKey
+    avoid: str = ""
+    """Node on which the life before was lost; any other is better, for it may be the node that is cut off or dying."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,8 +59,8 @@ class Transport(Protocol):
     def receive(self, receiver: Callable[[Reply], None]) -> None:
         """Name who gets the replies, on any thread."""
 
-    def start(self, member: MemberKey) -> None:
-        """Ask for a new member; it is there once it answers `ready`."""
+    def start(self, member: MemberKey, *, avoid: str) -> None:
+        """Ask for a new member, on another node than `avoid` if there is room; it is there once it answers `ready`."""
 
     def send(self, call: Call) -> None:
         """Start a call; its reply comes to the receiver."""

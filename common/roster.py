@@ -156,6 +156,7 @@ class Roster:
     ) -> list[Action]:
         """A life is over before its time: orphan its work, and begin another life if the budget allows."""
         slot.last_error = f"{phase}: {wrong}"
+        slot.lost_on = member.node or slot.lost_on
         told = wrong if member.key.slot in wrong else f"{member.key} was lost in {phase}: {wrong}"
         actions = self._end_life(slot, member, dump=dump, blamed=blamed, error=error)
         if member.state == "draining":
@@ -195,7 +196,7 @@ class Roster:
         self._lives[slot.name] += 1
         slot.restart_at = None
         slot.member = Member(key, now)
-        return [Start(key), self.call(slot.member, "ready", None, now)]
+        return [Start(key, slot.lost_on), self.call(slot.member, "ready", None, now)]
 
     def _sync(self, member: Member, now: float) -> list[Action]:
         """What a new member must do before its first work."""

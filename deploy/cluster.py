@@ -98,8 +98,10 @@ class RayRuntime:
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         transport = RayTransport(
             {
-                "rollout": lambda slot: spawn(RolloutActor, config.rollout, config, paths, slot),
-                "reward": lambda slot: spawn(RewardActor, config.reward_service, config, paths, secrets),
+                "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
+                "reward": lambda slot, avoid: spawn(
+                    RewardActor, config.reward_service, config, paths, secrets, avoid=avoid
+                ),
             },
             logs,
         )
@@ -107,7 +109,7 @@ class RayRuntime:
         try:
             if paths.judge is None:
                 learner = RayLearner(
-                    lambda: spawn(LearnerActor, config.learner, config, paths, str(folder)),
+                    lambda avoid: spawn(LearnerActor, config.learner, config, paths, str(folder), avoid=avoid),
                     config,
                     watch=watch,
                     stop=stop,

@@ -65,7 +65,7 @@ class LocalTransport:
         """Name who gets the replies."""
         self._receiver = receiver
 
-    def start(self, member: MemberKey) -> None:
+    def start(self, member: MemberKey, *, avoid: str) -> None:
         """Nothing yet: the object is built when it is asked whether it is ready."""
 
     def send(self, call: Call) -> None:

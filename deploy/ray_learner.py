@@ -37,7 +37,7 @@ class RayLearner:
     """Implements `common.ports.Learner`; payloads never pass through this process.
 
     Args:
-        spawn: asks Ray for a learner actor.
+        spawn: asks Ray for a learner actor, on another node than a given one.
         config: the run.
         watch: told how long calls take.
         stop: whether somebody wants the run to end; a running call then has `stop_timeout_s` left.
@@ -45,7 +45,7 @@ class RayLearner:
     """
 
     def __init__(
-        self, spawn: Callable[[], Any], config: RunConfig, *, watch: Stopwatch, stop: StopSignal, logs: Path
+        self, spawn: Callable[[str], Any], config: RunConfig, *, watch: Stopwatch, stop: StopSignal, logs: Path
     ) -> None:
         self._spawn = spawn
         self._config = config
@@ -58,7 +58,7 @@ class RayLearner:
         self._facts: dict[str, Any] = {}
         self._beat: Any = None
         self._beat_at = self._beat_sent_at = time.monotonic()
-        self._actor = spawn()
+        self._actor = spawn("")
         self._ready: Any = self._actor.ready.remote()
 
     @property
@@ -82,8 +82,8 @@ class RayLearner:
     def restart(self) -> None:
         """Another learner in a process of its own, with the weights before PPO until something is loaded."""
         end_actor(self._actor, self._facts)
+        self._actor = self._spawn(self._facts.get("node", ""))
         self._facts, self._beat, self._step = {}, None, 0
-        self._actor = self._spawn()
         self._ready = self._actor.ready.remote()
 
     def load(self, url: str | None, *, lineage: int) -> None:

@@ -25,11 +25,11 @@ class RayTransport:
     """Starts, calls and kills the actors of both pools; a reply's payload is an object reference.
 
     Args:
-        spawn: by role, asks Ray for an actor with the name of a slot.
+        spawn: by role, asks Ray for an actor with the name of a slot, on another node than a given one.
         logs: folder where stacks of stuck processes go.
     """
 
-    def __init__(self, spawn: Mapping[Role, Callable[[str], Any]], logs: Path) -> None:
+    def __init__(self, spawn: Mapping[Role, Callable[[str, str], Any]], logs: Path) -> None:
         self._spawn = spawn
         self._logs = logs
         self._actors: dict[MemberKey, Any] = {}
@@ -41,9 +41,9 @@ class RayTransport:
         """Name who gets the replies."""
         self._receiver = receiver
 
-    def start(self, member: MemberKey) -> None:
+    def start(self, member: MemberKey, *, avoid: str) -> None:
         """Ask for an actor."""
-        self._actors[member] = self._spawn[member.role](member.slot)
+        self._actors[member] = self._spawn[member.role](member.slot, avoid)
 
     def send(self, call: Call) -> None:
         """Start a remote call."""

@@ -259,8 +259,8 @@ class Supervisor:
             self._tell_ledger()  # before anything is sent, so that even after kill -9 nothing is uncounted
         for action in actions:
             match action:
-                case Start(member):
-                    self.transport.start(member)
+                case Start(member, avoid):
+                    self.transport.start(member, avoid=avoid)
                 case Send(call):
                     self.transport.send(call)
                 case Kill(member, dump):

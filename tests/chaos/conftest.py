@@ -1,23 +1,15 @@
-"""A real run on a real Ray cluster, and somebody who breaks it at a known place by a known process number.
-
-`break_a_run` runs PPO in this process, where it can be watched closely; `command` runs `minichatgpt` in a process of
-its own, of which nothing may be left in the end.
-"""
+"""A real run on a real Ray cluster, and somebody who breaks it at a known place by a known process number."""
 
 import io
+import itertools
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
@@ -32,7 +24,6 @@ from learner.trajectory_file import read_trajectories
 DEADLINE_S = 180.0
 """Of a single wait: far more than anything takes, so that only a hang is an error."""
 CALLABLES = Path(__file__).with_name("callables")
-ROOT = Path(__file__).parents[2]
 
 
 def poll(condition: Callable[[], object], *, what: str, deadline_s: float = DEADLINE_S) -> object:
@@ -97,9 +88,10 @@ class Outcome:
         return read_json(self.folder / "ledger.json")["ledger"]
 
     def tell_pause(self, fault: str, since: float) -> None:
-        """Print, for docs/reliability.md, how long after a fault (in seconds of `time.time`) an update began again."""
-        began = [path.stat().st_mtime for path in (self.folder / "trajectories").glob("update_*.safetensors")]
-        print(f"PAUSE {min(at for at in began if at > since) - since:.1f} s after: {fault}")
+        """Print, for docs/reliability.md, the longest time between updates since a fault, in seconds of `time.time`."""
+        paths = (self.folder / "trajectories").glob("update_*.safetensors")
+        began = [since, *sorted(at for path in paths if (at := path.stat().st_mtime) > since)]
+        print(f"PAUSE {max(after - before for before, after in itertools.pairwise(began)):.1f} s: {fault}")
 
     def assert_whole(self, updates: int, *, dropped: int = 0) -> None:
         """Every update once, every draw trained on once, and the equation holds on every line."""
@@ -133,101 +125,11 @@ class Outcome:
         assert mine == theirs
 
 
-class Command:
-    """`minichatgpt run` in a process of its own, with a Ray cluster of its own.
-
-    It leads a session, so that all that it starts is known by the session's number, whoever its parent is by now.
-    """
-
-    def __init__(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> None:
-        self.folder = folder
-        self._printed = folder.parent / f"{len(list(folder.parent.glob('*.out')))}.out"  # a pipe has ends in orphans
-        self._shared_memory = set(os.listdir("/dev/shm"))
-        with self._printed.open("wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "deploy", *arguments],
-                cwd=folder.parent,
-                env=environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def alive(self) -> list[psutil.Process]:
-        """All that it started and that has not ended, itself included."""
-        return [process for process in psutil.process_iter() if self._is_alive(process)]
-
-    def _is_alive(self, process: psutil.Process) -> bool:
-        try:
-            return os.getsid(process.pid) == self.process.pid and process.status() != psutil.STATUS_ZOMBIE
-        except (ProcessLookupError, psutil.NoSuchProcess):
-            return False
-
-    def await_step(self, step: int) -> None:
-        """Return once that many updates are recorded, while it runs."""
-        path = self.folder / "metrics.jsonl"
-        poll(lambda: path.is_file() or self.process.poll() is not None, what="the first update")
-        poll(lambda: path.read_text().count("\n") >= step or self.process.poll() is not None, what=f"update {step}")
-        assert self.process.poll() is None, self._printed.read_text()
-
-    def kill_all(self) -> None:
-        """SIGKILL for the driver, Ray's own processes and all actors, as when the machine loses its power."""
-        self.process.kill()
-        for process in self.alive():
-            os.kill(process.pid, signal.SIGKILL)
-        self.process.wait(timeout=DEADLINE_S)
-
-    def interrupt(self) -> None:
-        """Ctrl-C, as a terminal sends it: to the driver's whole process group."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def end(self) -> tuple[int, str]:
-        """Exit code, and what it printed."""
-        return self.process.wait(timeout=DEADLINE_S), self._printed.read_text()
-
-    def assert_nothing_is_left(self) -> None:
-        """No process, no shared memory, no word that it still runs, no half of a checkpoint."""
-        poll(lambda: not self.alive(), what=f"all are gone: {self.alive()}")
-        poll(lambda: set(os.listdir("/dev/shm")) <= self._shared_memory, what="shared memory is given back")
-        assert not [name for name in ("run.json", "control.token") if (self.folder / name).exists()]
-        assert not list((self.folder / "checkpoints").glob("*.partial"))
-
-    def outcome(self) -> Outcome:
-        """What the run left, for comparisons."""
-        return Outcome(self.folder, None, None, self._printed.read_text())
-
-
 @pytest.fixture
 def short_folder():
     """A folder whose path is short enough for sockets in it."""
-    with tempfile.TemporaryDirectory(prefix="mc", dir="/tmp") as path:
+    with tempfile.TemporaryDirectory(prefix="mc", dir="/tmp", ignore_cleanup_errors=True) as path:
         yield Path(path)
-
-
-@pytest.fixture
-def command(tiny_run, tmp_path, short_folder):
-    """Starts `minichatgpt run tiny`, changes as `--set` takes them, from where PPO begins; again goes on from there.
-
-    Another cluster, which is no business of the run's, was begun on this machine before.
-    """
-    folder = tmp_path / "tiny"
-    shutil.copytree(tiny_run, folder, ignore=shutil.ignore_patterns("checkpoints", "ppo*", "evaluate.json", "*.jsonl"))
-    (short_folder / "ray").mkdir()
-    (short_folder / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
-    started = []
-
-    def start(*changes: str) -> Command:
-        # A cluster of its own, with a token of its own: this process's environment is not to help it.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        environment |= {"PYTHONPATH": str(ROOT), "COLUMNS": "300", "NO_COLOR": "1", "TERM": "dumb"}
-        environment["RAY_TMPDIR"] = str(short_folder)
-        sets = [word for change in changes for word in ("--set", change)]
-        started.append(Command(["run", "tiny", "--runs", str(tmp_path), *sets], folder, environment))
-        return started[-1]
-
-    yield start
-    for run in started:
-        run.kill_all()
 
 
 @pytest.fixture
@@ -301,3 +203,15 @@ def undisturbed(tiny, tiny_run, tmp_path_factory):
 def _poll():
     """Wait until something holds, with an end."""
     return poll
+
+
+@pytest.fixture(scope="session", name="Watched")
+def _watched():
+    """Sees and steers a run, given its controls and its folder."""
+    return Watched
+
+
+@pytest.fixture(scope="session", name="Outcome")
+def _outcome():
+    """What a run left, given its folder, its error, who watched it, and what it printed."""
+    return Outcome

@@ -329,7 +329,7 @@ def test_columns_of_parquet_are_found(tmp_path):
     ("name", "content", "said"),
     [
         ("a.csv", b"", "is empty"),
-        ("a.csv", b"te\xffxt\nhello\n", "byte 0xff is not UTF-8"),
+        ("a.csv", b"words\xff\nhello\n", "byte 0xff is not UTF-8"),
         ("a.parquet", b"no parquet", "is not a parquet file"),
         ("a.jsonl", b"hello\n", "not JSON"),
         ("a.jsonl", b"[1]\n", "is no JSON object"),

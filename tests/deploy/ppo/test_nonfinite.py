@@ -50,8 +50,8 @@ def test_too_many_in_a_row_end_the_run_and_the_last_good_checkpoint_is_named(tra
         outcome.ok()
     [note] = outcome.error.__notes__
     assert note == (
-        "Stopped after update 3 of 6. Checkpoint step_000003 is kept; "
-        "the same command, without --again ppo, goes on from it"
+        "Stopped after update 3 of 6. Checkpoint step_000003 is kept; the same command, without --again ppo, goes on "
+        "from it"
     ), "what was done well until then is saved"
     assert outcome.ledger()["dropped"] == {"nonfinite_update": 3 * 32}
     assert [row["step"] for row in outcome.rows()] == [1, 2, 3]

@@ -68,8 +68,8 @@ def test_whoever_asks_the_run_ends_after_its_update_with_a_checkpoint_and_the_sa
     exit_code, said = minichatgpt("--again", "ppo", before_update_3=lambda: ask(run_copy))
     assert exit_code == code
     assert said.err.strip() == (
-        f"{reason}: stopped after update 3 of 6. Checkpoint step_000003 is kept; "
-        "the same command, without --again ppo, goes on from it"
+        f"{reason}: stopped after update 3 of 6. Checkpoint step_000003 is kept; the same command, without --again "
+        "ppo, goes on from it"
     )
     assert (read_end(run_copy).reason, read_end(run_copy).exit_code) == (reason, code)
     assert_nothing_is_left(run_copy)
