@@ -42,7 +42,7 @@ class Crew:
 
     def __init__(self, answer):
         self.answer = answer
-        self.alive, self.killed, self.sent = set(), [], []
+        self.alive, self.killed, self.sent, self.avoided = set(), [], [], {}
         self.draining = frozenset()
         self.silent = set()
         """Methods that the first life of a member never answers."""
@@ -59,9 +59,10 @@ class Crew:
     def receive(self, receiver):
         self.receiver = receiver
 
-    def start(self, member):
+    def start(self, member, *, avoid):
         assert member not in self.alive
         self.alive.add(member)
+        self.avoided[member] = avoid
 
     def send(self, call):
         assert call.member in self.alive, "nothing is sent to who was never started, or killed"
@@ -393,6 +394,8 @@ def test_members_that_fall_silent_are_replaced_and_their_work_moves(bridge):
     b.fall_silent("rollout")
     assert draws_of(waiting.result(timeout=DEADLINE_S)) == list(range(32))
     assert "no sign of life" in next(note.text for note in b.notes if note.event == "restart")
+    nodes = {(member.slot, member.incarnation): node for member, node in b.crew.avoided.items()}
+    assert (nodes["worker-0", 0], nodes["worker-0", 1]) == ("", "n1"), "it may be the node that is sick"
 
 
 def test_members_leave_a_node_that_is_about_to_go_and_their_work_moves(bridge):
