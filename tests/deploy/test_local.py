@@ -101,7 +101,7 @@ class Office:
 
     def start(self, *members):
         for member in members:
-            self.transport.start(member)
+            self.transport.start(member, avoid="")
             assert self.ask(member, "ready").error is None
 
 

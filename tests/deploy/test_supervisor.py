@@ -59,7 +59,7 @@ class Crew:
     def receive(self, receiver):
         self.receiver = receiver
 
-    def start(self, member):
+    def start(self, member, *, avoid):
         assert member not in self.alive
         self.alive.add(member)
 
