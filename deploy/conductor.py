@@ -123,9 +123,8 @@ class Conductor:
                 "rollout workers and reward replicas?"
             )
         batch = self._batch = Batch(sum(len(h.draw_indices) for h in handles), self.ledger, refill=True)
-        actions: list[Action] = [
-            Note("regenerate", "", f"payloads of {len(lost)} chunks are lost, and are generated and judged once more")
-        ]
+        told = f"payloads of {len(lost)} chunks are lost, and are generated and judged once more"
+        actions: list[Action] = [Note("regenerate", "", told)]
         for index, handle in enumerate(handles):
             if index not in lost:
                 batch.ready.append(handle)
@@ -315,8 +314,7 @@ class Conductor:
 
     def _refill(self, batch: Batch, now: float) -> list[Action]:
         """Once a round is over: the next draws for what was dropped, unless that happens too often."""
-        missing = batch.missing()
-        if batch.chunks or not batch.refill or missing == 0:
+        if batch.chunks or not batch.refill or (missing := batch.missing()) == 0:
             return []
         limit = self.ppo.max_drops_per_update
         limit = self.ppo.trajectories_per_update if limit is None else limit

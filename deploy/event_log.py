@@ -40,7 +40,7 @@ class EventLog:
             try:
                 append_json(self._path, {"time": now, "event": event, "slot": slot, "text": text})
             except DataError as error:  # a full disk must not end what it is told of
-                self._console.print(f"[dim]{now[11:19]}[/] {error}", highlight=False)
+                self._console.print(f"[dim]{now[11:19]}[/] {escape(str(error))}", highlight=False)
         self._count(event)
         if event not in QUIET:
             self._console.print(f"[dim]{now[11:19]}[/] {escape(text)}", highlight=False)

@@ -71,3 +71,13 @@ def test_events_of_an_earlier_start_stay(log, tmp_path):
     log[0].write("resumed", "one")
     EventLog(tmp_path, Console(file=io.StringIO()), count=lambda event: None).write("resumed", "two")
     assert [line["text"] for line in lines(tmp_path)] == ["one", "two"]
+
+
+def test_a_disk_that_takes_no_event_ends_nothing_and_the_event_is_shown(log, tmp_path):
+    events, shown, counted = log
+    (tmp_path / "events.jsonl").mkdir()
+    events.note(Note("restart", "worker-1", "it died"))
+    first, second = shown.getvalue().splitlines()
+    assert "events.jsonl" in first
+    assert second.endswith("it died")
+    assert counted == ["restart"]
