@@ -82,9 +82,8 @@ class Conductor:
 
     def resize(self, workers: int | None, replicas: int | None, now: float) -> list[Action]:
         """Change how many members the pools have."""
-        actions = self.rollout.resize(workers, now) if workers is not None else []
-        actions += self.reward.resize(replicas, now) if replicas is not None else []
-        return self._take(actions, now)
+        actions = [] if workers is None else self.rollout.resize(workers, now)
+        return self._take(actions + ([] if replicas is None else self.reward.resize(replicas, now)), now)
 
     def begin(self, num_samples: int, now: float) -> list[Action]:
         """Start on samples for training; `finished` has them once they are there.
@@ -136,7 +135,7 @@ class Conductor:
         return actions
 
     def finished(self) -> list[ChunkHandle] | None:
-        """The batch, in draw order, once it is complete; it is handed out once."""
+        """The batch in draw order, handed out once, when it is complete."""
         batch = self._batch
         if batch is None or batch.chunks or self.failure is not None:
             return None
@@ -147,9 +146,9 @@ class Conductor:
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on, or that a step without a finite gradient used up."""
         wanted = self.ppo.trajectories_per_update
+        self._nonfinite_in_a_row = 0 if report.is_finite else self._nonfinite_in_a_row + 1
         if not report.is_finite:
             self.ledger.drop("nonfinite_update", wanted, buffered=True)
-            self._nonfinite_in_a_row += 1
         elif len(report.trained) != wanted:
             raise LedgerError(
                 f"update {report.step} trained on {len(report.trained)} samples, not on the "
@@ -157,7 +156,6 @@ class Conductor:
             )
         else:
             self.ledger.train(wanted)
-            self._nonfinite_in_a_row = 0
         self.ledger.check()
         self._boundary = self._state()
         self._rounds_lost = 0
