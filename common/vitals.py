@@ -12,11 +12,18 @@ from pathlib import Path
 from typing import Any
 
 _STATM = Path("/proc/self/statm")
+_PID_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def describe(*, threads: int, node: str, node_ip: str = "") -> dict[str, Any]:
     """What a member answers when it is ready."""
-    return {"threads": threads, "node": node, "node_ip": node_ip, "pid": os.getpid()}
+    pid, namespace = os.getpid(), pid_namespace()
+    return {"threads": threads, "node": node, "node_ip": node_ip, "pid": pid, "pid_namespace": namespace}
+
+
+def pid_namespace() -> str:
+    """Where this process's number means this process: containers of one machine have their own; empty without /proc."""
+    return os.readlink(_PID_NAMESPACE) if _PID_NAMESPACE.exists() else ""
 
 
 def heartbeat() -> dict[str, Any]:

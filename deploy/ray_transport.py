@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, RayError
 
 from common.errors import MemberFailedError
 from common.ports import Call, MemberKey, Reply, Role
+from common.vitals import pid_namespace
 from deploy.postmortem import MemberFacts, describe_death
 from deploy.ray_calls import cause_of, draining_nodes, wait_for
 
@@ -127,8 +128,9 @@ def member_facts(role: str, name: str, phase: str, facts: Mapping[str, Any]) -> 
 def end_actor(actor: Any, facts: Mapping[str, Any]) -> None:
     """Kill an actor; one that is stopped on this node goes at once, where Ray itself would wait for 5 s."""
     ray.kill(actor)
+    here = {"node": ray.get_runtime_context().get_node_id(), "pid_namespace": pid_namespace()}
     pid = facts.get("pid")
-    if pid is None or facts.get("node") != ray.get_runtime_context().get_node_id() or not _is_stopped_actor(pid):
+    if pid is None or any(facts.get(key) != value for key, value in here.items()) or not _is_stopped_actor(pid):
         return
     try:
         os.kill(pid, signal.SIGKILL)
