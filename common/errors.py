@@ -57,6 +57,10 @@ class ControlError(MiniChatGPTError, RuntimeError):
     """A run cannot be reached, does not answer in time, or refuses what was asked."""
 
 
+class StageEndedError(ControlError):
+    """The stage that was asked has ended meanwhile; the run may go on in another one."""
+
+
 class RunStopped(MiniChatGPTError):  # noqa: N818 an order carried out, no fault
     """The run ends because somebody asked for it: Ctrl-C, SIGTERM or `stop`.
 

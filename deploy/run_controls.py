@@ -11,12 +11,12 @@ come from other threads than the one that runs the stages.
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
 
-from common.errors import ControlError
+from common.errors import ControlError, StageEndedError
 from deploy.exit_codes import STOPPED
 from deploy.run_status import CheckpointInfo, RunStatus
 from deploy.stop_signal import StopSignal
@@ -93,10 +93,11 @@ class RunControls:
             self._attached = None
 
     def status(self) -> RunStatus:
-        """What the attached stage says, else which stage runs."""
+        """What the attached stage says; which stage runs where none is attached, or it ends while it is asked."""
         attached = self._attached
         if attached is not None:
-            return attached.status()
+            with suppress(StageEndedError):
+                return attached.status()
         facts = self.facts
         return RunStatus(
             run=facts.run,

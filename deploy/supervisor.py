@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Any, TypeVar
 
-from common.errors import ControlError, MiniChatGPTError, PhaseTimeoutError
+from common.errors import MiniChatGPTError, PhaseTimeoutError, StageEndedError
 from common.metrics import RunMetrics
 from common.pool_actions import Action, Departed, Done, Kill, Note, Send, Start
 from common.ports import Reply, Transport
@@ -162,7 +162,7 @@ class Supervisor:
         """Run something in the thread that owns the pools; raises what it raises.
 
         Raises:
-            ControlError: the thread has ended.
+            StageEndedError: the thread has ended.
             PhaseTimeoutError: it does not answer.
         """
         future: Future[Result] = Future()
@@ -180,7 +180,7 @@ class Supervisor:
     def _raise_if_dead(self) -> None:
         if self._thread.done():
             self._thread.result()
-            raise ControlError("the stage with these pools has ended; nothing can be asked of them any more")
+            raise StageEndedError("the stage with these pools has ended; nothing can be asked of them any more")
 
     def _wait_for_batch(self, begin: Callable[[float], list[Action]]) -> list[ChunkHandle]:
         """Bounded by the deadlines and restart budgets of the pools."""

@@ -5,7 +5,7 @@ from concurrent.futures import Future
 
 import pytest
 
-from common.errors import ControlError
+from common.errors import ControlError, StageEndedError
 from deploy.run_controls import RunControls
 from deploy.run_status import PoolStatus, RunStatus
 from deploy.stop_signal import StopSignal
@@ -51,6 +51,17 @@ def test_a_stage_that_is_attached_answers_for_itself(run):
         assert run.status().pools["rollout"].target == 5
         assert not run.checkpoint().done()
     assert run.status().step is None
+
+
+def test_a_stage_that_ends_while_it_is_asked_leaves_the_answer_to_the_run(run):
+    class Ended(TwoWorkers):
+        def status(self):
+            raise StageEndedError("the pools are gone")
+
+    with run.in_stage("ppo"), run.attached(Ended(run)):
+        assert (run.status().stage, run.status().pools) == ("ppo", {})
+        with pytest.raises(StageEndedError):
+            run.scale(rollout_workers=5, reward_replicas=None)
 
 
 @pytest.mark.parametrize("call", ["scale", "checkpoint"])

@@ -13,11 +13,11 @@ from prometheus_client import CollectorRegistry
 from actors.prompts import PromptStream
 from common.errors import (
     ConfigError,
-    ControlError,
     LedgerError,
     MemberFailedError,
     NonFiniteError,
     RunStopped,
+    StageEndedError,
     TooManyDropsError,
 )
 from common.metrics import RunMetrics
@@ -380,7 +380,7 @@ def test_closing_ends_the_thread_and_late_commands_are_refused(bridge):
     b.supervisor.collect(32)
     b.supervisor.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("supervisor")]
-    with pytest.raises(ControlError, match="has ended"):
+    with pytest.raises(StageEndedError, match="has ended"):
         b.in_background(b.supervisor.describe).result(timeout=DEADLINE_S)
 
 
