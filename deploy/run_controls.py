@@ -11,7 +11,7 @@ come from other threads than the one that runs the stages.
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Protocol
@@ -96,8 +96,10 @@ class RunControls:
         """What the attached stage says; which stage runs where none is attached, or it ends while it is asked."""
         attached = self._attached
         if attached is not None:
-            with suppress(StageEndedError):
+            try:
                 return attached.status()
+            except StageEndedError:
+                pass  # it ended while it was asked
         facts = self.facts
         return RunStatus(
             run=facts.run,
