@@ -1,4 +1,4 @@
-"""What a row of a data source is, where it is no plain text: a demonstration, or a preference. Imports pydantic only."""
+"""What a row of a data source is where it is no plain text: a demonstration, a preference. Imports pydantic only."""
 
 from typing import Annotated, Literal
 
