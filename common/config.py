@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
-from common.data_config import DataSource
+from common.data_config import DataSource, Weights, check_rows, check_weights
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import Optimizer, PPOConfig
 
@@ -64,6 +64,9 @@ class LanguageModelTraining(Config):
 
     data: list[str] = Field(min_length=1)
     """Named data sources; their training split is learned, their held-out split measured."""
+    weights: Weights = {}
+    """How often each source is drawn from, by name, as `{ a = 3, b = 1 }`: each goes through epochs of its own, and
+    `epochs` counts as many draws as there are texts in all. None: every text once an epoch."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the texts; 0.5 stops half-way."""
     batch_sequences: int = Field(default=128, ge=1)
@@ -87,6 +90,11 @@ class LanguageModelTraining(Config):
     """Gradients are scaled down to this norm; inf: never."""
     heldout_texts: int = Field(default=1000, ge=1)
     """Held-out texts on which perplexity is measured, per data source."""
+
+    @model_validator(mode="after")
+    def _weighs_what_is_there(self) -> "LanguageModelTraining":
+        check_weights(self.data, self.weights)
+        return self
 
 
 class EvaluateConfig(Config):
@@ -185,6 +193,7 @@ class RunConfig(Config):
                         f"{stage}.data names {name!r}, which is no data source; "
                         f"defined are: {', '.join(self.data) or 'none'} (add [data.{name}])"
                     )
+                check_rows(stage, name, self.data[name])
         return self
 
     def data_used(self) -> dict[str, list[str]]:
