@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from common.config_base import Config
-from common.row_config import Rows
+from common.row_config import DemonstrationRows, Rows
 
 Weights = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 """How much more often than others a source is drawn from, by name; none: each text counts alike."""
@@ -80,17 +80,15 @@ class Columns(Config):
     prepare: TextPrep = TextPrep()
     """Cleaning and cutting of the texts."""
     rows: Rows | None = None
-    """What a row is where it is no text with a label, as `{ type = "demonstrations" }`; text_column, label_column and
-    prepare are then not read."""
+    """What a row is where it is no text with a label, as `{ type = "demonstrations" }`, of which text_column,
+    label_column and prepare say nothing."""
 
     @model_validator(mode="after")
     def _texts_or_rows(self) -> "Columns":
-        if self.rows is not None:
+        if isinstance(self.rows, DemonstrationRows):
             for name in ("text_column", "label_column", "prepare"):
                 if getattr(self, name) != Columns.model_fields[name].default:
-                    raise ValueError(
-                        f"{name} is of texts, but rows = {{ type = {self.rows.type!r} }} says what a row is; remove one"
-                    )
+                    raise ValueError(f"{name} is of texts, but rows says that these are {self.rows.type}; remove one")
         return self
 
     def column_names(self) -> list[str]:
