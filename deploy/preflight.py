@@ -2,6 +2,7 @@
 change.
 
     data, models ─┐
+    scorers ──────┤
     cluster ──────┼─▶ findings ─▶ one ConfigError, or the table of `minichatgpt preflight`
     storage, room ┘
 
@@ -17,6 +18,7 @@ from deploy.finding import Finding
 from deploy.preflight_cluster import check_placements
 from deploy.preflight_models import check_data, check_models, input_paths, policy_shape
 from deploy.preflight_room import check_room, policy_on_meta, room_needed
+from deploy.preflight_scorers import check_scorers
 from deploy.preflight_storage import check_storage
 from deploy.runtime_facts import RuntimeFacts
 
@@ -47,7 +49,8 @@ def raise_failures(config: RunConfig, found: Sequence[Finding]) -> None:
 
 def examine(config: RunConfig, folder: Path, facts: RuntimeFacts) -> list[Finding]:
     """All findings, good and bad, in the order in which they are best read; leaves nothing behind."""
-    found = [*check_data(config), *check_models(config)]
+    on_other_machines = facts.nodes is not None and len(facts.nodes) > 1
+    found = [*check_data(config), *check_models(config), *check_scorers(config, may_differ=on_other_machines)]
     if facts.unreachable:
         found.append(Finding("Ray", failure=facts.unreachable))
     if facts.nodes is not None:

@@ -9,8 +9,6 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
-SHOWN_CHARACTERS = 60
-
 
 def length(
     prompts: list[str],
@@ -39,16 +37,17 @@ def length(
         ValueError: numbers that make no sense, or a tokenizer that cannot be loaded.
     """
     if fewest < 0 or margin < 0 or (most is not None and most < fewest):
-        raise ValueError(f"got fewest={fewest}, most={most}, margin={margin}; needed is 0 <= fewest <= most, margin >= 0")
+        got = f"fewest={fewest}, most={most}, margin={margin}"
+        raise ValueError(f"got {got}; needed is 0 <= fewest <= most, and margin >= 0")
     measure = _words if tokenizer is None else _counter(tokenizer)
     return [-_share(_beyond(measure(response), fewest, most), margin) for response in responses]
 
 
 def repetition(prompts: list[str], responses: list[str], *, ngram_words: int = 3) -> list[float]:
-    """Minus the share of word n-grams that stood in the response before: `a b a b a b` has 4 pairs of 5... in words.
+    """Minus the share of word n-grams that stood in the response before.
 
-    With n = 2, `good film good film good film` has the pairs good-film, film-good, good-film, film-good, good-film:
-    two are new and three come again, so -3/5. Upper and lower case are the same. A response of fewer words than n has 0.
+    With n = 2, `good film good film good film` has five pairs: two are new and three come again, so -3/5. Upper and
+    lower case are the same; a response of fewer words than n has 0.
 
     Args:
         prompts: not looked at: what the response takes from its prompt is no repetition.
