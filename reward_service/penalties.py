@@ -3,6 +3,8 @@
 Each gives 0 where nothing is wrong and falls to -1 with what is, so that its weight in the mixture is positive and says
 what the worst costs. Parameters come from the scorer's `arguments`. Run in the process of `function_host.py`, so this
 file imports the standard library, and what reads a tokenizer only where one is asked for.
+
+Written as `0.0 - x`, for a negative zero would be shown as -0.
 """
 
 import functools
@@ -40,7 +42,7 @@ def length(
         got = f"fewest={fewest}, most={most}, margin={margin}"
         raise ValueError(f"got {got}; needed is 0 <= fewest <= most, and margin >= 0")
     measure = _words if tokenizer is None else _counter(tokenizer)
-    return [-_share(_beyond(measure(response), fewest, most), margin) for response in responses]
+    return [0.0 - _share(_beyond(measure(response), fewest, most), margin) for response in responses]
 
 
 def repetition(prompts: list[str], responses: list[str], *, ngram_words: int = 3) -> list[float]:
@@ -59,7 +61,7 @@ def repetition(prompts: list[str], responses: list[str], *, ngram_words: int = 3
     """
     if ngram_words < 1:
         raise ValueError(f"ngram_words={ngram_words} must be at least 1")
-    return [-_repeated(response.lower().split(), ngram_words) for response in responses]
+    return [0.0 - _repeated(response.lower().split(), ngram_words) for response in responses]
 
 
 def non_ascii(prompts: list[str], responses: list[str], *, allowed: str = "") -> list[float]:
@@ -71,7 +73,8 @@ def non_ascii(prompts: list[str], responses: list[str], *, allowed: str = "") ->
         allowed: characters that count as ASCII, as in "äöüß–’".
     """
     return [
-        -sum(not c.isascii() and c not in allowed for c in response) / max(1, len(response)) for response in responses
+        0.0 - sum(not c.isascii() and c not in allowed for c in response) / max(1, len(response))
+        for response in responses
     ]
 
 
