@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
-from common.data_config import DataSource
+from common.data_config import DataSource, check_rows
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import Optimizer, PPOConfig
 
@@ -201,10 +201,22 @@ class RunConfig(Config):
         return used
 
     @model_validator(mode="after")
+    def _rows_are_what_stages_read(self) -> "RunConfig":
+        for stage, names in self.data_used().items():
+            training = getattr(self, stage.removesuffix(".training"))
+            training = training.training if stage.endswith(".training") else None
+            is_ranked = training is not None and training.type == "preferences"
+            for name in names:
+                check_rows(f"{stage} names data.{name}", self.data[name], is_ranked=is_ranked)
+        return self
+
+    @model_validator(mode="after")
     def _labels_where_needed(self) -> "RunConfig":
         for stage in ("reward_model", "judge"):
             table = getattr(self, stage)
-            for name in table.training.data if table is not None and table.training else []:
+            if table is None or table.training is None or table.training.type != "labels":
+                continue
+            for name in table.training.data:
                 source = self.data[name]
                 labelled = source.labels if source.type == "inline" else source.label_column
                 if labelled is None:
@@ -255,7 +267,7 @@ class RunConfig(Config):
 
     def _origin(self, name: str) -> str:
         """What a source's documents are, however they are cut."""
-        return self.data[name].model_dump_json(exclude={"prepare", "install"})
+        return self.data[name].model_dump_json(exclude={"prepare", "install", "rows"})
 
     def _check_lengths(self) -> None:
         if self.model.type != "fresh":
@@ -266,6 +278,13 @@ class RunConfig(Config):
                 raise ValueError(
                     f"{stage}.max_tokens={table.max_tokens} exceeds model.max_tokens={self.model.max_tokens}; "
                     f"set it to {self.model.max_tokens} or less"
+                )
+        for stage in ("reward_model", "judge"):
+            table = getattr(self, stage)
+            if table is not None and table.classifier.type == "policy" and table.max_tokens > self.model.max_tokens:
+                raise ValueError(
+                    f"{stage}.max_tokens={table.max_tokens} exceeds model.max_tokens={self.model.max_tokens}, and its "
+                    f"classifier is the policy; set it to {self.model.max_tokens} or less"
                 )
         if self.ppo is None:
             return

@@ -100,9 +100,22 @@ def split(corpus: Corpus, heldout_fraction: float, which: Which = "train", half:
     Raises:
         DataError: the split is empty.
     """
+    rows = rows_of_split(corpus.document_ids, heldout_fraction, which, half)
+    return Corpus(
+        texts=[corpus.texts[row] for row in rows],
+        labels=None if corpus.labels is None else corpus.labels[rows],
+        document_ids=corpus.document_ids[rows],
+        fingerprint=_digest(f"{corpus.fingerprint} {heldout_fraction!r} {which} {half}"),
+    )
+
+
+def rows_of_split(
+    document_ids: npt.NDArray[np.uint64], heldout_fraction: float, which: Which, half: Half, *, what: str = "documents"
+) -> npt.NDArray[np.int64]:
+    """Indices of the rows whose document is in a split; arguments as in `split`, `what` names documents in errors."""
     if not 0 <= heldout_fraction <= 1:
         raise ValueError(f"heldout_fraction={heldout_fraction} is no share; choose one from 0 to 1")
-    documents, where = np.unique(corpus.document_ids, return_inverse=True)
+    documents, where = np.unique(document_ids, return_inverse=True)
     bound = math.floor(heldout_fraction * 2**64)
     keep = np.array([(mix(_HELDOUT, int(d)) < bound) == (which == "heldout") for d in documents], dtype=bool)
     if half != "all":
@@ -111,14 +124,9 @@ def split(corpus: Corpus, heldout_fraction: float, which: Which = "train", half:
     if not rows.size:
         raise DataError(
             f"the {which} split (heldout_fraction={heldout_fraction}, half={half!r}) is empty: "
-            f"there are only {len(documents)} different documents; add some, or change heldout_fraction"
+            f"there are only {len(documents)} different {what}; add some, or change heldout_fraction"
         )
-    return Corpus(
-        texts=[corpus.texts[row] for row in rows],
-        labels=None if corpus.labels is None else corpus.labels[rows],
-        document_ids=corpus.document_ids[rows],
-        fingerprint=_digest(f"{corpus.fingerprint} {heldout_fraction!r} {which} {half}"),
-    )
+    return rows
 
 
 def _inline_rows(source: InlineSource) -> _Rows:

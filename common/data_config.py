@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config_base import Config
+from common.row_config import Rows
 
 
 class LengthRange(Config):
@@ -53,9 +54,31 @@ class Columns(Config):
     """Keep only rows whose columns equal these values, as in `where = { source = "imdb" }`."""
     prepare: TextPrep = TextPrep()
     """Cleaning and cutting of the texts."""
+    rows: Rows | None = None
+    """What a row is, where it is no plain text; None: a text, with a label where label_column is set."""
+
+    @model_validator(mode="after")
+    def _rows_fit_the_columns(self) -> "Columns":
+        if self.rows is None:
+            return self
+        if self.rows.type == "label_pairs" and self.label_column is None:
+            raise ValueError('rows = { type = "label_pairs" } makes pairs of labels; set label_column')
+        if self.rows.type == "preferences":
+            if self.label_column is not None:
+                raise ValueError(
+                    f"label_column={self.label_column!r} is of labelled texts, but the rows are preferences; remove it"
+                )
+            if self.prepare != TextPrep(lowercase=self.prepare.lowercase):
+                raise ValueError(
+                    "responses of preferences are ranked as they are, so that of prepare only lowercase is legal; "
+                    "remove its other keys"
+                )
+        return self
 
     def column_names(self) -> list[str]:
         """Columns that are read."""
+        if self.rows is not None and self.rows.type == "preferences":
+            return [*self.rows.column_names(), *self.where]
         label = [] if self.label_column is None else [self.label_column]
         return [self.text_column, *label, *self.where]
 
@@ -104,3 +127,24 @@ class InlineSource(Config):
 
 
 DataSource = Annotated[FilesSource | PackageSource | InlineSource, Field(discriminator="type")]
+
+
+def check_rows(what: str, source: DataSource, *, is_ranked: bool) -> None:
+    """Raise ValueError unless a source's rows are of the kind that who reads it needs.
+
+    Args:
+        what: who names which source, for the message.
+        source: the source.
+        is_ranked: whether preferences are needed, rather than texts.
+    """
+    kind = None if source.type == "inline" or source.rows is None else source.rows.type
+    if is_ranked and kind not in ("preferences", "label_pairs"):
+        raise ValueError(
+            f'{what}, whose rows are no preferences; give it rows = {{ type = "preferences" }}, or derive them from '
+            'labels by rows = { type = "label_pairs" }; inline sources hold none'
+        )
+    if not is_ranked and kind == "preferences":
+        raise ValueError(
+            f"{what}, whose rows are preferences, but texts are read there; name another source, on the same files "
+            'with text_column say, or train on them by type = "preferences"'
+        )

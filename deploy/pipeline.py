@@ -1,7 +1,7 @@
 """The stages of a run, in order: what is done already is skipped, what each leaves is the next one's start.
 
 pretrain ─▶ sft ─┬▶ ppo ─▶ evaluate ─▶ summary.json, report.html
-reward_model ────┘          │
+reward_model ────┘          │            (a classifier of type `policy` starts from what sft left)
 judge ──────────────────────┘
 """
 
@@ -182,8 +182,11 @@ class Pipeline:
     def _inputs(self, stage: str) -> dict[str, Model]:
         """The models that a stage starts from."""
         match stage:
-            case "pretrain" | "reward_model" | "judge":
+            case "pretrain":
                 return {}
+            case "reward_model" | "judge":
+                starts_from_policy = getattr(self.config, stage).classifier.type == "policy"
+                return {"policy": self._start_of_ppo()} if starts_from_policy else {}
             case "sft":
                 return {"policy": self._base()}
             case "ppo":
