@@ -2,9 +2,10 @@
 
 from actors.prompts import PromptStream
 from common.config import RunConfig
-from common.corpus import Which, load_corpus, split
+from common.corpus import load_corpus, split
 from common.errors import DataError
 from common.records import ModelPaths
+from common.splits import Which
 from common.text import encode, eos_token_ids, load_tokenizer
 
 

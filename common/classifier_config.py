@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from common.config_base import Config
+from common.data_config import Weights, check_weights
 from common.ppo_config import Optimizer
 
 
@@ -73,6 +74,9 @@ class LabelTraining(Config):
     """Which half of the training labels to learn from; `a` and `b` are disjoint, split by a hash of the document."""
     repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
     """How often a data source's texts stand in one epoch, by name; once if not named."""
+    weights: Weights = {}
+    """How often each source is drawn from instead, by name, as `{ a = 3, b = 1 }`: each goes through epochs of its
+    own, and `epochs` counts as many draws as there are texts in all."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the texts."""
     batch_sequences: int = Field(default=256, ge=1)
@@ -87,6 +91,9 @@ class LabelTraining(Config):
     @model_validator(mode="after")
     def _repeats_what_is_there(self) -> "LabelTraining":
         _check_repeat(self.repeat, self.data)
+        check_weights(self.data, self.weights)
+        if self.weights and self.repeat:
+            raise ValueError("weights and repeat both say how often a source counts; remove one")
         return self
 
 

@@ -3,13 +3,14 @@
 A stage runs if its table is present. The order is always pretrain, sft, reward_model, judge, ppo, evaluate.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
-from common.data_config import DataSource, check_rows
+from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import Optimizer, PPOConfig
 
@@ -64,6 +65,9 @@ class LanguageModelTraining(Config):
 
     data: list[str] = Field(min_length=1)
     """Named data sources; their training split is learned, their held-out split measured."""
+    weights: Weights = {}
+    """How often each source is drawn from, by name, as `{ a = 3, b = 1 }`: each goes through epochs of its own, and
+    `epochs` counts as many draws as there are texts in all. None: every text once an epoch."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the texts; 0.5 stops half-way."""
     batch_sequences: int = Field(default=128, ge=1)
@@ -87,6 +91,11 @@ class LanguageModelTraining(Config):
     """Gradients are scaled down to this norm; inf: never."""
     heldout_texts: int = Field(default=1000, ge=1)
     """Held-out texts on which perplexity is measured, per data source."""
+
+    @model_validator(mode="after")
+    def _weighs_what_is_there(self) -> "LanguageModelTraining":
+        check_weights(self.data, self.weights)
+        return self
 
 
 class EvaluateConfig(Config):
@@ -185,6 +194,7 @@ class RunConfig(Config):
                         f"{stage}.data names {name!r}, which is no data source; "
                         f"defined are: {', '.join(self.data) or 'none'} (add [data.{name}])"
                     )
+                check_rows(stage, name, self.data[name], self._reads(stage))
         return self
 
     def data_used(self) -> dict[str, list[str]]:
@@ -200,15 +210,11 @@ class RunConfig(Config):
                 used[f"{stage}.training"] = table.training.data
         return used
 
-    @model_validator(mode="after")
-    def _rows_are_what_stages_read(self) -> "RunConfig":
-        for stage, names in self.data_used().items():
-            training = getattr(self, stage.removesuffix(".training"))
-            training = training.training if stage.endswith(".training") else None
-            is_ranked = training is not None and training.type == "preferences"
-            for name in names:
-                check_rows(f"{stage} names data.{name}", self.data[name], is_ranked=is_ranked)
-        return self
+    def _reads(self, stage: str) -> Sequence[str]:
+        """The kinds of rows that a stage, as `data_used` names it, can read."""
+        table = getattr(self, stage.removesuffix(".training"))
+        ranks = stage.endswith(".training") and table.training.type == "preferences"
+        return PREFERENCES if ranks else READS[stage]
 
     @model_validator(mode="after")
     def _labels_where_needed(self) -> "RunConfig":

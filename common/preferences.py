@@ -1,29 +1,27 @@
 """Loads what is preferred to what, and splits it by a stable hash: what a reward model learns from rankings.
 
-    files | package ─▶ table_files ─▶ where ─▶ check texts, margins ─▶ split by prompt and texts ─▶ Preferences
-    label_pairs: load_corpus ─▶ split by document ─▶ match by length ─────────────────────────────────┘
+    preferences: source_tables ─▶ check texts, margins ─▶ split by prompt and texts ─▶ Preferences
+    label_pairs: corpus ─▶ split by document ─▶ match by length ──────────────────────┘
 
 It knows no tokenizer and no model. The same source gives the same preferences anywhere.
 """
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from common.cleaning import count_words
-from common.corpus import Corpus, Half, Which, load_corpus, rows_of_split, split
-from common.data_config import DataSource, FilesSource, InlineSource, PackageSource
+from common.corpus import Corpus, load_corpus, split
+from common.data_config import DataSource
 from common.errors import DataError
 from common.label_pairs import match_by_length, turned_round
 from common.row_config import LabelPairRows, PreferenceRows
-from common.table_diagnosis import place
-from common.table_files import find_files, find_in_package, read_columns
+from common.source_tables import Table, read_tables
+from common.splits import Half, Which, rows_of_split
 
 Integers = npt.NDArray[np.int64]
 
@@ -77,17 +75,14 @@ def load_preferences(
         DataError: a file, column, text or margin is not as it should be, or nothing is left; names file, row and
             column where there is one, and what to change.
     """
-    rows = None if isinstance(source, InlineSource) else source.rows
-    match source, rows:
-        case _, LabelPairRows():
+    match source.rows:
+        case LabelPairRows() as rows:
             return _derived(split(load_corpus(source), heldout_fraction, which, half), rows)
-        case FilesSource() | PackageSource(), PreferenceRows():
+        case PreferenceRows() as rows:
             rankings = _read(source, rows)
-            if source.prepare.lowercase:
-                rankings = [_Ranking(r.prompt.lower(), [t.lower() for t in r.responses], r.margin) for r in rankings]
-            kept = rows_of_split(_group_ids(rankings), heldout_fraction, which, half, what="groups of rankings")
+            kept = rows_of_split(_group_ids(rankings), heldout_fraction, which, half)
             return _gathered([rankings[i] for i in kept])
-    raise DataError('the rows of this source are no preferences; set rows = { type = "preferences" }')
+    raise ValueError("the rows of this source are no preferences, which the configuration demands")
 
 
 def join_response(prompt: str, response: str) -> str:
@@ -125,40 +120,25 @@ def _derived(corpus: Corpus, rows: LabelPairRows) -> Preferences:
     )
 
 
-def _read(source: FilesSource | PackageSource, rows: PreferenceRows) -> list[_Ranking]:
-    match source:
-        case FilesSource():
-            paths = find_files(source.paths)
-        case PackageSource():
-            paths = [find_in_package(source.package, source.file, source.install)]
-    rankings: list[_Ranking] = []
-    for path in paths:
-        table = read_columns(path, source.column_names())
-        numbers: Sequence[int] = range(1, len(next(iter(table.values()))) + 1)
-        for column, legal in source.where.items():
-            cells = table[column]
-            numbers = [n for n in numbers if cells[n - 1] == legal or str(cells[n - 1]) == str(legal)]
-        rankings += [_checked(table, n, rows, functools.partial(place, path)) for n in numbers]
-    if not rankings:
-        asked = ", ".join(f"{column} = {value!r}" for column, value in source.where.items())
-        raise DataError(f"{', '.join(map(str, paths))}: where ({asked}) keeps no row; change where")
-    return rankings
+def _read(source: DataSource, rows: PreferenceRows) -> list[_Ranking]:
+    return [_checked(table, row, rows) for table in read_tables(source) for row in table.rows]
 
 
-def _checked(table: dict[str, list[Any]], row: int, rows: PreferenceRows, locate: Callable[[int], str]) -> _Ranking:
+def _checked(table: Table, row: int, rows: PreferenceRows) -> _Ranking:
     """One row of a table, from 1."""
+    columns_of, locate = table.columns, table.locate
 
     def text(value: object, column: str, what: str) -> str:
         if not isinstance(value, str):
             problem = "is missing" if value is None else f"is {value!r}, which is no string"
-            raise DataError(f"{locate(row)}, column {column!r}: {what} {problem}; fill it in or delete the row")
+            raise DataError(f"{table.locate(row)}, column {column!r}: {what} {problem}; fill it in or delete the row")
         return value
 
     prompt = ""
     if rows.prompt_column is not None:
-        prompt = text(table[rows.prompt_column][row - 1], rows.prompt_column, "the prompt")
+        prompt = text(columns_of[rows.prompt_column][row - 1], rows.prompt_column, "the prompt")
     if rows.ranking_column is not None:
-        column, cell = rows.ranking_column, table[rows.ranking_column][row - 1]
+        column, cell = rows.ranking_column, columns_of[rows.ranking_column][row - 1]
         if not isinstance(cell, list) or len(cell) < 2:
             got = "is missing" if cell is None else f"is {_short(cell)}"
             raise DataError(
@@ -169,13 +149,13 @@ def _checked(table: dict[str, list[Any]], row: int, rows: PreferenceRows, locate
         columns = [column] * len(cell)
     else:
         columns = [rows.chosen_column, rows.rejected_column]
-        responses = [text(table[column][row - 1], column, "the response") for column in columns]
+        responses = [text(columns_of[column][row - 1], column, "the response") for column in columns]
     for column, response in zip(columns, responses, strict=True):
         if not (prompt + response).strip():
             raise DataError(f"{locate(row)}, column {column!r}: the text is empty; fill it in or delete the row")
     margin = 0.0
     if rows.margin_column is not None:
-        margin = _margin(table[rows.margin_column][row - 1], rows.margin_column, row, locate)
+        margin = _margin(columns_of[rows.margin_column][row - 1], rows.margin_column, row, locate)
     return _Ranking(prompt, responses, margin)
 
 

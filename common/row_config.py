@@ -18,6 +18,29 @@ class DemonstrationRows(Config):
     """Column of the response."""
     messages_column: str | None = None
     """Column of a chat instead: a list of `{"role": ..., "content": ...}`; each turn of the assistant is learned."""
+    use_chat_template: bool = True
+    """Write prompt and response as a chat where the model's tokenizer has a template; false: one after the other, as
+    for a model without one."""
+
+    def column_names(self) -> list[str]:
+        """Columns that are read."""
+        return [self.prompt_column, self.response_column] if self.messages_column is None else [self.messages_column]
+
+    @model_validator(mode="after")
+    def _pair_or_chat(self) -> "DemonstrationRows":
+        if self.messages_column is None:
+            return self
+        for name in ("prompt_column", "response_column"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} and messages_column={self.messages_column!r} exclude each other; "
+                    "give the columns of prompt and response, or the one of the chat"
+                )
+        if not self.use_chat_template:
+            raise ValueError(
+                "use_chat_template=false cannot write the turns of a chat; remove it, or name prompt and response"
+            )
+        return self
 
 
 class PreferenceRows(Config):
