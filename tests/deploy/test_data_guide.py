@@ -15,7 +15,7 @@ from deploy.launch import launch
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```toml\n(.*?)```", PAGE, flags=re.DOTALL))
 
-WORDS = "rain snow ice fog dew hail wind sun cloud storm".split()
+WORDS = ["rain", "snow", "ice", "fog", "dew", "hail", "wind", "sun", "cloud", "storm"]
 REVIEWS = [(f"a {mood} film about {word} and people .", label) for word in WORDS
            for mood, label in (("good", 1), ("great", 1), ("bad", 0), ("poor", 0))]  # fmt: skip
 QUESTIONS = [(f"what is {word} in {place} ?", f"it is {word} .") for word in WORDS for place in ("spring", "winter")]
@@ -113,7 +113,8 @@ def run(example: str, here: Path, model: str) -> dict[str, dict]:
     config = load_config(here / "my.toml", changes(example, model))
     launch(config, here / "runs" / config.name, local=True, address=None, again=frozenset())
     return {
-        path.stem: json.loads(path.read_text())["metrics"] for path in (here / "runs" / config.name / "stages").iterdir()
+        path.stem: json.loads(path.read_text())["metrics"]
+        for path in (here / "runs" / config.name / "stages").iterdir()
     }
 
 
