@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from actors.chat import Answer, Reply, Sampling, Speaker
 from actors.conversation import Asked, ask_chat, ask_text, prompt_room
 from common.chat import Message
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, DataError, MiniChatGPTError
 from common.records import Ids
 from common.text import decode
 from deploy.chat_run import RunView, Verdict
@@ -95,7 +95,7 @@ class ChatSession:
                 self._command(name)(rest.strip())
             elif text:
                 self.ask(text)
-        except (ConfigError, DataError) as error:
+        except MiniChatGPTError as error:
             self.screen.note(str(error))
 
     @property
@@ -185,6 +185,8 @@ class ChatSession:
             raise DataError("the last answer is complete; /retry asks for another one")
         if self.speaker.context_tokens is not None and len(ids) >= self.speaker.context_tokens:
             raise DataError(f"the model's context of {self.speaker.context_tokens} tokens is full")
+        if not self.is_chat:
+            self.screen.prompt(decode(self.speaker.tokenizer, ids))
         self._say(self._begin(self.speaker, ids, continues=True), answer)
 
     def clear(self) -> None:
@@ -211,7 +213,7 @@ class ChatSession:
             self.sampling = changed(self.sampling, name.replace("-", "_"), value.strip())
         if name.startswith("seed"):
             self._num_answers = 0
-        self.screen.table({key: f"{number:g}" for key, number in self.sampling.model_dump().items()})
+        self.screen.table({key: str(number) for key, number in self.sampling.model_dump().items()})
 
     def _score(self, _: str) -> None:
         self.screen.verdict(self.score())

@@ -62,8 +62,7 @@ class Terminal:
         cells = []
         for title, (text, verdict) in zip(("before PPO", "after PPO"), sides, strict=True):
             table.add_column(Text(title, "dim"), ratio=1, overflow="fold")
-            words = in_words(verdict) if verdict is not None else {}
-            below = "".join(f"\n{name}  {value}" for name, value in words.items())
+            below = "" if verdict is None else f"\n{in_short(verdict)}"
             cells.append(Text.assemble(printable(text), (below, "dim")))
         table.add_row(*cells)
         self._console.print(table)
@@ -79,6 +78,12 @@ def in_words(verdict: Verdict) -> dict[str, str]:
     if verdict.judge_p_positive is not None:
         words["judge"] = f"{verdict.judge_p_positive:.1%} positive  PPO never sees it"
     return words
+
+
+def in_short(verdict: Verdict) -> str:
+    """A verdict on one line, as in the report."""
+    judge = "" if verdict.judge_p_positive is None else f" · judge {verdict.judge_p_positive:.1%}"
+    return f"score {verdict.score:+.2f}{judge} · KL {verdict.kl_seq_sum:.1f}"
 
 
 def printable(text: str) -> str:

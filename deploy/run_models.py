@@ -23,6 +23,7 @@ from common.text import load_tokenizer
 
 PolicyName = Literal["pretrained", "sft", "ppo"]
 STAGE_OF: Final[Mapping[str, str]] = {
+    "base": "base",
     "pretrained": "pretrain",
     "sft": "sft",
     "ppo": "ppo",
@@ -93,14 +94,17 @@ class RunModels:
         Raises:
             ConfigError: it is not there; names what is.
         """
-        path = self.finished(name)
-        model = self.config.model
-        if path is None and name == "pretrained" and model.type == "pretrained":
-            path = join_revision(model.path, model.revision)
+        path = self._ready_made() if name == "pretrained" else self.finished(name)
         if path is None:
             raise ConfigError(f"{self.folder} holds no finished {name!r}; there are: {self._there()}")
         words = {"pretrained": "before fine-tuning", "sft": "after supervised fine-tuning", "ppo": "after PPO"}[name]
         return Policy(f"{words} ({path})", name == "ppo", load_policy(path), load_tokenizer(path), path)
+
+    def _ready_made(self) -> str | None:
+        """What fine-tuning starts from: pre-trained by the run, unpacked by it, or named in its configuration."""
+        model = self.config.model
+        named = join_revision(model.path, model.revision) if model.type == "pretrained" else None
+        return self.finished("pretrained") or self.finished("base") or named
 
     def newest(self) -> Policy:
         """The policy after PPO, else the newest checkpoint that verifies, else what PPO starts from, or would.
