@@ -23,7 +23,7 @@ from common.config_base import Config
 from common.logprobs import log_distribution
 from common.records import Ids
 from common.seeds import mix, uniform_noise
-from common.text import decode, eos_token_ids
+from common.text import decode
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 """How a tokenizer decodes the first bytes of a character whose other bytes are still to come."""
@@ -132,12 +132,13 @@ class Speaker:
     Args:
         policy: a causal language model, in evaluation mode.
         tokenizer: the policy's own.
+        eos_ids: ids that end an answer.
     """
 
-    def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos_ids: frozenset[int]) -> None:
         self.policy = policy.eval()
         self.tokenizer = tokenizer
-        self.eos_ids = eos_token_ids(tokenizer)
+        self.eos_ids = eos_ids
         self.device = next(policy.parameters()).device
 
     @property

@@ -12,12 +12,12 @@ from typing import Any
 import transformers
 from rich.console import Console
 
-from actors.chat import Answer, Speaker
+from actors.chat import Answer
 from common.chat import has_chat_template
 from common.errors import ConfigError
 from common.modeling import resolve_device
 from deploy.chat_open import Opened, open_policy
-from deploy.chat_run import RunView
+from deploy.chat_run import RunView, speaker_of
 from deploy.chat_session import ChatSession, changed
 from deploy.chat_terminal import Terminal, read_line, talk
 from deploy.run_models import PolicyName
@@ -63,13 +63,14 @@ def launch_chat(request: ChatRequest) -> None:
         opened = open_policy(request.name, request.runs, model=request.model, checkpoint=request.checkpoint)
     session = _session(request, opened, Terminal(StringIO() if request.as_json else sys.stdout, remarks))
     try:
-        session.screen.note(f"{request.name}: {opened.policy.words}")
+        words = f"{request.name}: {opened.policy.words}"
+        session.screen.note(words)
         if is_talk:
             session.screen.note(_greeting(session))
             talk(session, read_line)
         else:
             lines = request.prompts or (line.rstrip("\n") for line in sys.stdin)
-            answer_all(session, lines, request, opened.policy.words)
+            answer_all(session, lines, request, words)
     finally:
         if session.view is not None:
             session.view.close()
@@ -77,8 +78,7 @@ def launch_chat(request: ChatRequest) -> None:
 
 def _session(request: ChatRequest, opened: Opened, screen: Terminal) -> ChatSession:
     policy, run = opened.policy, opened.run
-    policy.model.to(resolve_device(request.device, 1.0))
-    speaker = Speaker(policy.model, policy.tokenizer)
+    speaker = speaker_of(policy, resolve_device(request.device, 1.0))
     sampling = opened.sampling.model_copy(update={"seed": secrets.randbelow(2**31)})
     for name, value in request.settings.items():
         sampling = changed(sampling, name, value)

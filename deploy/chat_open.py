@@ -79,8 +79,10 @@ def _plain(name: str, runs: Path) -> Policy:
     if classifiers := [architecture for architecture in architectures if "Classif" in architecture]:
         raise ConfigError(f"{name} is a classifier ({classifiers[0]}), and classifiers do not speak; name a policy")
     try:
-        return Policy(name, False, load_policy(name), load_tokenizer(name), name)
+        policy, tokenizer = load_policy(name), load_tokenizer(name)
     except ConfigError as error:
         there = ", ".join(sorted(p.name for p in runs.glob("[!.]*") if p.is_dir()))
         error.add_note(f"It is no run either; runs in {runs}: {there or 'none'}")
         raise
+    words = f"{type(policy).__name__} of {policy.num_parameters():,} parameters"
+    return Policy(words, False, policy, tokenizer, name)

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from actors.chat import Answer, Speaker
 from common.errors import ConfigError, DataError
 from common.records import Finish, Identity, ModelPaths, Prompt, Rollout, RolloutChunk
-from common.text import decode
+from common.text import decode, eos_token_ids
 from deploy.run_models import Policy, RunModels
 from deploy.scorer_secrets import scorer_secrets
 from reward_service.build import build_mixture, text_classifier
@@ -105,9 +106,7 @@ class RunView:
 
     def _start(self) -> Speaker:
         if self._before is None:
-            before = self.run.before_ppo()
-            before.model.to(self.speaker.device)
-            self._before = Speaker(before.model, before.tokenizer)
+            self._before = speaker_of(self.run.before_ppo(), self.speaker.device)
         return self._before
 
     def _scorers(self) -> Mixture:
@@ -131,6 +130,12 @@ class RunView:
         whole = decode(self.speaker.tokenizer, np.concatenate([answer.prompt_ids, answer.response_ids]))
         _, chances = self._judge.judge([whole])
         return float(chances[0])
+
+
+def speaker_of(policy: Policy, device: torch.device) -> Speaker:
+    """Weights that can be talked with; they are moved to the device."""
+    policy.model.to(device)
+    return Speaker(policy.model, policy.tokenizer, eos_token_ids(policy.tokenizer))
 
 
 def _chunk(answer: Answer) -> RolloutChunk:

@@ -13,6 +13,7 @@ from common.seeds import mix
 from common.text import decode, encode, train_word_tokenizer
 
 WORDS = "the film is good , isn't it ? yes ! a bad one : no"
+EOS = frozenset({2})
 NOTHING = np.zeros(0, np.int32)
 
 
@@ -84,7 +85,7 @@ def test_a_mark_after_the_prompt_stands_close_to_it(words):
 def test_an_answer_is_what_a_rollout_worker_samples(architecture, words, temperature):
     policy = architecture(vocab_size=len(words))
     prompt, sampling = np.array([5, 9, 6], np.int32), Sampling(temperature=temperature, max_tokens=20, seed=11)
-    speaker = Speaker(policy, words)
+    speaker = Speaker(policy, words, EOS)
     reply = speaker.answer(prompt, sampling, 4, continues=True)
     text = "".join(reply)
     (sampled,) = SamplingEngine(policy, speaker.eos_ids).sample(
@@ -97,7 +98,7 @@ def test_an_answer_is_what_a_rollout_worker_samples(architecture, words, tempera
 
 
 def test_other_numbers_have_other_noise_and_the_same_number_the_same(llama, words):
-    speaker = Speaker(llama(vocab_size=len(words)), words)
+    speaker = Speaker(llama(vocab_size=len(words)), words, EOS)
 
     def said(number, **changes):
         sampling = Sampling(temperature=2.0, max_tokens=12, **changes)
@@ -113,7 +114,7 @@ def test_temperature_0_takes_the_likeliest(llama, words):
     (greedy,) = SamplingEngine(policy, frozenset({2})).sample(
         [prompt], max_new_tokens=[12], seeds=[0], temperature=1e-4
     )
-    reply = Speaker(policy, words).answer(prompt, Sampling(temperature=0, max_tokens=12), 1, continues=True)
+    reply = Speaker(policy, words, EOS).answer(prompt, Sampling(temperature=0, max_tokens=12), 1, continues=True)
     list(reply)
     assert reply.answer().response_ids.tolist() == greedy.ids.tolist()
 
@@ -121,12 +122,11 @@ def test_temperature_0_takes_the_likeliest(llama, words):
 def test_top_p_leaves_the_unlikely_out(table_policy, words):
     table = np.full((8, 8), 0.1 / 6)
     table[:, 5], table[:, 6] = 0.5, 0.4
-    speaker = Speaker(table_policy(table), words)
+    speaker = Speaker(table_policy(table), words, frozenset())
 
     def drawn(top_p):
         sampling = Sampling(temperature=1, top_p=top_p, max_tokens=300)
         reply = speaker.answer(np.array([5], np.int32), sampling, 1, continues=True)
-        speaker.eos_ids = frozenset()
         return set(reply._tokens)
 
     assert drawn(0.3) == {5}
@@ -139,8 +139,7 @@ def test_top_p_leaves_the_unlikely_out(table_policy, words):
 
 @pytest.mark.parametrize("eos", [3, 7])
 def test_every_eos_id_ends_an_answer_and_none_is_shown(table_policy, words, eos):
-    speaker = Speaker(chain(table_policy, len(words), {4: 5, 5: 6, 6: eos}), words)
-    speaker.eos_ids = frozenset({3, 7})
+    speaker = Speaker(chain(table_policy, len(words), {4: 5, 5: 6, 6: eos}), words, frozenset({3, 7}))
     reply = speaker.answer(np.array([4], np.int32), Sampling(temperature=0), 1, continues=True)
     text = "".join(reply)
     answer = reply.answer()
@@ -151,8 +150,7 @@ def test_every_eos_id_ends_an_answer_and_none_is_shown(table_policy, words, eos)
 
 def test_an_answer_ends_where_the_context_does(llama, words):
     policy = llama(vocab_size=len(words), max_position_embeddings=10)
-    speaker = Speaker(policy, words)
-    speaker.eos_ids = frozenset()
+    speaker = Speaker(policy, words, frozenset())
     reply = speaker.answer(np.array([4, 5, 6], np.int32), Sampling(max_tokens=50), 1, continues=True)
     list(reply)
     assert len(reply.answer().response_ids) == 7
@@ -160,7 +158,7 @@ def test_an_answer_ends_where_the_context_does(llama, words):
 
 
 def test_whoever_stops_early_has_what_was_said(table_policy, words):
-    speaker = Speaker(chain(table_policy, len(words), {4: 5, 5: 4}), words)
+    speaker = Speaker(chain(table_policy, len(words), {4: 5, 5: 4}), words, EOS)
     reply = speaker.answer(np.array([4], np.int32), Sampling(temperature=0), 1, continues=True)
     heard = [piece for piece, _ in zip(reply, range(3), strict=False)]
     answer = reply.answer()

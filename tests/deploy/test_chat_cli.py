@@ -15,7 +15,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from common.errors import CheckpointError, ConfigError, DataError
+from common.errors import CheckpointError, ConfigError
 from common.text import train_word_tokenizer
 from deploy.chat_terminal import AGAIN, printable
 from deploy.cli import app
@@ -141,11 +141,6 @@ def test_what_cannot_be_done_is_an_error(tiny_run, arguments, error, said):
     assert not done.stdout
 
 
-def test_a_prompt_without_a_word_is_an_error(endless):
-    done = chat(endless, "--complete", "--prompt", "\u200b")
-    assert isinstance(done.exception, DataError)
-
-
 def test_scores_of_a_model_without_a_run_are_refused(endless):
     done = chat(endless, "--prompt", "the film", "--max-tokens", 2, "--score")
     assert isinstance(done.exception, ConfigError)
@@ -163,9 +158,8 @@ def test_help_shows_examples_commands_and_exit_codes():
 
 
 def test_what_would_steer_the_terminal_is_not_written():
-    assert printable("a\x1b[2Jb\x07\x9b\r\n\té語🎬\u200d\xa0") == "a�[2Jb�����\n\té語🎬\u200d\xa0".replace(
-        "�����", "���"
-    )
+    assert printable("a\x1b[2Jb\x07\x9b\r\n\t") == "a\ufffd[2Jb\ufffd\ufffd\ufffd\n\t"
+    assert printable("é語🎬\u200d\xa0") == "é語🎬\u200d\xa0"
 
 
 # --- in a terminal

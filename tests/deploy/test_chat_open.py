@@ -29,7 +29,7 @@ def test_a_model_folder_belongs_to_no_run(tiny_run, tmp_path):
     found = opened(tiny_run / "models" / "sft", tmp_path)
     assert found.run is None
     assert found.sampling == Sampling()
-    assert found.policy.words == str(tiny_run / "models" / "sft")
+    assert found.policy.words.startswith("LlamaForCausalLM of ")
 
 
 def test_a_folder_of_that_name_that_is_neither_does_not_hide_a_run(tiny_run, tmp_path, monkeypatch):

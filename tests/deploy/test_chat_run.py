@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from actors.chat import Answer, Sampling, Speaker
+from actors.chat import Answer, Sampling
 from common.errors import ConfigError, DataError
 from common.text import encode
-from deploy.chat_run import RunView
+from deploy.chat_run import RunView, speaker_of
 from deploy.chat_session import ChatSession
 from deploy.chat_terminal import in_short, in_words
 from deploy.run_files import read_run
@@ -38,7 +38,7 @@ class Notes:
 def view_of(folder, name="ppo"):
     run = RunModels(folder)
     policy = run.named(name)
-    return RunView(run, policy, Speaker(policy.model, policy.tokenizer), {})
+    return RunView(run, policy, speaker_of(policy, torch.device("cpu")), {})
 
 
 def answer_of(view, prompt, response):

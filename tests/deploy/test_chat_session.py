@@ -71,7 +71,7 @@ def start():
         tokenizer = train_word_tokenizer([WORDS], vocabulary_size=64, max_tokens=64)
         tokenizer.chat_template = TEMPLATE
         ids = tokenizer.convert_tokens_to_ids(order.split())
-        speaker = Speaker(Counting(ids, len(tokenizer), context), tokenizer)
+        speaker = Speaker(Counting(ids, len(tokenizer), context), tokenizer, frozenset({2}))
         return ChatSession(speaker, Shown(), Sampling(temperature=0, **sampling), is_chat=is_chat, view=view)
 
     return make

@@ -80,7 +80,7 @@ def test_a_policy_has_the_same_ids_and_logits_bit_for_bit(tiny_run, plain, name)
 @pytest.mark.parametrize("name", ["pretrained", "sft", "ppo"])
 def test_a_pipeline_says_what_chat_says(tiny_run, plain, name):
     folder = str(tiny_run / "models" / name)
-    speaker = Speaker(load_policy(folder), load_tokenizer(folder))
+    speaker = Speaker(load_policy(folder), load_tokenizer(folder), frozenset({2}))
     ids = encode(speaker.tokenizer, [PROMPT])[0]
     reply = speaker.answer(ids, Sampling(temperature=0, max_tokens=8), 1, continues=True)
     list(reply)
