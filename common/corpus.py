@@ -18,7 +18,7 @@ from common.cleaning import chunks, count_words, holds_any, paragraphs, sentence
 from common.corpus_cache import Cells, cache_entry, cached
 from common.data_config import DataSource, InlineSource, TableSource, TextPrep
 from common.errors import DataError
-from common.row_config import DemonstrationRows
+from common.row_config import LabelPairRows
 from common.source_tables import WHERE_IT_IS, content_hashes, read_tables, source_name
 from common.splits import Half, Which, rows_of_split
 
@@ -57,7 +57,7 @@ def load_corpus(source: DataSource) -> Corpus:
         DataError: a file, package, dataset, column, text or label is not as it should be, or no text is left; the
             message names file, row and column where there is one, and what to change.
     """
-    assert not isinstance(source.rows, DemonstrationRows), "the configuration names sources of texts here"
+    assert source.rows is None or isinstance(source.rows, LabelPairRows), "the configuration names sources of texts"
     settings = source.model_dump_json(exclude={*WHERE_IT_IS, "texts", "labels"})
     if isinstance(source, InlineSource):
         return _corpus(_prepare(_inline_rows(source), source.prepare, name="inline texts"), settings)

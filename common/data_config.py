@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, model_validator
 
 from common.config_base import Config
-from common.row_config import DemonstrationRows, Rows
+from common.row_config import DemonstrationRows, LabelPairRows, PreferenceRows, Rows
 
 Weights = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 """How much more often than others a source is drawn from, by name; none: each text counts alike."""
@@ -24,13 +24,16 @@ def check_weights(data: Sequence[str], weights: Weights) -> None:
 
 
 READS = {
-    "pretrain": ("texts",),
-    "sft": ("texts", "demonstrations"),
-    "reward_model.training": ("texts",),
-    "judge.training": ("texts",),
-    "ppo": ("texts", "demonstrations"),
+    "pretrain": ("texts", "label_pairs"),
+    "sft": ("texts", "label_pairs", "demonstrations"),
+    "reward_model.training": ("texts", "label_pairs"),
+    "judge.training": ("texts", "label_pairs"),
+    "ppo": ("texts", "label_pairs", "demonstrations"),
 }
-"""The kinds of rows that each stage can read."""
+"""The kinds of rows that each stage can read; of label_pairs their texts."""
+
+PREFERENCES = ("preferences", "label_pairs")
+"""What training on preferences can read instead."""
 
 
 class LengthRange(Config):
@@ -80,12 +83,15 @@ class Columns(Config):
     prepare: TextPrep = TextPrep()
     """Cleaning and cutting of the texts."""
     rows: Rows | None = None
-    """What a row is where it is no text with a label, as `{ type = "demonstrations" }`, of which text_column,
-    label_column and prepare say nothing."""
+    """What a row is where it is no text, or more than one, as `{ type = "demonstrations" }`; text_column, label_column
+    and prepare are then not read, but for `label_pairs`."""
 
     @model_validator(mode="after")
     def _texts_or_rows(self) -> "Columns":
-        if isinstance(self.rows, DemonstrationRows):
+        if isinstance(self.rows, LabelPairRows):
+            if self.label_column is None:
+                raise ValueError('rows = { type = "label_pairs" } makes pairs of labels; set label_column')
+        elif self.rows is not None:
             for name in ("text_column", "label_column", "prepare"):
                 if getattr(self, name) != Columns.model_fields[name].default:
                     raise ValueError(f"{name} is of texts, but rows says that these are {self.rows.type}; remove one")
@@ -93,7 +99,7 @@ class Columns(Config):
 
     def column_names(self) -> list[str]:
         """Columns that are read."""
-        if self.rows is not None:
+        if isinstance(self.rows, DemonstrationRows | PreferenceRows):
             return [*self.rows.column_names(), *self.where]
         label = [] if self.label_column is None else [self.label_column]
         return [self.text_column, *label, *self.where]
@@ -171,8 +177,10 @@ class InlineSource(Config):
                 f"{len(self.texts)} texts and {len(self.records)} records; give at least one text, or at least one "
                 "record and rows"
             )
-        if bool(self.records) != (self.rows is not None):
+        if bool(self.records) != isinstance(self.rows, DemonstrationRows | PreferenceRows):
             raise ValueError('records need rows, and rows need records; as in rows = { type = "demonstrations" }')
+        if isinstance(self.rows, LabelPairRows) and self.labels is None:
+            raise ValueError('rows = { type = "label_pairs" } makes pairs of labels; set labels')
         if self.records and (self.labels is not None or self.prepare != TextPrep()):
             raise ValueError("labels and prepare are of texts; remove them, or the records")
         if self.labels is not None and len(self.labels) != len(self.texts):
@@ -184,11 +192,11 @@ TableSource = FilesSource | PackageSource | HubSource
 DataSource = Annotated[TableSource | InlineSource, Field(discriminator="type")]
 
 
-def check_rows(stage: str, name: str, source: DataSource) -> None:
-    """Raise ValueError if a stage cannot read rows of a source's kind."""
+def check_rows(stage: str, name: str, source: DataSource, reads: Sequence[str]) -> None:
+    """Raise ValueError if a stage, which reads rows of certain kinds, cannot read those of a source."""
     kind = "texts" if source.rows is None else source.rows.type
-    if kind not in READS[stage]:
+    if kind not in reads:
         raise ValueError(
-            f"{stage}.data names {name!r}, whose rows are {kind}, but it reads {' or '.join(READS[stage])}; change "
+            f"{stage}.data names {name!r}, whose rows are {kind}, but it reads {' or '.join(reads)}; change "
             f"data.{name}.rows, or define another source for {stage} on the same data"
         )

@@ -57,12 +57,41 @@ class PreferenceRows(Config):
     margin_column: str | None = None
     """Column of a number: by how much the chosen one is better, in units of the score; None: no margin."""
     ranking_column: str | None = None
-    """Column of a list of responses instead, best first."""
+    """Column of a list of responses instead, best first; K may differ from row to row (jsonl, json or parquet)."""
+
+    @model_validator(mode="after")
+    def _a_margin_is_of_a_pair(self) -> "PreferenceRows":
+        if self.ranking_column is not None and self.margin_column is not None:
+            raise ValueError(
+                f"margin_column={self.margin_column!r} is the margin of a pair, but ranking_column="
+                f"{self.ranking_column!r} ranks K responses; leave one of them out"
+            )
+        return self
 
     def column_names(self) -> list[str]:
         """Columns that are read."""
-        pair = [self.chosen_column, self.rejected_column] if self.ranking_column is None else [self.ranking_column]
-        return [*pair, *(name for name in (self.prompt_column, self.margin_column) if name is not None)]
+        ranked = [self.chosen_column, self.rejected_column] if self.ranking_column is None else [self.ranking_column]
+        return [name for name in (self.prompt_column, *ranked, self.margin_column) if name is not None]
 
 
-Rows = Annotated[DemonstrationRows | PreferenceRows, Field(discriminator="type")]
+class LabelPairRows(Config):
+    """Labelled texts, and a recipe that makes preferences of them: derived from labels, not ranked by people.
+
+    A text of a higher class is preferred to one of a lower class with as many words, so that length tells nothing.
+    Whoever reads plain or labelled texts from such a source gets those.
+    """
+
+    type: Literal["label_pairs"] = "label_pairs"
+    """Tag of the union."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Names the matching and the noise; they follow from it and from hashes of the texts."""
+    length_tolerance: float = Field(default=0.0, ge=0, le=1)
+    """Largest difference of words inside a pair, over the shorter text's words; 0: equal numbers of words."""
+    noise_fraction: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the pairs that are turned round, as labellers err: held-out ones too, so that no accuracy of more than
+    1 - noise_fraction can be measured."""
+    margin_per_class: float = Field(default=0.0, ge=0)
+    """Margin of a pair, in units of the score: this times the difference of its classes."""
+
+
+Rows = Annotated[DemonstrationRows | PreferenceRows | LabelPairRows, Field(discriminator="type")]

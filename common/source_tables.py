@@ -14,6 +14,7 @@ from common.data_config import Columns, DataSource, FilesSource, HubSource, Inli
 from common.errors import DataError
 from common.hashing import file_hash
 from common.hub_tables import hub_name, hub_version, read_hub_columns
+from common.row_config import DemonstrationRows, PreferenceRows
 from common.table_diagnosis import place, unknown_column
 from common.table_files import find_files, find_in_package, read_columns
 
@@ -95,7 +96,7 @@ def read_tables(source: DataSource) -> list[Table]:
 
 
 def _records(source: InlineSource) -> Table:
-    assert source.rows is not None, "the configuration demands rows where there are records"
+    assert isinstance(source.rows, DemonstrationRows | PreferenceRows), "records are rows, says the configuration"
     wanted = source.rows.column_names()
     for row, record in enumerate(source.records, start=1):
         for name in wanted:

@@ -118,6 +118,13 @@ def _policy(config: RunConfig, path: str) -> str:
             f"sft.max_tokens={config.sft.max_tokens} does not fit the {limit} positions of {path}; set it to {limit} "
             "or less"
         )
+    for role in ("reward_model", "judge"):
+        table: RewardModelConfig | None = getattr(config, role)
+        if limit is not None and table is not None and table.classifier.type == "policy" and table.max_tokens > limit:
+            raise ConfigError(
+                f"{role}.max_tokens={table.max_tokens} does not fit the {limit} positions of {path}, from which it "
+                f"starts; set it to {limit} or less"
+            )
     layers = None if config.ppo is None else config.ppo.trainable_layers
     if layers is not None and layers > text.num_hidden_layers:
         raise ConfigError(
