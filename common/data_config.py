@@ -94,9 +94,7 @@ class Columns(Config):
         elif self.rows is not None:
             for name in ("text_column", "label_column", "prepare"):
                 if getattr(self, name) != Columns.model_fields[name].default:
-                    raise ValueError(
-                        f"{name} is of texts, but rows = {{ type = {self.rows.type!r} }} says what a row is; remove one"
-                    )
+                    raise ValueError(f"{name} is of texts, but rows says that these are {self.rows.type}; remove one")
         return self
 
     def column_names(self) -> list[str]:

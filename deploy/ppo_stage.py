@@ -32,6 +32,11 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
     with ExitStack() as stack:
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
         prompts = build_prompts(config, models)
+        if prompts.num_too_long:
+            console.print(
+                f"ppo: {prompts.num_too_long} prompts of demonstrations are left out, for they have more than "
+                f"ppo.prompt_tokens.max = {config.ppo.prompt_tokens.max} tokens"
+            )
         members = stack.enter_context(place.runtime.members(config, models, folder, place.stop))
         bar = stack.enter_context(progress(console))
         task = bar.add_task("ppo", total=config.ppo.updates, completed=beginning.step, message="starting")
@@ -52,6 +57,8 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         trained = time.monotonic()
         run.learner.export(folder / "models" / "ppo")
         result = run.result()
+        if prompts.num_too_long:
+            result = {**result, "prompts_too_long": prompts.num_too_long}
     seconds = {"start": started - start, "train": trained - started, "export": time.monotonic() - trained}
     return StageResult(result, seconds)
 

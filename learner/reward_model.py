@@ -23,6 +23,7 @@ from common.errors import ConfigError
 from common.records import Ids, Progress, StageResult
 from common.seeds import mix, seed_everything
 from common.text import encode_for_classifier
+from common.weighted_draws import WeightedDraws
 from learner.calibration import expected_calibration_error
 from learner.classifier import padded, start_classifier
 from learner.optimizers import build_optimizers
@@ -30,6 +31,8 @@ from learner.preference_model import train_on_preferences
 from learner.supervised import Schedule, batches, train
 
 EVALUATION_BATCH = 256
+_DRAWS = 16
+"""Names the draws by weight among the run's random numbers."""
 
 
 def train_reward_model(
@@ -91,7 +94,10 @@ def _train_on_labels(
         start_from_naive_bayes(model, documents, labels, scale=training.naive_bayes_scale)
     model.to(accelerator.device)
     prepared = time.perf_counter()
-    yield from _train(model, documents, labels, training, tokenizer, seed=config.seed, accelerator=accelerator)
+    draws = _draws(learned, training, config.seed)
+    yield from _train(
+        model, documents, labels, training, tokenizer, seed=config.seed, draws=draws, accelerator=accelerator
+    )
     trained = time.perf_counter()
     heldout = {name: split(c, config.heldout_fraction, "heldout") for name, c in corpora.items()}
     metrics = _measure(model, tokenizer, heldout, table)
@@ -108,6 +114,14 @@ def _num_labels(config: RunConfig, training: LabelTraining) -> int:
     if len(numbers) > 1:
         raise ConfigError(f"data sources {training.data} have different num_labels {sorted(numbers)}; make them equal")
     return numbers.pop()
+
+
+def _draws(learned: Sequence[Corpus], training: LabelTraining, seed: int) -> WeightedDraws | None:
+    """By weight, where the sources have one; they then stand once in what is learned."""
+    if not training.weights:
+        return None
+    weights = [training.weights[name] for name in dict.fromkeys(training.data)]
+    return WeightedDraws([len(corpus) for corpus in learned], weights, seed, _DRAWS)
 
 
 def _labels(corpus: Corpus) -> npt.NDArray[np.int64]:
@@ -165,6 +179,7 @@ def _train(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
+    draws: WeightedDraws | None,
     accelerator: Accelerator,
 ) -> Iterator[Progress]:
     def loss_of(wrapped: nn.Module, index: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -176,7 +191,7 @@ def _train(
 
     size = min(training.batch_sequences, len(documents))
     schedule = Schedule(max(1, training.epochs * (len(documents) // size)), 0.0, 1.0, 0.0)
-    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(seed, 7))
+    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(seed, 7), draws=draws)
     optimizers = build_optimizers(training.optimizer, model.named_parameters())
     yield from train(
         model, optimizers, loss_of, order, schedule=schedule, max_grad_norm=math.inf, accelerator=accelerator
