@@ -4,6 +4,7 @@ Which version a name stands for is asked for without downloading any data, and w
 `datasets` has in its cache; a whole commit and a folder on disk need no answer.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator, Sequence
@@ -53,15 +54,23 @@ def hub_version(source: HubSource) -> str:
     if source.revision is not None and _COMMIT.fullmatch(source.revision):
         return source.revision
     with _loading(source):
-        return str(datasets.load_dataset_builder(source.path, source.name, revision=source.revision).hash)
+        return _resolve(source.path, source.name, source.revision)
+
+
+@functools.cache
+def _resolve(path: str, name: str | None, revision: str | None) -> str:
+    """Asked once a process: all stages that it runs see the same version, and a start stays quick."""
+    return str(datasets.load_dataset_builder(path, name, revision=revision).hash)
 
 
 def check_hub_columns(source: HubSource, wanted: Sequence[str]) -> None:
-    """Look at the description of the dataset, as far as it has one, and read no data.
+    """Look at the description of the dataset, as far as it has one, and read no data; of a whole commit nothing.
 
     Raises:
         DataError: there is no such dataset, subset, split or column.
     """
+    if hub_version(source) == source.revision:
+        return
     with _loading(source):
         info = datasets.load_dataset_builder(source.path, source.name, revision=source.revision).info
     if info.features is not None:
