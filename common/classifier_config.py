@@ -110,7 +110,7 @@ class PreferenceTraining(Config):
     """How often each source is drawn from instead, by name, as `{ a = 3, b = 1 }`: each goes through epochs of its
     own, and `epochs` counts as many draws as there are rankings in all."""
     epochs: int = Field(default=1, ge=1)
-    """Passes over the rankings; more than one overfits large models (InstructGPT, section 3.5)."""
+    """Passes over the rankings; more than one overfits large models (InstructGPT, appendix C.2)."""
     batch_rankings: int = Field(default=64, ge=1)
     """Rankings of one optimizer step: pairs, or K responses to one prompt; each counts once, whatever its K."""
     optimizer: Optimizer
@@ -121,7 +121,7 @@ class PreferenceTraining(Config):
     """The data's margins times this are what scores have to differ by (Llama 2, arXiv:2307.09288, eq. 2); 0: margins
     are not looked at."""
     centring_coef: float = Field(default=0.01, ge=0)
-    """Weight of the squared sum of a pair's scores, which keeps the mean score near 0 (arXiv:2312.09244, eq. 2);
+    """Weight of the squared sum of a pair's scores, which keeps the mean score near 0 (arXiv:2312.09244);
     differences alone leave it free."""
 
     @model_validator(mode="after")
