@@ -13,6 +13,7 @@ from common.config_base import CHANGEABLE, Config
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import Optimizer, PPOConfig
+from common.tracker_config import TrackersConfig
 
 
 class FreshModel(Config):
@@ -175,6 +176,8 @@ class RunConfig(Config):
     """The learner."""
     metrics: Annotated[MetricsConfig, CHANGEABLE] = MetricsConfig()
     """Monitoring."""
+    trackers: Annotated[TrackersConfig, CHANGEABLE] = TrackersConfig()
+    """TensorBoard and Weights & Biases."""
     control: Annotated[ControlConfig, CHANGEABLE] = ControlConfig()
     """Steering."""
     stop_timeout_s: Annotated[float, CHANGEABLE] = Field(default=60.0, gt=0)

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from common.config_base import CHANGEABLE, Config
 from common.data_config import LengthRange, Weights, check_weights
+from common.score_config import NoNormalization, ScoreNormalization
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -146,8 +147,10 @@ class PPOConfig(Config):
     """KL penalty in the loss instead, by the estimator k2 = (logprob - ref_logprob)^2 / 2, whose gradient is right."""
     score_baseline: Literal["none", "prompt"] = "none"
     """`prompt` subtracts the reward model's logit of the prompt alone, so that the policy is paid for its own words."""
+    score_normalization: ScoreNormalization = NoNormalization()
+    """Whether scores are divided by their running standard deviation, before everything else."""
     score_scale: float = Field(default=1.0, gt=0)
-    """The score is multiplied by it, before clipping."""
+    """The score is multiplied by it, after normalising and before clipping."""
     score_clip: float | None = Field(default=None, gt=0)
     """The scaled score is cut to ± this; None: never."""
     missing_eos_penalty: float = Field(default=0.0, ge=0)
