@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config_base import Config
-from common.ppo_config import Optimizer
+from common.optimizer_config import Optimizer
 
 
 class PretrainedClassifier(Config):
