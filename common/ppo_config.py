@@ -8,6 +8,7 @@ from common.config_base import CHANGEABLE, Config
 from common.data_config import LengthRange
 from common.optimizer_config import AdamW, Optimizer
 
+
 class FixedKL(Config):
     """A constant KL coefficient."""
 
@@ -84,7 +85,8 @@ class PPOConfig(Config):
     lr_warmup_updates: int = Field(default=0, ge=0)
     """Updates over which all learning rates rise linearly."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
-    """How all learning rates fall to lr_final_fraction: not at all, linearly, or by half a cosine (arXiv:1608.03983)."""
+    """How all learning rates fall to lr_final_fraction: not at all, linearly, or by half a cosine
+    (arXiv:1608.03983)."""
     lr_final_fraction: float = Field(default=1.0, ge=0, le=1)
     """Share of the peak rate at the last update; 1, as with lr_schedule = "constant", keeps it constant."""
     value_warmup_updates: int = Field(default=0, ge=0)

@@ -24,8 +24,7 @@ class Chunk:
     """Times that its payload was lost with a node."""
 
     def drops(self) -> Iterator[tuple[str, int, str]]:
-        """Reason, number of samples and detail of what is dropped: each sample without a score, then the others of
-        their groups."""
+        """Reason, number and detail of dropped samples: each one without a score, then the others of their groups."""
         assert self.judge_stats is not None, "score is answered"
         unscored = self.judge_stats.unscored
         for one in unscored:

@@ -1,4 +1,6 @@
-"""Chunks on their way: each is generated, judged, and handed on or dropped. Pure, as the conductor that owns it.
+"""Chunks on their way: each is generated, judged, and handed on or dropped.
+
+Pure, as the conductor that owns it.
 
     prompts ─▶ generate ─▶ score ─────▶ ChunkHandle
        ▲                └▶ reference ─┘      │

@@ -108,8 +108,7 @@ class Conductor:
         return self._flow.begin(self._batch_of(num_samples), self.prompts.take(num_prompts), now)
 
     def begin_given(self, prompts: Sequence[Prompt], now: float, *, top_p: float = 1.0) -> list[Action]:
-        """Start on given prompts outside of training, one sample each: with a ledger of their own, and nothing dropped
-        is replaced."""
+        """Start on given prompts, one sample each, outside of training: with a ledger of their own and no refills."""
         return self._flow.begin(Batch(len(prompts), Ledger(), refill=False, top_p=top_p), prompts, now)
 
     def begin_again(self, handles: Sequence[ChunkHandle], lost: Sequence[int], now: float) -> list[Action]:

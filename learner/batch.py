@@ -43,9 +43,14 @@ class Batch:
         """R."""
         return self.response_mask.shape[1]
 
+    @property
+    def lengths(self) -> Tensor:
+        """[B] int64, prompt and response."""
+        return self.prompt_lengths + self.response_lengths
+
     def rows(self, index: Tensor) -> "Batch":
         """The chosen rows, without the columns that are padding in all of them."""
-        tokens = int((self.prompt_lengths[index] + self.response_lengths[index]).max())
+        tokens = int(self.lengths[index].max())
         slots = int(self.response_lengths[index].max())
         chosen: dict[str, Tensor | None] = {}
         for field in fields(self):

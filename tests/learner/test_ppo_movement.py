@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.records import Identity
-from learner.ppo import learning_rate_scale
+from learner.schedule import learning_rate_scale
 
 # --- which weights move, and how fast
 
