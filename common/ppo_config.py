@@ -1,5 +1,6 @@
 """Every number of the PPO stage, with its unit and its source; docs/ppo.md has the formulas. Imports pydantic only."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -204,9 +205,10 @@ class PPOConfig(Config):
     def _groups_are_whole(self) -> "PPOConfig":
         n, k = self.trajectories_per_update, self.samples_per_prompt
         if n % k:
+            unit = math.lcm(k, self.minibatch_sequences)
             raise ValueError(
                 f"trajectories_per_update={n} counts samples, and must divide by samples_per_prompt={k}; "
-                f"try trajectories_per_update={max(1, round(n / k)) * k}"
+                f"try trajectories_per_update={max(1, round(n / unit)) * unit}"
             )
         if self.advantage == "gae":
             return self
