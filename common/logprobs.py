@@ -24,7 +24,7 @@ def log_distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> 
 
 
 def nucleus(log_p: Tensor, top_p: float) -> Tensor:
-    """The distribution cut to its likeliest tokens, the fewest that hold `top_p` of it (arXiv:1904.09751, eq. 2-3).
+    """The distribution cut to its likeliest tokens, the fewest that hold `top_p` of it (arXiv:1904.09751).
 
     Args:
         log_p: [..., V] logarithms of probabilities.

@@ -115,7 +115,7 @@ class PPOConfig(Config):
     clip_eps: float = Field(default=0.2, gt=0)
     """The probability ratio counts within 1 - eps … 1 + eps (arXiv:1707.06347, eq. 7)."""
     clip_eps_high: float | None = Field(default=None, gt=0)
-    """Clip-higher: the upper bound is 1 + this instead, so that rare tokens can rise (DAPO, arXiv:2503.14476, eq. 10).
+    """Clip-higher: the upper bound is 1 + this instead, so that rare tokens can rise (DAPO, arXiv:2503.14476).
     None: clip_eps."""
     dual_clip: float | None = Field(default=None, gt=1)
     """Where the advantage is negative, a ratio beyond this has no gradient (arXiv:1912.09729, eq. 5; 3 is usual), so

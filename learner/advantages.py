@@ -113,7 +113,7 @@ def gae(
 def response_returns(rewards: Tensor, response_mask: Tensor) -> Tensor:
     """What a whole response earned: score minus kl_coef times the sum of k1, undiscounted.
 
-    This is the R of arXiv:2402.14740, section 3: the response is one action, and the KL of its tokens is part of its
+    This is the R of arXiv:2402.14740: the response is one action, and the KL of its tokens is part of its
     return, so that the baseline of the group covers it too and it counts once.
 
     Args:
@@ -128,7 +128,7 @@ def response_returns(rewards: Tensor, response_mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def rloo(returns: Tensor, samples_per_prompt: int) -> Tensor:
-    """REINFORCE leave-one-out (arXiv:2402.14740, eq. 8): R_i - mean of R_j over the others of the group.
+    """REINFORCE leave-one-out (RLOO, arXiv:2402.14740): R_i - mean of R_j over the others of the group.
 
     It is an unbiased baseline, for it does not depend on the response itself.
 

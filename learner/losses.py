@@ -45,8 +45,8 @@ def policy_loss(
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate, negated (arXiv:1707.06347, eq. 7): -min(ratio * A, clip(ratio, 1 ± eps) * A).
 
-    With `clip_eps_high` the upper bound is another one (arXiv:2503.14476, eq. 10). With `dual_clip` c and a negative
-    advantage it is -max(that minimum, c * A) (arXiv:1912.09729, eq. 5).
+    With `clip_eps_high` the upper bound is another one (clip-higher, arXiv:2503.14476). With `dual_clip` c and a
+    negative advantage it is -max(that minimum, c * A) (arXiv:1912.09729, eq. 5).
 
     Args:
         logprobs: [B, R] float, of the policy as it is now; gradients flow.

@@ -249,8 +249,10 @@ def test_every_suggested_number_of_samples_is_legal(n, m, k):
     try:
         ppo(trajectories_per_update=n * m, **sizes)
     except ValueError as problem:
-        assert "counts samples, and must divide by samples_per_prompt" in str(problem)
-        [suggested] = re.findall(r"try trajectories_per_update=(\d+)", str(problem))
+        [suggested] = re.findall(
+            r"counts samples, and must divide by samples_per_prompt=\d+; try trajectories_per_update=(\d+)",
+            str(problem),
+        )
         ppo(trajectories_per_update=int(suggested), **sizes)
     else:
         assert n * m % k == 0

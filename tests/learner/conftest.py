@@ -134,9 +134,7 @@ def sample(score_of):
             service = Reference(copy.deepcopy(reference), temperature=temperature, batch_sequences=5)
             refs = service.logprobs(RolloutChunk(prompts, rollouts))[0].logprobs
         return [
-            Trajectory(
-                p, r, Judgement(p.draw_index, r.sample_index, score(r.response_ids), {"even": 1.0}, "test"), ref
-            )
+            Trajectory(p, r, Judgement(p.draw_index, r.sample_index, score(r.response_ids), {"even": 1.0}, "test"), ref)
             for p, r, ref in zip(prompts, rollouts, refs, strict=True)
         ]
 

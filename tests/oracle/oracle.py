@@ -98,13 +98,13 @@ def variance(xs):
 
 
 def response_return(score, logprobs, ref_logprobs, live, kl_coef):
-    """arXiv:2402.14740, section 3: R(x, y) = r(x, y) - beta * log(pi(y | x) / pi_ref(y | x))."""
+    """arXiv:2402.14740: R(x, y) = r(x, y) - beta * log(pi(y | x) / pi_ref(y | x))."""
     pairs = zip(dense(logprobs, live), dense(ref_logprobs, live), strict=True)
     return score - kl_coef * sum(lp - ref for lp, ref in pairs)
 
 
 def leave_one_out(group):
-    """arXiv:2402.14740, eq. 8, for the returns of one prompt's responses."""
+    """RLOO of arXiv:2402.14740, for the returns of one prompt's responses."""
     out = []
     for i, mine in enumerate(group):
         others = [x for j, x in enumerate(group) if j != i]
@@ -120,7 +120,7 @@ def normalised(group, eps):
 
 
 def bounded_objective(lp, old, A, low, high, dual):
-    """One token of arXiv:2503.14476, eq. 10, within arXiv:1912.09729, eq. 5, and its derivative by lp."""
+    """Of a token: clip-higher (arXiv:2503.14476) in the dual clip (arXiv:1912.09729, eq. 5); and its slope."""
     r = exp(lp - old)
     clipped = clip(r, 1 - low, 1 + high)
     value, slope = (r * A, r * A) if r * A <= clipped * A else (clipped * A, 0.0)

@@ -63,9 +63,7 @@ def test_clip_higher_and_dual_clip_are_those_of_the_papers(oracle, ragged, lengt
     upper = low if high is None else high
     tokens = [
         oracle.bounded_objective(lp, before, A, low, upper, dual)
-        for lp, before, A in zip(
-            logprobs[mask].tolist(), old[mask].tolist(), advantages[mask].tolist(), strict=True
-        )
+        for lp, before, A in zip(logprobs[mask].tolist(), old[mask].tolist(), advantages[mask].tolist(), strict=True)
     ]
     assert loss.item() == pytest.approx(-sum(value for value, _ in tokens) / 5, rel=1e-9, abs=1e-10)
     slopes = torch.tensor([-slope / 5 for _, slope in tokens], dtype=torch.float64)
