@@ -19,7 +19,6 @@ from learner.advantages import (
     group_norm,
     response_returns,
     rloo,
-    shaped_scores,
     token_rewards,
     zero_std_share,
 )
@@ -50,25 +49,25 @@ class Targets:
 
 @torch.no_grad()
 def build_targets(
-    batch: Batch, old: PolicyOutput, ref_logprobs: Tensor | None, *, kl_coef: float, config: PPOConfig
+    batch: Batch,
+    old: PolicyOutput,
+    *,
+    scores: Tensor,
+    ref_logprobs: Tensor | None,
+    kl_coef: float,
+    config: PPOConfig,
 ) -> tuple[Targets, Measured]:
     """Advantages of a batch, and the metrics of the report that follow from it.
 
     Args:
         batch: rows of one prompt stand together, where there are several.
         old: of the policy before the update.
+        scores: [B] shaped.
         ref_logprobs: [B, R] of the frozen reference; None where nobody computes them.
         kl_coef: weight of the KL penalty in the reward.
         config: the PPO stage.
     """
     mask = batch.response_mask
-    scores = shaped_scores(
-        batch.scores,
-        batch.is_truncated,
-        scale=config.score_scale,
-        clip=config.score_clip,
-        missing_eos_penalty=config.missing_eos_penalty,
-    )
     rewards = token_rewards(scores, mask, kl_coef=kl_coef, logprobs=old.logprobs, ref_logprobs=ref_logprobs)
     if config.uses_value_head:
         advantages, returns, measured = _by_values(batch, old, rewards, config)

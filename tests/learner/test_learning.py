@@ -167,7 +167,7 @@ def test_a_random_policy_learns_to_emit_a_token(learn):
 @pytest.mark.parametrize("advantage", ["gae", "rloo", "group_norm"])
 def test_it_learns_from_groups_too(learn, advantage):
     reports, service = learn(
-        updates=8,
+        updates=12,
         advantage=advantage,
         samples_per_prompt=4,
         microbatch_tokens=200,
