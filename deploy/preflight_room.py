@@ -11,7 +11,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.config import RunConfig
 from common.modeling import freeze_below
-from common.ppo_config import Muon, PPOConfig
+from common.optimizer_config import Muon
+from common.ppo_config import PPOConfig
 from deploy.finding import Finding, show_bytes
 from deploy.storage_probe import free_bytes, is_local, open_place
 from learner.optimizers import is_table
