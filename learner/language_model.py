@@ -69,12 +69,12 @@ def train_language_model(
     learned = {name: split(corpora[name], config.heldout_fraction, "train") for name in table.data}
     seed_everything(mix(config.seed, 3))
     model, tokenizer = _start(config, source, learned)
-    documents = _encode(learned, tokenizer, table)
+    documents = documents_of(learned, tokenizer, table)
     heldout = _heldout(config, table, corpora, tokenizer)
     model.to(accelerator.device)
     before = {name: perplexity(model, texts) for name, texts in heldout.items()} if source is not None else {}
     prepared = time.perf_counter()
-    schedule = _schedule(table, len(documents))
+    schedule = schedule_of(table, len(documents))
     yield from _train(model, documents, table, schedule, seed=config.seed, accelerator=accelerator)
     trained = time.perf_counter()
     after = {name: perplexity(model, texts) for name, texts in heldout.items()}
@@ -122,7 +122,8 @@ def _train(
     )
 
 
-def _schedule(table: LanguageModelTraining, num_documents: int) -> Schedule:
+def schedule_of(table: LanguageModelTraining, num_documents: int) -> Schedule:
+    """Rates and number of steps over so many documents."""
     steps = max(1, round(table.epochs * num_documents / min(table.batch_sequences, num_documents)))
     return Schedule(steps, table.warmup_fraction, table.decay_fraction, table.final_fraction)
 
@@ -146,7 +147,10 @@ def left_out(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
     return sum(tokenizer.unk_token_id in ids for ids in encode(tokenizer, texts))
 
 
-def _encode(corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining) -> list[Ids]:
+def documents_of(
+    corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining
+) -> list[Ids]:
+    """Ids of each text, or passage, that is left to train on; raises DataError if none is."""
     documents = [ids for corpus in corpora.values() for ids in _encode_corpus(corpus, tokenizer, table) if len(ids) > 1]
     if not documents:
         raise DataError(
@@ -179,7 +183,7 @@ def _heldout(
     """Held-out documents by data source, of this stage and of the other one, so that forgetting is seen."""
     heldout = {}
     for name, corpus in corpora.items():
-        texts = _encode({name: split(corpus, config.heldout_fraction, "heldout")}, tokenizer, table)
+        texts = documents_of({name: split(corpus, config.heldout_fraction, "heldout")}, tokenizer, table)
         chosen = permutation(len(texts), config.seed, _HELDOUT)[: table.heldout_texts]  # a file may be sorted by label
         heldout[name] = [texts[i] for i in chosen]
     return heldout
