@@ -58,18 +58,29 @@ def _anchor(section: Section) -> str:
 
 
 def _section(section: Section) -> str:
-    rows = "\n".join(map(_row, section.fields))
+    rows = "\n".join(_row(field, section) for field in section.fields)
     table = f"| setting | type | default | meaning |\n|---|---|---|---|\n{rows}\n" if section.fields else ""
     places = f"Stands at {', '.join(f'`{_header(p)}`' for p in section.places)}.\n\n" if len(section.places) > 2 else ""
     return f'<a id="{_anchor(section)}"></a>\n## `{title(section)}`\n\n{section.meaning}\n\n{places}{table}'
 
 
-def _row(field: Field) -> str:
+def _row(field: Field, section: Section) -> str:
     default = field.default if field.default in ("required", "none", "its own defaults") else f"`{field.default}`"
     default = f"*{default}*" if default in ("required", "none") else default
     mark = " ↻" if field.may_change else ""
-    cells = (f"`{field.name}`{mark}", field.type, default, field.meaning)
+    cells = (f"`{field.name}`{mark}", _linked(field, section), default, field.meaning)
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _linked(field: Field, section: Section) -> str:
+    """The type, its tables linked to their sections."""
+    place = f"{section.places[0]}.{field.name}".removeprefix(".")
+    inner = [s for s in sections() if {place, f"{place}.NAME", f"{place}[]"} & set(s.places)]
+    words = field.type
+    for one in inner:
+        name = f"`{one.tag}`" if one.tag else "table"
+        words = words.replace(name, f"[{name}](#{_anchor(one)})", 1)
+    return words
 
 
 if __name__ == "__main__":

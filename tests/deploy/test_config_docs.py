@@ -48,9 +48,18 @@ def test_every_table_that_a_run_can_have_is_on_the_page():
 
 def test_links_of_the_contents_lead_to_sections():
     there = page()
-    targets = re.findall(r"\]\(#([^)]+)\)", there)
-    assert len(targets) == len(set(targets)) == len(sections())
-    assert set(targets) == set(re.findall(r'<a id="([^"]+)">', there))
+    contents = re.findall(r"^\* .*\]\(#([^)]+)\)", there, re.MULTILINE)
+    assert len(contents) == len(set(contents)) == len(sections())
+    assert set(contents) == set(re.findall(r'<a id="([^"]+)">', there))
+
+
+def test_a_setting_that_is_a_table_links_to_it():
+    there = page()
+    assert "| `kl` | table, by `type`: [`fixed`](#ppo-kl-fixed), [`adaptive`](#ppo-kl-adaptive) |" in there
+    assert "| `rollout` | [table](#rollout) |" in there
+    assert "| `scorers` | list of: table, by `type`: [`model`](#reward_service-scorers-model)," in there
+    targets = set(re.findall(r"\]\(#([^)]+)\)", there))
+    assert targets == set(re.findall(r'<a id="([^"]+)">', there))
 
 
 def row(path, tag=""):
