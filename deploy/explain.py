@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
-from common.classifier_config import ClassifierTraining
+from common.classifier_config import LabelTraining, PreferenceTraining
 from common.config import LanguageModelTraining, RunConfig
 from common.errors import ConfigError
 from common.ppo_config import PPOConfig
@@ -60,12 +60,12 @@ def explain(config: RunConfig, *, read: bool) -> list[Group]:
 def _ppo(config: RunConfig, ppo: PPOConfig, shape: PretrainedConfig | None) -> list[Group]:
     groups = [sampling(config, ppo), optimizing(ppo)]
     if shape is None:
-        return [*groups, memory_of_replica(config, ppo, None, _reward_model(config))]
+        return [*groups, memory_of_replica(config, ppo, None, _reward_model(config, shape))]
     size, passes = policy_size(shape, config), pass_size(shape, config)
     return [
         *groups,
         memory_of_worker(config, ppo, size, passes),
-        memory_of_replica(config, ppo, size, _reward_model(config)),
+        memory_of_replica(config, ppo, size, _reward_model(config, shape)),
         memory_of_learner(config, ppo, size, passes),
         traffic(config, size),
         disk(config, ppo, size),
@@ -83,12 +83,12 @@ def _shape(config: RunConfig, texts: Texts) -> PretrainedConfig | None:
     return shape
 
 
-def _reward_model(config: RunConfig) -> int | None:
+def _reward_model(config: RunConfig, shape: PretrainedConfig | None) -> int | None:
     """Parameters of the reward model; None where it is not to be had."""
     if config.reward_model is None:
         return None
     try:
-        return classifier_parameters(config.reward_model)
+        return classifier_parameters(config.reward_model, shape)
     except ConfigError:
         return None
 
@@ -108,8 +108,8 @@ def _data(config: RunConfig, texts: Texts) -> Group:
         learned, heldout = texts.splits.get(name, (None, None))
         why = "by the hash of their documents" if name in texts.splits else _UNREAD
         figures += [
-            Figure(f"{name}_train_texts", f"texts of {name} to train on", learned, why),
-            Figure(f"{name}_heldout_texts", f"texts of {name} that are held out", heldout, why),
+            Figure(f"{name}_train", f"examples of {name} to train on", learned, why),
+            Figure(f"{name}_heldout", f"examples of {name} that are held out", heldout, why),
         ]
     if config.evaluate is not None:
         figures.append(
@@ -151,9 +151,9 @@ def _language_model(config: RunConfig, stage: str, texts: Texts) -> Group:
     known = texts.stages.get(stage)
     unit = "texts" if table.join == "none" else "passages"
     batch = min(table.batch_sequences, known.texts) if known else table.batch_sequences
-    because = f"{known.texts if known else '?'} {unit} ÷ {batch} × {table.epochs:g} epochs, rounded"
+    because = f"{_number(known)} {unit} ÷ {batch} × {table.epochs:g} epochs, rounded"
     figures = [
-        *_steps(known, because, table.batch_sequences, table.epochs, unit),
+        *_steps(known, unit, batch, table.epochs, because),
         Figure(
             "tokens_per_step",
             "most tokens of one step",
@@ -164,18 +164,26 @@ def _language_model(config: RunConfig, stage: str, texts: Texts) -> Group:
     return Group(stage, {"pretrain": "Pre-training", "sft": "Supervised fine-tuning"}[stage], figures)
 
 
-def _classifier(stage: str, training: ClassifierTraining, known: StageTexts | None) -> Group:
-    batch = min(training.batch_sequences, known.texts) if known else training.batch_sequences
-    because = f"{known.texts if known else '?'} texts ÷ {batch}, rounded down, × {counts(training.epochs, 'epoch')}"
+def _classifier(stage: str, training: LabelTraining | PreferenceTraining, known: StageTexts | None) -> Group:
+    if isinstance(training, LabelTraining):
+        unit, batch = "texts", training.batch_sequences
+    else:
+        unit, batch = "rankings", training.batch_rankings
+    batch = min(batch, known.texts) if known else batch
+    because = f"{_number(known)} {unit} ÷ {batch}, rounded down, × {counts(training.epochs, 'epoch')}"
     title = {"reward_model": "Reward model", "judge": "Judge"}[stage]
-    return Group(stage, title, _steps(known, because, training.batch_sequences, training.epochs, "texts"))
+    return Group(stage, title, _steps(known, unit, batch, training.epochs, because))
 
 
-def _steps(known: StageTexts | None, because: str, batch: int, epochs: float, unit: str) -> Sequence[Figure]:
+def _steps(known: StageTexts | None, unit: str, batch: int, epochs: float, because: str) -> Sequence[Figure]:
     why = "of the training split" if known else _UNREAD
     return [
         Figure("texts", f"{unit} to learn from", known.texts if known else None, why),
         Figure("epochs", "passes over them", epochs, "epochs"),
-        Figure("texts_per_step", f"{unit} of one step", batch, "batch_sequences"),
+        Figure("texts_per_step", f"{unit} of one step", batch, "of one batch, or all where there are fewer"),
         Figure("steps", "optimizer steps", known.steps if known else None, because),
     ]
+
+
+def _number(known: StageTexts | None) -> str:
+    return f"{known.texts:,}" if known else "?"

@@ -1,5 +1,6 @@
 """The size of models, from their shapes: torch's fake tensors carry shapes through a real pass, and hold no memory."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +15,14 @@ from transformers import (
     PreTrainedModel,
 )
 
-from common.classifier_config import BagOfNgrams, ConvClassifier, PretrainedClassifier, RewardModelConfig
+from common.classifier_config import (
+    BagOfNgrams,
+    ConvClassifier,
+    PolicyClassifier,
+    PreferenceTraining,
+    PretrainedClassifier,
+    RewardModelConfig,
+)
 from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier
 from common.config import RunConfig
 from common.hub import join_revision
@@ -110,26 +118,36 @@ def saved_bytes(model: torch.nn.Module) -> Iterator[dict[int, int]]:
         yield sizes
 
 
-def classifier_parameters(table: RewardModelConfig) -> int:
+def classifier_parameters(table: RewardModelConfig, policy: PretrainedConfig | None) -> int | None:
     """Parameters of a classifier; of a fresh one at most, for its vocabulary may turn out smaller.
+
+    Args:
+        table: of the classifier.
+        policy: shape of the policy, for a classifier that starts from it; None: then its size is not known either.
 
     Raises:
         ConfigError: a pre-trained one cannot be had.
     """
+    num_labels = 1 if isinstance(table.training, PreferenceTraining) else 2
     with FakeTensorMode():
         match table.classifier:
             case BagOfNgrams() as bag:
-                model = BagClassifier(BagConfig(vocab_size=bag.vocabulary_size, pair_buckets=bag.pair_buckets))
+                buckets = bag.pair_buckets
+                model = BagClassifier(BagConfig(bag.vocabulary_size, buckets, num_labels=num_labels))
             case ConvClassifier() as conv:
-                model = ConvTextClassifier(
-                    ConvConfig(
-                        vocab_size=conv.vocabulary_size,
-                        embedding_size=conv.embedding_size,
-                        num_filters=conv.num_filters,
-                        kernel_words=conv.kernel_words,
-                    )
-                )
+                sizes = (conv.vocabulary_size, conv.embedding_size, conv.num_filters, conv.kernel_words)
+                model = ConvTextClassifier(ConvConfig(*sizes, num_labels=num_labels))
+            case PolicyClassifier() if policy is None:
+                return None
+            case PolicyClassifier():
+                model = _classifier_of(policy, num_labels)
             case PretrainedClassifier(path=path, revision=revision):
                 shape = load_shape(join_revision(path, revision))
-                model = AutoModelForSequenceClassification.from_config(shape)
-    return sum(p.numel() for p in model.parameters())
+                model = _classifier_of(shape, shape.num_labels if table.training is None else num_labels)
+    return int(sum(p.numel() for p in model.parameters()))
+
+
+def _classifier_of(shape: PretrainedConfig, num_labels: int) -> PreTrainedModel:
+    shape = copy.deepcopy(shape)
+    shape.num_labels = num_labels
+    return AutoModelForSequenceClassification.from_config(shape)

@@ -14,7 +14,7 @@ import actors.engine
 from actors.engine import SamplingEngine
 from common.checkpoint import TENSORS
 from common.modeling import PolicyWithValueHead, load_policy
-from common.records import Identity, ModelPaths
+from common.records import Identity, ModelPaths, Progress
 from common.weights import weights_of
 from deploy.explain import explain
 from deploy.explain_figures import chunks_per_update
@@ -24,6 +24,7 @@ from deploy.explain_view import to_json
 from deploy.launch import launch
 from deploy.preflight_models import policy_shape
 from learner.service import build_learner
+from learner.stages import StageRequest, run_stage
 
 MUON = 'ppo.optimizer={type = "muon", lr = 1e-3, adamw_lr = 1e-3}'
 CHANGED = (
@@ -153,6 +154,37 @@ def test_parameters_of_a_checkpoint_are_those_that_are_trained(finished):
     assert first - head == said["model"]["trained_parameters"]
 
 
+LABELS = ("reward_model.training.epochs=4", "reward_model.training.batch_sequences=5")
+PAIRS = (
+    'data.reviews.rows={type = "label_pairs"}',
+    'reward_model.training={type = "preferences", data = ["reviews"], epochs = 3, batch_rankings = 4, '
+    'optimizer = {type = "adamw", lr = 1e-2}}',
+)
+
+
+@pytest.mark.parametrize("changes", [LABELS, PAIRS, (*PAIRS, "reward_model.training.batch_rankings=1000")])
+def test_a_reward_model_takes_the_steps_that_are_told(tiny, tmp_path, changes):
+    config = tiny(*changes)
+    items = list(run_stage(StageRequest("reward_model", config, None, str(tmp_path / "model"))))
+    progress = [item for item in items if isinstance(item, Progress)][-1]
+    said = told(config)["reward_model"]
+    assert said["steps"] == progress.step == progress.total
+    metrics = items[-1].metrics
+    assert said["texts"] == metrics.get("texts", metrics.get("rankings"))
+
+
+def test_demonstrations_are_counted_as_the_learner_counts_them(tiny, tiny_run, tmp_path):
+    rows = ", ".join(
+        f'{{prompt = "the film {word}", response = "is good"}}' for word in ("i", "it", "a", "the", "good")
+    )
+    source = f'data.chats={{type = "inline", rows = {{type = "demonstrations"}}, records = [{rows}]}}'
+    config = tiny(source, 'sft.data=["reviews", "chats"]', "sft.epochs=3", "sft.weights={reviews = 1, chats = 2}")
+    request = StageRequest("sft", config, str(tiny_run / "models" / "pretrained"), str(tmp_path / "model"))
+    metrics = list(run_stage(request))[-1].metrics
+    said = told(config)["sft"]
+    assert (said["texts"], said["steps"]) == (metrics["texts"], metrics["steps"])
+
+
 # --- memory
 
 
@@ -271,10 +303,10 @@ def test_files_are_read_only_when_asked_for(tiny, tmp_path):
     config = tiny(change, 'sft.data=["mine"]', 'ppo.data=["mine"]')
     groups = {g.name: {f.name: f for f in g.figures} for g in explain(config, read=False)}
     assert groups["sft"]["steps"].value is None
-    assert "--read" in groups["data"]["mine_train_texts"].because
+    assert "--read" in groups["data"]["mine_train"].because
     read = {g.name: {f.name: f for f in g.figures} for g in explain(config, read=True)}
-    texts = read["data"]["mine_train_texts"].value
-    assert texts + read["data"]["mine_heldout_texts"].value == 40
+    texts = read["data"]["mine_train"].value
+    assert texts + read["data"]["mine_heldout"].value == 40
     assert read["sft"]["texts"].value == texts
     assert read["sft"]["steps"].value == max(1, round(2 * texts / 8))
 
