@@ -78,7 +78,7 @@ def row(path, tag=""):
         ("ppo.optimizer.betas", "adamw", "list of 2, each: number, ≥ 0, < 1", "[0.9, 0.95]", False),
         ("data.NAME.where", "files", "table of names, to each: text or whole number", "{}", False),
         ("reward_service.scorers[].weight", "http", "number", "1.0", False),
-        ("judge.training.repeat", "", "table of names, to each: whole number, ≥ 1", "{}", False),
+        ("judge.training.repeat", "labels", "table of names, to each: whole number, ≥ 1", "{}", False),
         ("rollout", "", "table", "its own defaults", False),
     ],
 )

@@ -157,7 +157,7 @@ def test_parameters_of_a_checkpoint_are_those_that_are_trained(finished):
 LABELS = ("reward_model.training.epochs=4", "reward_model.training.batch_sequences=5")
 PAIRS = (
     'data.reviews.rows={type = "label_pairs"}',
-    'reward_model.training={type = "preferences", data = ["reviews"], epochs = 3, batch_rankings = 4, '
+    'reward_model.training={type = "preferences", data = ["reviews"], half = "a", epochs = 3, batch_rankings = 4, '
     'optimizer = {type = "adamw", lr = 1e-2}}',
 )
 
