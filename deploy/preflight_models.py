@@ -55,7 +55,7 @@ def policy_shape(config: RunConfig) -> PretrainedConfig:
         ConfigError: a pre-trained one cannot be had.
     """
     if isinstance(config.model, PretrainedModel):
-        return _load_shape(join_revision(config.model.path, config.model.revision))
+        return load_shape(join_revision(config.model.path, config.model.revision))
     return fresh_shape(config.model, vocab_size=config.model.vocabulary_size)
 
 
@@ -92,7 +92,8 @@ def _source(source: DataSource) -> str:
     return f"{len(paths)} file{'s' * (len(paths) > 1)} of {size}, with {', '.join(source.column_names())}"
 
 
-def _load_shape(path: str) -> PretrainedConfig:
+def load_shape(path: str) -> PretrainedConfig:
+    """The shape of a model, by name or folder; raises ConfigError if it cannot be had."""
     register_classifiers()
     try:
         with loading(path) as (name, revision):
@@ -138,7 +139,7 @@ def _policy(config: RunConfig, path: str) -> str:
 def _classifier(role: str, table: RewardModelConfig) -> str:
     assert isinstance(table.classifier, PretrainedClassifier), "others are trained by the run"
     path = join_revision(table.classifier.path, table.classifier.revision)
-    shape = _load_shape(path)
+    shape = load_shape(path)
     tokenizer = load_classifier_tokenizer(path)
     _check_weights(path)
     _check_vocabulary(path, tokenizer, shape.get_text_config().vocab_size)

@@ -77,7 +77,7 @@ def train_language_model(
     model.to(accelerator.device)
     before = {name: perplexity(model, texts) for name, texts in heldout.items()} if source is not None else {}
     prepared = time.perf_counter()
-    schedule = _schedule(table, len(examples))
+    schedule = schedule_of(table, len(examples))
     draws = draws_by_weight({name: len(part) for name, part in encoded.items()}, table.weights, config.seed)
     yield from _train(model, examples, table, schedule, seed=config.seed, draws=draws, accelerator=accelerator)
     trained = time.perf_counter()
@@ -150,7 +150,8 @@ def _of_demonstrations(encoded: dict[str, Examples], learned: dict[str, Loaded])
     }
 
 
-def _schedule(table: LanguageModelTraining, num_documents: int) -> Schedule:
+def schedule_of(table: LanguageModelTraining, num_documents: int) -> Schedule:
+    """Rates and number of steps over so many examples."""
     steps = max(1, round(table.epochs * num_documents / min(table.batch_sequences, num_documents)))
     return Schedule(steps, table.warmup_fraction, table.decay_fraction, table.final_fraction)
 

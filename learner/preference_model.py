@@ -127,10 +127,9 @@ def _train(
         )
         return total, torch.tensor(len(index))
 
-    size = min(training.batch_rankings, len(data.rankings))
-    schedule = Schedule(max(1, training.epochs * (len(data.rankings) // size)), 0.0, 1.0, 0.0)
+    schedule = schedule_of(training, len(data.rankings))
     longest = [max(len(documents[i]) for i in ranking) for ranking in data.rankings]
-    order = batches(longest, batch_sequences=size, seed_parts=(seed, 7), draws=draws)
+    order = batches(longest, batch_sequences=training.batch_rankings, seed_parts=(seed, 7), draws=draws)
     yield from train(
         model,
         build_optimizers(training.optimizer, model.named_parameters()),
@@ -140,6 +139,12 @@ def _train(
         max_grad_norm=training.max_grad_norm,
         accelerator=accelerator,
     )
+
+
+def schedule_of(training: PreferenceTraining, num_rankings: int) -> Schedule:
+    """Rates and number of steps over so many rankings."""
+    size = min(training.batch_rankings, num_rankings)
+    return Schedule(max(1, training.epochs * (num_rankings // size)), 0.0, 1.0, 0.0)
 
 
 def _measure(
