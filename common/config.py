@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
 from common.data_config import DataSource
+from common.evaluate_config import EvaluateConfig
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import Optimizer, PPOConfig
 
@@ -89,15 +90,6 @@ class LanguageModelTraining(Config):
     """Held-out texts on which perplexity is measured, per data source."""
 
 
-class EvaluateConfig(Config):
-    """Before and after PPO, on the same held-out prompts."""
-
-    prompts: int = Field(default=512, ge=1)
-    """Held-out prompts."""
-    shown: int = Field(default=12, ge=0)
-    """Prompts whose texts are kept, before and after, in samples.jsonl and the report."""
-
-
 class MetricsConfig(Config):
     """The Prometheus endpoint of the driver, on while a run trains."""
 
@@ -153,11 +145,11 @@ class RunConfig(Config):
     reward_model: RewardModelConfig | None = None
     """The classifier that scores for PPO, if `reward_service.scorers` names one of type `model`, as by default."""
     judge: RewardModelConfig | None = None
-    """An independent classifier that PPO never sees and that scores the evaluation."""
+    """An independent classifier that PPO never sees and that scores the evaluations."""
     ppo: PPOConfig | None = None
     """PPO."""
     evaluate: EvaluateConfig | None = None
-    """Evaluation before and after PPO."""
+    """Evaluation before and after PPO, and while it learns."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
     reward_service: RewardServiceConfig = RewardServiceConfig()

@@ -80,6 +80,12 @@ class Conductor:
         self._weights = weights
         return self._take(self.rollout.publish(weights, now), now)
 
+    def current(self) -> WeightsHandle:
+        """The weights that were published last."""
+        if self._weights is None:
+            raise RuntimeError("publish weights before collecting")
+        return self._weights
+
     def resize(self, workers: int | None, replicas: int | None, now: float) -> list[Action]:
         """Change how many members the pools have."""
         actions = [] if workers is None else self.rollout.resize(workers, now)
@@ -97,7 +103,7 @@ class Conductor:
                 f"{self._nonfinite_in_a_row} updates in a row had no step with a finite loss and gradient "
                 "(ppo.max_nonfinite_updates); lower the learning rate, or look at the scores in samples.jsonl"
             )
-        step = self._current().identity.step
+        step = self.current().identity.step
         batch, staleness = self.ppo.trajectories_per_update, self.ppo.max_staleness
         allowed = capacity(step=step, submitted=self.ledger.live, batch=batch, max_staleness=staleness)
         if num_samples > allowed:
@@ -203,11 +209,6 @@ class Conductor:
 
     # --- inside
 
-    def _current(self) -> WeightsHandle:
-        if self._weights is None:
-            raise RuntimeError("publish weights before collecting")
-        return self._weights
-
     def _state(self) -> dict[str, Any]:
         return {**self.prompts.state_dict(), "ledger": self.ledger.as_dict()}
 
@@ -228,7 +229,7 @@ class Conductor:
             fill=self.chunk_sequences - len(prompts),
             run_seed=self.run_seed,
             temperature=self.ppo.temperature,
-            weights=self._current(),
+            weights=self.current(),
         )
         chunk = batch.chunks[index] = Chunk(request)
         return self._ask(self.rollout, chunk, "generate", request, now)
@@ -271,16 +272,15 @@ class Conductor:
 
     def _on_done(self, chunk: Chunk, done: Done, now: float) -> list[Action]:
         """Keep what came, and ask for what comes next."""
-        if done.method == "score":
+        if done.method in ("score", "evaluate"):
             chunk.judgements, chunk.judge_stats = done.payload, done.stats
         elif done.method == "reference":
             chunk.reference = done.payload
         else:
             chunk.rollouts, chunk.rollout_stats = done.payload, done.stats
-            actions = self._ask(self.reward, chunk, "score", done.payload, now)
-            return actions + (
-                self._ask(self.reward, chunk, "reference", done.payload, now) if self.with_reference else []
-            )
+            assert self._batch is not None, "a chunk belongs to a batch"
+            asked = self._batch.questions(with_reference=self.with_reference)
+            return [a for method in asked for a in self._ask(self.reward, chunk, method, done.payload, now)]
         return [] if chunk.tasks else self._complete(chunk, now)
 
     def _complete(self, chunk: Chunk, now: float) -> list[Action]:
@@ -307,7 +307,7 @@ class Conductor:
         self._forget_rest(chunk)
         batch = self._batch
         assert batch is not None, "a chunk belongs to a batch"
-        role = "reward" if gave_up.method == "score" else "reference"
+        role = "reference" if gave_up.method == "reference" else "reward"
         batch.drop(f"{role}_{gave_up.reason}", len(chunk.request.prompts), str(gave_up.error))
         del batch.chunks[chunk.request.chunk_index]
         return self._refill(batch, now)
@@ -343,5 +343,5 @@ class Conductor:
                 f"chunk {chunk.request.chunk_index} lost its payload {chunk.regenerated} times; are nodes going away?"
             )
             return []
-        chunk.request = replace(chunk.request, weights=self._current())
+        chunk.request = replace(chunk.request, weights=self.current())
         return self._ask(self.rollout, chunk, "generate", chunk.request, now)

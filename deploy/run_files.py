@@ -69,6 +69,42 @@ class HeldoutLine(_Shape):
     judge_after: float | None = None
 
 
+class EvaluatedText(_Shape):
+    """One held-out prompt as it was answered in an evaluation while PPO learns."""
+
+    prompt: str
+    response: str
+    score: float | None = None
+    judge: float | None = None
+    """Probability of the positive class."""
+
+
+class EvaluationLine(_Shape):
+    """One line of `evaluations.jsonl`: held-out prompts, answered while PPO learns."""
+
+    step: int
+    """Updates behind the weights; 0: before PPO."""
+    judge_hash: str = ""
+    """Of the judge: numbers of another one do not compare."""
+    prompts: int = 0
+    """How many were asked; those without a score are missing below."""
+    numbers: Numbers = {}
+    over_optimised: bool = False
+    """Whether the alarm was on."""
+    draws: tuple[int, ...] = ()
+    """Which prompts have a score."""
+    rewards: tuple[float, ...] = ()
+    """By prompt, as `draws`."""
+    judged: tuple[float, ...] = ()
+    """The judge's logits, as `draws`."""
+    texts: tuple[EvaluatedText, ...] = ()
+    seconds: float | None = None
+
+    def scores_by_draw(self) -> dict[int, tuple[float, float]]:
+        """Reward and judge's logit of each prompt that has a score."""
+        return dict(zip(self.draws, zip(self.rewards, self.judged, strict=True), strict=True))
+
+
 class Summary(_Shape):
     """`summary.json`, written by the last stage; a key is None where its stage was not part of the run."""
 
@@ -118,6 +154,8 @@ class RunFiles:
     """Updates that were done again."""
     extremes: tuple[ExtremeLine, ...]
     heldout: tuple[HeldoutLine, ...]
+    evaluations: tuple[EvaluationLine, ...]
+    """Of held-out prompts while PPO learnt, in order of steps."""
     summary: Summary | None
     stages: tuple[StageFile, ...]
     """In the order in which stages run."""
@@ -144,9 +182,16 @@ def read_run(folder: Path) -> RunFiles:
         num_redone=len(updates) - len(by_step),
         extremes=tuple(dict.fromkeys(s for s in samples if isinstance(s, ExtremeLine))),
         heldout=tuple(dict.fromkeys(s for s in samples if isinstance(s, HeldoutLine))),
+        evaluations=tuple(read_evaluations(folder)),
         summary=_json(summary_path, TypeAdapter(Summary)) if summary_path.exists() else None,
         stages=tuple(sorted(stages, key=lambda stage: _rank(stage.stage))),
     )
+
+
+def read_evaluations(folder: Path) -> list[EvaluationLine]:
+    """The evaluations while PPO learnt, in order of steps; raises DataError if a line cannot be understood."""
+    lines = _jsonl(folder / "evaluations.jsonl", TypeAdapter(EvaluationLine))
+    return sorted(lines, key=lambda line: line.step)
 
 
 def finite(value: float | None) -> float | None:

@@ -1,6 +1,6 @@
 """From a configuration to a reward replica, in the process that calls this."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from common.classifier_config import RewardModelConfig
 from common.classifiers import load_classifier
@@ -22,7 +22,9 @@ from reward_service.service import RewardService
 def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> RewardService:
     """A replica with the scorers, the judge where `paths` names one, and the reference where it is kept here.
 
-    For evaluation (a judge is named) the reference is always here, for KL is measured whoever trained.
+    Where a judge is named, the reference is always here, for evaluations measure KL whoever computes it in training.
+    The judge is in a mixture of its own, which has no prompt baseline and shares the scorers: the numbers, and the
+    scorer version, of training are the same with and without it.
 
     Args:
         config: the run.
@@ -40,17 +42,25 @@ def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, st
         policy.to(resolve_device(placement.device, placement.num_gpus))
         reference = Reference(policy, temperature=ppo.temperature, batch_sequences=placement.batch_sequences)
     terms = [Term(_scorer(scorer, config, paths, secrets), scorer.weight) for scorer in placement.scorers]
+    tokenizer = load_tokenizer(paths.policy)
+
+    def mixture(terms: Sequence[Term]) -> Mixture:
+        return Mixture(
+            terms, tokenizer, budget_s=placement.scoring_budget_s, probe_budget_s=placement.sync_timeout_s / 2
+        )
+
+    evaluator = None
     if paths.judge is not None:
         assert config.judge is not None, "the configuration demands a judge"
         judge = ModelScorer("judge", _classifier(placement, config.judge, paths.judge))
-        terms.append(Term(judge, 0.0))
-    mixture = Mixture(
-        terms,
-        load_tokenizer(paths.policy),
-        budget_s=placement.scoring_budget_s,
-        probe_budget_s=placement.sync_timeout_s / 2,
-    )
-    return RewardService(mixture, reference)
+        evaluator = mixture([*(_without_baseline(term) for term in terms), Term(judge, 0.0)])
+    return RewardService(mixture(terms), reference, evaluator)
+
+
+def _without_baseline(term: Term) -> Term:
+    """The same term, its number that of the whole text."""
+    scorer = term.scorer
+    return Term(ModelScorer(scorer.name, scorer.classifier), term.weight) if isinstance(scorer, ModelScorer) else term
 
 
 def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> Scorer:
@@ -62,7 +72,7 @@ def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets:
             return ModelScorer(
                 scorer.name,
                 _classifier(config.reward_service, config.reward_model, paths.reward_model),
-                prompt_baseline=config.ppo.score_baseline == "prompt" and paths.judge is None,
+                prompt_baseline=config.ppo.score_baseline == "prompt",
             )
         case FunctionScorerConfig():
             function = FunctionScorer(scorer)
