@@ -73,6 +73,8 @@ def _print_numbers(run: RunFiles, console: Console) -> None:
         console.print(table)
     for line in words.absences(rows):
         console.print(Text(line, "yellow"))
+    if alarm := words.alarm_sentence(run.summary):
+        console.print(Text(alarm, "bold yellow"))
     console.print()
 
 

@@ -15,7 +15,7 @@ from common.config import RunConfig
 from common.errors import ConfigError
 from deploy.finding import Finding
 from deploy.preflight_cluster import check_placements
-from deploy.preflight_models import check_data, check_models, input_paths, policy_shape
+from deploy.preflight_models import check_data, check_models, check_rivals, input_paths, policy_shape
 from deploy.preflight_room import check_room, policy_on_meta, room_needed
 from deploy.preflight_storage import check_storage
 from deploy.runtime_facts import RuntimeFacts
@@ -47,7 +47,7 @@ def raise_failures(config: RunConfig, found: Sequence[Finding]) -> None:
 
 def examine(config: RunConfig, folder: Path, facts: RuntimeFacts) -> list[Finding]:
     """All findings, good and bad, in the order in which they are best read; leaves nothing behind."""
-    found = [*check_data(config), *check_models(config)]
+    found = [*check_data(config), *check_models(config), *check_rivals(config, folder.absolute().parent)]
     if facts.unreachable:
         found.append(Finding("Ray", failure=facts.unreachable))
     if facts.nodes is not None:

@@ -105,6 +105,28 @@ class EvaluationLine(_Shape):
         return dict(zip(self.draws, zip(self.rewards, self.judged, strict=True), strict=True))
 
 
+class Rival(_Shape):
+    """Another policy that answered the same held-out prompts, and how this run's did against it."""
+
+    win_rate: float | None = None
+    """Share of prompts on which the judge prefers this run's response."""
+    win_rate_ci95: tuple[float, float] | None = None
+    prompts: int | None = None
+    """That both have a score for."""
+    judge_p_positive: float | None = None
+    """The rival's."""
+
+
+class OverOptimisation(_Shape):
+    """What the alarm said while PPO learnt."""
+
+    updates: tuple[int, ...] = ()
+    """After which it was on."""
+    at_the_end: bool = False
+    gap: float | None = None
+    """By how many standard deviations the reward is ahead of the judge at the end."""
+
+
 class Summary(_Shape):
     """`summary.json`, written by the last stage; a key is None where its stage was not part of the run."""
 
@@ -129,6 +151,10 @@ class Summary(_Shape):
     ledger: Ledger | None = None
     seconds: Numbers | None = None
     tokens_per_second: Numbers | None = None
+    against: Mapping[str, Rival] = {}
+    """By the name that `evaluate.against` gives them."""
+    over_optimisation: OverOptimisation | None = None
+    """None where PPO was not evaluated while it learnt."""
 
 
 class StageFile(_Shape):
