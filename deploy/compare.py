@@ -6,6 +6,7 @@
 Works on runs that are not finished: numbers of the end then come from the last evaluation while PPO learns, and say so.
 """
 
+import json
 import tomllib
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -96,7 +97,11 @@ def _settings(runs: Sequence[RunFiles]) -> Iterator[Row]:
     for key in dict.fromkeys(key for settings in known for key in settings):
         values = [settings.get(key, NONE) for settings in known]
         if key not in NOT_COMPARED and any(value != values[0] for value in values):
-            yield Row(key, tuple(str(settings.get(key, NONE)) for settings in flat))
+            yield Row(key, tuple(_shown(settings.get(key, NONE)) for settings in flat))
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -170,7 +170,7 @@ class HeldoutEvaluations:
             },
         )
         self.metrics.evaluation(step, numbers, over_optimised=is_too_far)
-        self.console.print(f"[dim]evaluated[/] {escape(in_words(step, numbers))}", highlight=False)
+        self.console.print(f"[dim]evaluated[/] {escape(in_words(step, numbers))}", highlight=False, soft_wrap=True)
         if is_too_far and not (lines and lines[-1].over_optimised):
             self._warn(points)
 

@@ -106,7 +106,7 @@ def draw_lines(lines: Sequence[Line], *, slug: str, title: str, axis: str) -> st
         title: told to who cannot see it.
         axis: name of the horizontal axis.
     """
-    with _figure() as (figure, axes):
+    with _figure(width=0.82) as (figure, axes):  # room for the last number of thousands of trajectories
         _prepare_axes(axes, axis)
         for line in lines:
             marker = "o" if len(line.x) <= MAX_MARKED else None
@@ -117,10 +117,10 @@ def draw_lines(lines: Sequence[Line], *, slug: str, title: str, axis: str) -> st
 
 
 @contextmanager
-def _figure() -> Iterator[tuple[Figure, Any]]:
+def _figure(*, width: float = 0.85) -> Iterator[tuple[Figure, Any]]:
     with mpl.rc_context(_RC):
         figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
-        yield figure, figure.add_axes((0.135, 0.145, 0.85, 0.80))
+        yield figure, figure.add_axes((0.135, 0.145, width, 0.80))
 
 
 def _svg(figure: Figure) -> str:
