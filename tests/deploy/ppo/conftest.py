@@ -77,7 +77,8 @@ def until():
 def train(tiny, tiny_run, tmp_path, monkeypatch):
     """Runs PPO of `tiny` with changes; a second run of the same name goes on in the same folder.
 
-    The stage `evaluate` is left out, unless a change is about it. `before_update` is called with the run's controls and the number of the update to come, by the thread of the loop.
+    The stage `evaluate` is left out, unless a change is about it. `before_update` is called with the run's controls and
+    the number of the update to come, by the thread of the loop.
     """
 
     def run(*changes, name="run", before_update=None, again=False):

@@ -1,5 +1,6 @@
 """Held-out prompts while PPO learns: what is trained does not notice, what is measured is done once, and rings."""
 
+import itertools
 import json
 from types import SimpleNamespace
 
@@ -154,7 +155,7 @@ def test_a_reward_that_is_the_opposite_of_the_judge_rings_the_alarm(train):
     rang = [line.step for line in lines if line.over_optimised]
     assert rang
     assert len(told) == sum(
-        line.over_optimised and not before.over_optimised for before, line in zip(lines, lines[1:], strict=False)
+        line.over_optimised and not before.over_optimised for before, line in itertools.pairwise(lines)
     ), "once each time it begins, not at every evaluation"
     assert "since update " in told[0]
     assert "since update " in outcome.output
