@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
+from deploy.evaluation_file import EvaluationLine
 from deploy.report_figures import MAX_POINTS, Line, draw_lines
-from deploy.run_files import EvaluationLine, RunFiles, UpdateLine, finite
+from deploy.run_files import RunFiles, UpdateLine, finite
 
 NUM_COLOURS = 5
 """Of the page; further runs take them again, dashed."""

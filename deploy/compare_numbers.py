@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from actors.evaluate import win_rate
+from deploy.checked_json import Numbers
+from deploy.evaluation_file import EvaluationLine
 from deploy.report_words import NONE, Unit, duration, number
-from deploy.run_files import EvaluationLine, Numbers, RunFiles, finite, stage_seconds
+from deploy.run_files import RunFiles, finite, stage_seconds
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,11 +28,11 @@ from common.ports import Transport
 from common.records import ChunkHandle, Identity, ModelPaths, Prompt, WeightsHandle
 from common.text import decode, eos_token_ids, load_tokenizer
 from deploy.answers import Answer, fetch_answers, heldout_prompts, judged, kl_of, numbers_of, scores, why_unscored
+from deploy.evaluation_file import EvaluationLine, read_evaluations
 from deploy.fingerprint import folder_hash
 from deploy.over_optimisation import Point, divergence, is_over_optimised
 from deploy.place import Place
 from deploy.recorder import append_json
-from deploy.run_files import EvaluationLine, read_evaluations
 from deploy.stopwatch import Stopwatch
 from deploy.supervisor import Supervisor
 

@@ -19,6 +19,7 @@ from deploy.place import Place
 from deploy.ppo_run import ppo_run
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
+from deploy.trackers import Trackers, build_trackers, tracked_run
 
 
 def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageResult:
@@ -33,11 +34,19 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
     with ExitStack() as stack:
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
         prompts, heldout = build_prompts(config, models), heldout_of(config, models)
+        if prompts.num_too_long:
+            console.print(
+                f"ppo: {prompts.num_too_long} prompts of demonstrations are left out, for they have more than "
+                f"ppo.prompt_tokens.max = {config.ppo.prompt_tokens.max} tokens"
+            )
         members = stack.enter_context(place.runtime.members(config, models, folder, place.stop))
         bar = stack.enter_context(progress(console))
         task = bar.add_task("ppo", total=config.ppo.updates, completed=beginning.step, message="starting")
         log = EventLog(folder, bar.console, count=metrics.event)
-        run = stack.enter_context(ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log))
+        trackers = stack.enter_context(Trackers(build_trackers(config), tracked_run(config, folder), note=log.write))
+        run = stack.enter_context(
+            ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log, went_back=trackers.go_back_to)
+        )
         started = time.monotonic()
         recorder = RunRecorder(
             folder,
@@ -46,6 +55,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             metrics=metrics,
             watch=members.watch,
             saw=run.writer.saw,
+            track=trackers.record,
             note=log.write,
             bar=(bar, task),
         )
@@ -68,6 +78,8 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         trained = time.monotonic()
         run.learner.export(folder / "models" / "ppo")
         result = run.result()
+        if prompts.num_too_long:
+            result = {**result, "prompts_too_long": prompts.num_too_long}
     seconds = {"start": started - start, "train": trained - started, "export": time.monotonic() - trained}
     return StageResult(result, seconds)
 
@@ -79,7 +91,7 @@ def _make_room(folder: Path, beginning: Beginning) -> None:
     if beginning.checkpoint is None:
         beginning.store.clear()
         clear_samples(folder, heldout=False)
-        stale += ["metrics.jsonl", "evaluations.jsonl", "trajectories"]
+        stale += ["metrics.jsonl", "evaluations.jsonl", "trajectories", "trackers.json", "tensorboard"]
     if beginning.anew:
         stale += ["events.jsonl", "logs", "ledger.json"]
     for name in stale:

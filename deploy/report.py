@@ -16,18 +16,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deploy import report_words as words
+from deploy.evaluation_file import EvaluationLine
 from deploy.report_curves import EVALUATIONS, GROUPS, Curve, Layer
 from deploy.report_figures import MAX_POINTS, draw, has_values, thinned
-from deploy.run_files import (
-    EvaluationLine,
-    ExtremeLine,
-    RunFiles,
-    UpdateLine,
-    final_ledger,
-    finite,
-    read_run,
-    stage_seconds,
-)
+from deploy.report_preferences import length_warning, preference_measures, scores_shown
+from deploy.run_files import ExtremeLine, RunFiles, UpdateLine, final_ledger, finite, read_run, stage_seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_OPEN_TEXTS = 8
@@ -88,7 +81,7 @@ def write_report(run_folder: Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page of a run."""
-    rows = words.measures(run.summary)
+    rows = [*words.measures(run.summary), *preference_measures(run.summary)]
     groups = [*evaluation_group(run.evaluations), *panel_groups(run.updates)]
     return (
         page_environment()
@@ -103,6 +96,8 @@ def render(run: RunFiles) -> str:
             marks_of=words.VERDICT_MARKS,
             good_arrows=words.GOOD_ARROWS,
             good_words=words.GOOD_WORDS,
+            scores=scores_shown(run.summary),
+            length_warning=length_warning(run.summary.rm_preferences if run.summary else None),
             groups=groups,
             undrawn=[panel for group in groups for panel in group.panels if panel.svg is None],
             num_drawn=len(thinned(run.updates)),

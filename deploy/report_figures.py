@@ -17,8 +17,9 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from deploy.checked_json import Numbers
 from deploy.report_curves import Curve, Layer
-from deploy.run_files import Numbers, UpdateLine
+from deploy.run_files import UpdateLine
 
 Series = npt.NDArray[np.float64]
 

@@ -60,16 +60,23 @@ def reencoded(
 ) -> list[Prompt]:
     """The prompts in another tokenizer's ids; those that it does not read back as the same text are left out.
 
-    Case and white space may differ, for some tokenizers know neither. The number of response tokens stays, in the
-    other's tokens.
+    Case and white space may differ, for some tokenizers know neither. Special tokens, as of a chat template, have no
+    text, so prompts with any are left out, too. The number of response tokens stays, in the other's tokens. Where the
+    two know the same tokens, the prompts stay as they are.
     """
+    if ours.get_vocab() == theirs.get_vocab():
+        return list(prompts)
+    special = set(ours.all_special_ids)
     texts = [decode(ours, prompt.token_ids) for prompt in prompts]
     ids = encode(theirs, texts)
     unknown = None if theirs.unk_token_id in eos_token_ids(theirs) else theirs.unk_token_id
     return [
         replace(prompt, token_ids=new)
         for prompt, text, new in zip(prompts, texts, ids, strict=True)
-        if len(new) and unknown not in new and _plain(decode(theirs, new)) == _plain(text)
+        if len(new)
+        and unknown not in new
+        and special.isdisjoint(prompt.token_ids.tolist())
+        and _plain(decode(theirs, new)) == _plain(text)
     ]
 
 

@@ -41,20 +41,36 @@ def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, st
         policy = load_policy(paths.policy, dtype=config.learner.dtype)
         policy.to(resolve_device(placement.device, placement.num_gpus))
         reference = Reference(policy, temperature=ppo.temperature, batch_sequences=placement.batch_sequences)
-    terms = [Term(_scorer(scorer, config, paths, secrets), scorer.weight) for scorer in placement.scorers]
-    tokenizer = load_tokenizer(paths.policy)
+    terms = _terms(config, paths, secrets)
+    evaluator = _evaluator(terms, config, paths) if paths.judge is not None else None
+    return RewardService(_mixture(terms, config, paths), reference, evaluator)
 
-    def mixture(terms: Sequence[Term]) -> Mixture:
-        return Mixture(
-            terms, tokenizer, budget_s=placement.scoring_budget_s, probe_budget_s=placement.sync_timeout_s / 2
-        )
 
-    evaluator = None
-    if paths.judge is not None:
-        assert config.judge is not None, "the configuration demands a judge"
-        judge = ModelScorer("judge", _classifier(placement, config.judge, paths.judge))
-        evaluator = mixture([*(_without_baseline(term) for term in terms), Term(judge, 0.0)])
-    return RewardService(mixture(terms), reference, evaluator)
+def build_mixture(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> Mixture:
+    """The scorers alone, as training sees them; arguments and errors as of `build_service`."""
+    return _mixture(_terms(config, paths, secrets), config, paths)
+
+
+def _terms(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> list[Term]:
+    return [Term(_scorer(one, config, paths, secrets), one.weight) for one in config.reward_service.scorers]
+
+
+def _mixture(terms: Sequence[Term], config: RunConfig, paths: ModelPaths) -> Mixture:
+    placement = config.reward_service
+    return Mixture(
+        terms,
+        load_tokenizer(paths.policy),
+        budget_s=placement.scoring_budget_s,
+        probe_budget_s=placement.sync_timeout_s / 2,
+    )
+
+
+def _evaluator(terms: Sequence[Term], config: RunConfig, paths: ModelPaths) -> Mixture:
+    """The same scorers without a prompt baseline, and the judge at weight 0."""
+    assert config.judge is not None, "the configuration demands a judge"
+    assert paths.judge is not None, "whoever evaluates names the judge"
+    judge = ModelScorer("judge", text_classifier(config.reward_service, config.judge, paths.judge))
+    return _mixture([*(_without_baseline(term) for term in terms), Term(judge, 0.0)], config, paths)
 
 
 def _without_baseline(term: Term) -> Term:
@@ -71,7 +87,7 @@ def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets:
             assert paths.reward_model is not None, "the pipeline names the reward model that a scorer needs"
             return ModelScorer(
                 scorer.name,
-                _classifier(config.reward_service, config.reward_model, paths.reward_model),
+                text_classifier(config.reward_service, config.reward_model, paths.reward_model),
                 prompt_baseline=config.ppo.score_baseline == "prompt",
             )
         case FunctionScorerConfig():
@@ -82,7 +98,8 @@ def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets:
             return HttpScorer.from_config(scorer, secrets[scorer.token_env] if scorer.token_env is not None else None)
 
 
-def _classifier(placement: RewardServiceConfig, table: RewardModelConfig, path: str) -> TextClassifier:
+def text_classifier(placement: RewardServiceConfig, table: RewardModelConfig, path: str) -> TextClassifier:
+    """Reward model or judge, from its folder or hub name, where `placement` wants it."""
     model = load_classifier(path)
     model.to(resolve_device(placement.device, placement.num_gpus))
     return TextClassifier(

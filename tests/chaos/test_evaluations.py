@@ -1,4 +1,4 @@
-"""A worker and a replica are killed while held-out prompts are evaluated; the evaluations and the training stay the same."""
+"""A worker and a replica are killed while held-out prompts are evaluated; evaluations and training stay the same."""
 
 import json
 import os

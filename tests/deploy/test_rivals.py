@@ -57,6 +57,14 @@ def test_prompts_travel_as_text_and_what_the_other_cannot_read_is_left_out():
     assert any(list(new.token_ids) != list(prompts[new.draw_index].token_ids) for new in found), "other ids"
 
 
+def test_special_tokens_stay_where_both_know_the_same_tokens_and_else_have_no_text():
+    ours, theirs = (train_word_tokenizer(words, vocabulary_size=64, max_tokens=32) for words in (WORDS, WORDS[:1]))
+    prompt = Prompt(0, 0, np.array([ours.eos_token_id, ours.convert_tokens_to_ids("film")], np.int32), 7)
+    (same,) = reencoded([prompt], ours, ours)
+    np.testing.assert_array_equal(same.token_ids, prompt.token_ids)
+    assert reencoded([prompt], ours, theirs) == []
+
+
 def answer(draw, judge):
     ids = np.array([3, 4], np.int32)
     rollout = Rollout(draw, 0, 0, 0, ids, np.zeros(2, np.float32), Identity(-1, 0), "length")

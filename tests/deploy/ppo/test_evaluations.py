@@ -25,10 +25,10 @@ from common.records import (
     WeightsHandle,
 )
 from common.text import load_tokenizer
+from deploy.evaluation_file import read_evaluations
 from deploy.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations
 from deploy.files import read_json
 from deploy.ppo_stage import clear_samples
-from deploy.run_files import read_evaluations
 from deploy.stopwatch import Stopwatch
 
 EVERY_TWO = "evaluate.every_updates=2"
