@@ -44,6 +44,7 @@ class TensorboardTracker:
         self._open()
         experiment, beginning, self._at_the_end = summary.hparams(dict(run.settings), {GOAL: 0.0})
         if run_id is None:
+            self._mark_start(0)
             rows = [(key, str(value)) for key, value in run.settings.items()]
             self._write(0, experiment, beginning, summary.text("settings", _table(("setting", "value"), rows)))
         return str(self._folder)
@@ -58,12 +59,10 @@ class TensorboardTracker:
         self._write(step, *parts)
 
     def go_back_to(self, step: int) -> bool:
-        """See the port. A new file begins with a mark, at which TensorBoard forgets later steps of earlier files."""
+        """See the port. A new file begins with the mark of another start."""
         self._writer.close()
         self._open()
-        forget_from = Event(step=step + 1, session_log=SessionLog(status=SessionLog.START), wall_time=time.time())
-        self._writer.write_event(forget_from)
-        self._writer.flush()
+        self._mark_start(step + 1)
         return True
 
     def close(self, *, has_succeeded: bool) -> None:
@@ -77,6 +76,13 @@ class TensorboardTracker:
         self._folder.mkdir(parents=True, exist_ok=True)
         number = len(list(self._folder.iterdir()))
         self._writer = EventsWriter(str(self._folder / "events"), f".{number:06d}")
+
+    def _mark_start(self, step: int) -> None:
+        """From the second mark on, TensorBoard forgets what stands before it and is of this step or later."""
+        self._writer.write_event(
+            Event(step=step, session_log=SessionLog(status=SessionLog.START), wall_time=time.time())
+        )
+        self._writer.flush()
 
     def _write(self, step: int, *parts: Any) -> None:
         for part in parts:

@@ -25,15 +25,16 @@ def events_of(folder):
 def read_tensorboard():
     """Scalars by tag, and texts by tag, as [(step, value)] after TensorBoard's rule of restarts.
 
-    A mark of a restart at step s takes back what stands before it and is of step s or later (TensorBoard,
-    event_accumulator.py, `_Purge`).
+    A mark of a start at step s, unless it is the first one, takes back what stands before it and is of step s or later
+    (TensorBoard, plugin_event_accumulator.py, `_CheckForRestartAndMaybePurge`).
     """
 
     def read(folder):
-        kept = []
+        kept, has_started = [], False
         for event in events_of(folder):
-            if event.session_log.status:  # START
+            if event.session_log.status and has_started:
                 kept = [earlier for earlier in kept if earlier.step < event.step]
+            has_started = has_started or bool(event.session_log.status)
             kept.append(event)
         scalars, texts = {}, {}
         for event in kept:
