@@ -106,7 +106,7 @@ def evaluate_stage(place: Place, models: ModelPaths, trained: str) -> StageResul
     counts = {"prompts": len(prompts)}
     if len(pairs) < len(prompts):
         counts["prompts_unscored"] = len(prompts) - len(pairs)
-    compared = compare(pairs, ignore=eos_token_ids(tokenizer), seed=config.seed)
+    compared = compare(pairs, ignore=eos_token_ids(models.policy, tokenizer), seed=config.seed)
     return StageResult({**counts, **compared}, {"total": time.monotonic() - start})
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from common.config import RunConfig
-from common.modeling import freeze_below
+from common.modeling import freeze_below, resolve_dtype
 from common.ppo_config import Muon, PPOConfig
 from deploy.finding import Finding, show_bytes
 from deploy.storage_probe import free_bytes, is_local, open_place
@@ -32,8 +32,9 @@ class Need:
 
 def policy_on_meta(shape: PretrainedConfig, config: RunConfig) -> PreTrainedModel:
     """The policy without memory: shapes and types alone."""
+    dtype = resolve_dtype(config.learner.dtype, torch.device("cpu"), serves=False)
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.learner.dtype))
+        return AutoModelForCausalLM.from_config(shape, dtype=dtype)
 
 
 def checkpoint_bytes(policy: PreTrainedModel, ppo: PPOConfig) -> int:
@@ -61,7 +62,9 @@ def trajectory_bytes(config: RunConfig, ppo: PPOConfig) -> int:
 def room_needed(config: RunConfig, folder: Path, policy: PreTrainedModel) -> list[Need]:
     """What the run writes to its folder and to `ppo.checkpoint_url`."""
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
-    copies = sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo))
+    copies = sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo)) + (
+        config.model.type == "gguf"
+    )
     found = [Need("models", str(folder / "models"), weights * copies)]
     if config.pretrain is not None:
         found.append(Need("pre-trained model, for other runs", str(folder.parent / ".cache"), weights))

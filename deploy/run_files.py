@@ -20,7 +20,7 @@ Numbers = Mapping[str, float | None]
 Ledger = Mapping[str, int | dict[str, int]]
 Record = TypeVar("Record")
 
-STAGE_ORDER = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
+STAGE_ORDER = ("base", "pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
 
 
 class _Shape(BaseModel):

@@ -11,11 +11,12 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from common import config as config_module
-from common import data_config, ppo_config, scorer_config
-from common.config import FreshModel, RunConfig
+from common import data_config, model_config, ppo_config, scorer_config
+from common.config import RunConfig
 from common.config_base import Config
 from common.config_file import load_config
 from common.errors import ConfigError
+from common.model_config import FreshModel
 from common.ppo_config import PPOConfig
 
 TINY = Path(__file__).parents[2] / "deploy" / "configs" / "tiny.toml"
@@ -34,7 +35,7 @@ def ppo(**settings: Any) -> PPOConfig:
 
 
 def all_configs() -> list[type[Config]]:
-    modules = (config_module, data_config, ppo_config, scorer_config)
+    modules = (config_module, data_config, model_config, ppo_config, scorer_config)
     found = {c for m in modules for c in vars(m).values() if isinstance(c, type) and issubclass(c, Config)}
     return sorted(found - {Config}, key=lambda c: c.__name__)
 

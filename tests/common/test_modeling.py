@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from common.config import FreshModel
 from common.errors import ConfigError
+from common.model_config import FreshModel
 from common.modeling import (
     PolicyWithValueHead,
     decoder_layers,
