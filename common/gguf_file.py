@@ -3,16 +3,19 @@
 The file's metadata are read value by value, tokens included, which takes seconds; so all roles load the folder.
 """
 
+import contextlib
 import functools
+import io
 import os
 import shutil
+import struct
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PretrainedConfig
+from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import is_gguf_available
 
 from common.errors import ConfigError
@@ -21,6 +24,7 @@ from common.records import Progress, StageResult
 from common.table_files import file_of_package
 
 MAGIC = b"GGUF"
+EOS_KEY = "tokenizer.ggml.eos_token_id"
 
 
 def find_gguf(model: GgufModel) -> Path:
@@ -55,9 +59,10 @@ def gguf_shape(path: Path) -> PretrainedConfig:
         ConfigError: transformers cannot read the file, or its model has no EOS token.
     """
     with _reading(path):
+        metadata, _ = read_gguf_metadata(str(path))
         shape = AutoConfig.from_pretrained(str(path.parent), gguf_file=path.name)
-    if shape.get_text_config().eos_token_id is None:
-        raise ConfigError(f"{path} names no EOS token (tokenizer.ggml.eos_token_id), so no response could ever end")
+    if EOS_KEY not in metadata:  # the shape then has its architecture's default
+        raise ConfigError(f"{path} names no EOS token ({EOS_KEY}), so no response could ever end; choose another model")
     return shape
 
 
@@ -80,7 +85,7 @@ def import_gguf(path: Path, folder: Path) -> Iterator[Progress | StageResult]:
     with _reading(path):
         AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(partial)
     yield Progress(2, 4, "unpacking the weights")
-    with _reading(path):
+    with _reading(path), contextlib.redirect_stderr(io.StringIO()):  # a bar that nothing else turns off
         model = AutoModelForCausalLM.from_pretrained(
             str(path.parent),
             gguf_file=path.name,
@@ -96,11 +101,11 @@ def import_gguf(path: Path, folder: Path) -> Iterator[Progress | StageResult]:
     yield StageResult({"parameters": parameters}, {"total": time.perf_counter() - start})
 
 
-@contextmanager
+@contextlib.contextmanager
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (ValueError, KeyError, NotImplementedError, OSError) as error:
+    except (ValueError, KeyError, NotImplementedError, OSError, struct.error) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise ConfigError(
             f"transformers cannot load {path} ({first}); take a whole file of an architecture that it knows in this "
