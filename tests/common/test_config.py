@@ -225,6 +225,20 @@ def test_a_fresh_model_needs_pretraining(tiny):
         RunConfig.model_validate({**tiny().model_dump(), "pretrain": None})
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("{type='pretrained', path='m.gguf'}", 'is a GGUF file, and type = "pretrained" takes a folder'),
+        ("{type='gguf', path='m.gguf', file='x.gguf'}", "remove one of them"),
+        ("{type='gguf', package='p'}", "a GGUF model needs path"),
+        ("{type='gguf'}", "a GGUF model needs path"),
+        ("{type='gguf', path='m.gguf'}", "[pretrain] is for fresh models"),
+    ],
+)
+def test_a_model_file_is_named_in_one_way(model, said):
+    assert said in error(f"model={model}")
+
+
 def test_a_pretrained_model_is_not_pretrained_again():
     assert "[pretrain] is for fresh models; remove the table" in error("model={type='pretrained', path='gpt2'}")
 
