@@ -1,38 +1,76 @@
 """From a configuration to the stream of prompts; in the driver alone, so that workers need no data libraries."""
 
-import numpy as np
+from dataclasses import dataclass
 
-from actors.prompts import PromptStream
+from transformers import PreTrainedTokenizerBase
+
+from actors.prompts import PromptShare, PromptStream
 from common.config import RunConfig
-from common.corpus import Which, load_corpus, split
+from common.corpus import load_corpus, split
+from common.data_config import DataSource
+from common.demonstrations import load_demonstrations, split_demonstrations
+from common.dialogue import encode_prompt
 from common.errors import DataError
-from common.records import ModelPaths
-from common.text import encode, eos_token_ids, load_tokenizer, opening_ids
+from common.records import Ids, ModelPaths
+from common.row_config import DemonstrationRows
+from common.splits import Which
+from common.text import encode, load_tokenizer, tokenizer_eos_ids, with_opening
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """Of one data source."""
+
+    ids: list[Ids]
+    are_whole: bool
 
 
 def build_prompts(config: RunConfig, paths: ModelPaths, *, heldout: bool = False) -> PromptStream:
-    """Prompts from the data that the PPO stage names: its training split, or the held-out one for evaluation."""
+    """Prompts from the data that the PPO stage names: its training split, or the held-out one for evaluation.
+
+    Texts give their beginnings; demonstrations, each different prompt once, with the assistant's turn opened where the
+    tokenizer has a chat template.
+    """
     ppo = config.ppo
     assert ppo is not None, "prompts are of a PPO stage"
     tokenizer = load_tokenizer(paths.policy)
     which: Which = "heldout" if heldout else "train"
-    texts = [
-        text
-        for name in ppo.data
-        for text in split(load_corpus(config.data[name]), config.heldout_fraction, which).texts
-    ]
-    opening = opening_ids(tokenizer)
-    ids = encode(tokenizer, texts, max_tokens=ppo.prompt_tokens.max + 1)
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id not in eos_token_ids(paths.policy, tokenizer):
-        ids = [i for i in ids if tokenizer.unk_token_id not in i]
-        if not ids:
-            raise DataError(
-                f"every text of {', '.join(ppo.data)} begins with a word that the policy's vocabulary of "
-                f"{len(tokenizer)} lacks; choose other data, or raise model.vocabulary_size"
-            )
+    found = {
+        name: _known(
+            _read(config.data[name], tokenizer, config.heldout_fraction, which, max_tokens=ppo.prompt_tokens.max),
+            tokenizer,
+        )
+        for name in dict.fromkeys(ppo.data)
+    }
+    sources = [(name, found[name]) for name in ppo.data]
+    if not any(texts.ids for _, texts in sources):
+        raise DataError(
+            f"every text of {', '.join(ppo.data)} begins with a word that the policy's vocabulary of "
+            f"{len(tokenizer)} lacks; choose other data, or raise model.vocabulary_size"
+        )
     return PromptStream(
-        [np.concatenate([opening, i]) for i in ids] if len(opening) else ids,
+        [ids for _, texts in sources for ids in texts.ids],
         prompt_tokens=ppo.prompt_tokens,
         response_tokens=ppo.response_tokens,
         seed=config.seed + (1 << 32 if heldout else 0),
+        whole=[texts.are_whole for _, texts in sources for _ in texts.ids],
+        shares=[PromptShare(name, len(texts.ids), ppo.weights[name]) for name, texts in sources if ppo.weights],
     )
+
+
+def _read(
+    source: DataSource, tokenizer: PreTrainedTokenizerBase, heldout_fraction: float, which: Which, *, max_tokens: int
+) -> _Texts:
+    if isinstance(source.rows, DemonstrationRows):
+        chosen = split_demonstrations(load_demonstrations(source), heldout_fraction, which)
+        prompts = [encode_prompt(tokenizer, chat, chosen.rows) for chat in chosen.chats]
+        return _Texts(list({ids.tobytes(): ids for ids in prompts}.values()), are_whole=True)
+    texts = split(load_corpus(source), heldout_fraction, which).texts
+    return _Texts(with_opening(tokenizer, encode(tokenizer, texts, max_tokens=max_tokens + 1)), are_whole=False)
+
+
+def _known(texts: _Texts, tokenizer: PreTrainedTokenizerBase) -> _Texts:
+    """Those without a word outside of the vocabulary."""
+    if tokenizer.unk_token_id is None or tokenizer.unk_token_id in tokenizer_eos_ids(tokenizer):
+        return texts
+    return _Texts([ids for ids in texts.ids if tokenizer.unk_token_id not in ids], texts.are_whole)

@@ -23,6 +23,17 @@ def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(tokenizer.chat_template)
 
 
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool) -> str:
+    """A conversation as the model's template writes it, special tokens included; arguments as in `encode_chat`."""
+    if not has_chat_template(tokenizer):
+        raise ConfigError(
+            "these are chat messages, but the model's tokenizer has no chat template; take a model that was made for "
+            "conversations, or data with prompt and response columns"
+        )
+    made = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=ask)
+    return str(made)
+
+
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, ask: bool) -> Ids:
     """Ids of a conversation as the model's template writes it, special tokens included.
 
@@ -34,11 +45,7 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
     Raises:
         ConfigError: the tokenizer has no chat template.
     """
-    if not has_chat_template(tokenizer):
-        raise ConfigError(
-            "these are chat messages, but the model's tokenizer has no chat template; take a model that was made for "
-            "conversations, or data with prompt and response columns"
-        )
-    text = tokenizer.apply_chat_template([dict(m) for m in messages], tokenize=False, add_generation_prompt=ask)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]  # the template writes them itself
+    ids = tokenizer(chat_text(tokenizer, messages, ask=ask), add_special_tokens=False)[
+        "input_ids"
+    ]  # the template writes them itself
     return np.asarray(ids, dtype=np.int32)

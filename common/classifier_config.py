@@ -1,10 +1,11 @@
 """Classifiers that score: what they are made of and how they are trained. Imports pydantic only."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from common.config_base import Config
+from common.data_config import Weights, check_weights
 from common.ppo_config import Optimizer
 
 
@@ -47,18 +48,35 @@ class ConvClassifier(Config):
     """Dropout in training, before the last layer."""
 
 
-Classifier = Annotated[PretrainedClassifier | BagOfNgrams | ConvClassifier, Field(discriminator="type")]
+class PolicyClassifier(Config):
+    """The run's own policy after supervised fine-tuning, its output head replaced by a new one for the score.
+
+    As in InstructGPT (arXiv:2203.02155, section 3.5); without [sft] the policy before it.
+    """
+
+    type: Literal["policy"] = "policy"
+    """Tag of the union."""
 
 
-class ClassifierTraining(Config):
+Classifier = Annotated[
+    PretrainedClassifier | BagOfNgrams | ConvClassifier | PolicyClassifier, Field(discriminator="type")
+]
+
+
+class LabelTraining(Config):
     """Cross-entropy over labelled texts."""
 
+    type: Literal["labels"] = "labels"
+    """Tag of the union; the one that is taken where none is given."""
     data: list[str] = Field(min_length=1)
     """Named, labelled data sources."""
     half: Literal["all", "a", "b"] = "all"
     """Which half of the training labels to learn from; `a` and `b` are disjoint, split by a hash of the document."""
     repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
     """How often a data source's texts stand in one epoch, by name; once if not named."""
+    weights: Weights = {}
+    """How often each source is drawn from instead, by name, as `{ a = 3, b = 1 }`: each goes through epochs of its
+    own, and `epochs` counts as many draws as there are texts in all."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the texts."""
     batch_sequences: int = Field(default=256, ge=1)
@@ -71,11 +89,54 @@ class ClassifierTraining(Config):
     """Share of the target spread over all classes: keeps logits on scale."""
 
     @model_validator(mode="after")
-    def _repeats_what_is_there(self) -> "ClassifierTraining":
-        for name in self.repeat:
-            if name not in self.data:
-                raise ValueError(f"repeat names {name!r}, which is not in data: {', '.join(self.data)}")
+    def _repeats_what_is_there(self) -> "LabelTraining":
+        _check_repeat(self.repeat, self.data)
+        check_weights(self.data, self.weights)
+        if self.weights and self.repeat:
+            raise ValueError("weights and repeat both say how often a source counts; remove one")
         return self
+
+
+class PreferenceTraining(Config):
+    """Bradley-Terry over pairs and rankings (InstructGPT, arXiv:2203.02155, eq. 1): the score is a single logit."""
+
+    type: Literal["preferences"]
+    """Tag of the union."""
+    data: list[str] = Field(min_length=1)
+    """Named data sources whose rows are `preferences` or `label_pairs`."""
+    half: Literal["all", "a", "b"] = "all"
+    """Which half of the training rankings to learn from; `a` and `b` are disjoint, split by a hash of the prompt and
+    the texts, or, for label_pairs, of the document."""
+    repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """How often a data source's rankings stand in one epoch, by name; once if not named."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over the rankings; more than one overfits large models (InstructGPT, section 3.5)."""
+    batch_rankings: int = Field(default=64, ge=1)
+    """Rankings of one optimizer step: pairs, or K responses to one prompt; each counts once, whatever its K."""
+    optimizer: Optimizer
+    """Optimizer and learning rate; falls linearly to 0."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are scaled down to this norm; inf: never."""
+    margin_coef: float = Field(default=1.0, ge=0)
+    """The data's margins times this are what scores have to differ by (Llama 2, arXiv:2307.09288, eq. 2); 0: margins
+    are not looked at."""
+    centring_coef: float = Field(default=0.01, ge=0)
+    """Weight of the squared sum of a pair's scores, which keeps the mean score near 0 (arXiv:2312.09244, eq. 2);
+    differences alone leave it free."""
+
+    @model_validator(mode="after")
+    def _repeats_what_is_there(self) -> "PreferenceTraining":
+        _check_repeat(self.repeat, self.data)
+        return self
+
+
+def _check_repeat(repeat: dict[str, int], data: list[str]) -> None:
+    for name in repeat:
+        if name not in data:
+            raise ValueError(f"repeat names {name!r}, which is not in data: {', '.join(data)}")
+
+
+ClassifierTraining = Annotated[LabelTraining | PreferenceTraining, Field(discriminator="type")]
 
 
 class RewardModelConfig(Config):
@@ -84,14 +145,42 @@ class RewardModelConfig(Config):
     classifier: Classifier
     """Architecture."""
     training: ClassifierTraining | None = None
-    """How to train it; none: use it as it is (pretrained only)."""
+    """How to train it, on labels or on preferences; none: use it as it is (pretrained only)."""
     positive_class: int = Field(default=1, ge=0)
-    """Index of the logit that is the score."""
+    """Index of the logit that is the score; 0, and by default so, where it learns from preferences, for which it has
+    one logit only."""
     max_tokens: int = Field(default=256, ge=1)
     """Longer texts are cut, in the classifier's own tokens."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_what_follows(cls, data: Any) -> Any:
+        """Training without a type is on labels; training on preferences leaves one logit, so that its index is 0."""
+        training = data.get("training") if isinstance(data, dict) else None
+        if isinstance(training, dict) and "type" not in training:
+            data = {**data, "training": {"type": "labels", **training}}
+        elif _learns_from_preferences(training) and "positive_class" not in data:
+            data = {**data, "positive_class": 0}
+        return data
+
+    @model_validator(mode="after")
+    def _one_logit_for_preferences(self) -> "RewardModelConfig":
+        if _learns_from_preferences(self.training) and self.positive_class != 0:
+            raise ValueError(
+                f"positive_class={self.positive_class}, but training on preferences gives one logit, of index 0; "
+                "leave positive_class out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _fresh_ones_are_trained(self) -> "RewardModelConfig":
         if self.training is None and self.classifier.type != "pretrained":
             raise ValueError(f'classifier type "{self.classifier.type}" starts untrained; add a training table to it')
         return self
+
+
+def _learns_from_preferences(training: Any) -> bool:
+    """Whether a training table, checked already or not, is of the type `preferences`."""
+    if isinstance(training, dict):
+        return bool(training.get("type") == "preferences")
+    return isinstance(training, PreferenceTraining)

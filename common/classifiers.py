@@ -1,4 +1,4 @@
-"""Small text classifiers of our own, in Hugging Face's format: two logits, the positive one is the score.
+"""Small text classifiers of our own, in Hugging Face's format: two logits, the positive one is the score, or one.
 
 Both read the ids of a word-level tokenizer. Padding (anything with attention_mask 0) changes nothing.
 
@@ -55,7 +55,7 @@ class BagClassifier(PreTrainedModel):  # type: ignore[misc]
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
-        """Two logits, -z/2 and z/2, of the log-odds z.
+        """Two logits, -z/2 and z/2, of the log-odds z; or z alone, [B, 1], where num_labels is 1.
 
         Args:
             input_ids: [B, T] int64.
@@ -66,7 +66,10 @@ class BagClassifier(PreTrainedModel):  # type: ignore[misc]
         both = live[:, :-1] & live[:, 1:]
         words = torch.where(live, self.words(input_ids).squeeze(-1), 0.0).sum(-1)
         pairs = torch.where(both, self.pairs(self.pair_ids(input_ids)).squeeze(-1), 0.0).sum(-1)
-        half = (words + pairs + self.bias) / 2
+        z = words + pairs + self.bias
+        if self.config.num_labels == 1:
+            return SequenceClassifierOutput(logits=z[:, None])
+        half = z / 2
         return SequenceClassifierOutput(logits=torch.stack([-half, half], dim=-1))
 
 
@@ -108,7 +111,7 @@ class ConvTextClassifier(PreTrainedModel):  # type: ignore[misc]
             config.embedding_size, config.num_filters, config.kernel_words, padding=config.kernel_words // 2
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(2 * config.num_filters, 2)
+        self.head = nn.Linear(2 * config.num_filters, config.num_labels)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -120,7 +123,7 @@ class ConvTextClassifier(PreTrainedModel):  # type: ignore[misc]
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor | None = None
     ) -> SequenceClassifierOutput:
-        """Two logits; arguments as in BagClassifier.forward."""
+        """Two logits, or one; arguments as in BagClassifier.forward."""
         live = attention_mask.bool()[:, :, None]
         single = (self.words(input_ids) * live).sum((1, 2)) / 2
         words = self.embedding(input_ids) * live
@@ -128,7 +131,8 @@ class ConvTextClassifier(PreTrainedModel):  # type: ignore[misc]
         features = features * live  # relu makes 0 the least, so that the maximum ignores padding
         mean = features.sum(1) / live.sum(1).clamp(min=1)
         pooled = torch.cat([mean, features.amax(1)], dim=-1)
-        logits = self.head(self.dropout(pooled)) + torch.stack([-single, single], dim=-1)
+        one = [2 * single] if self.config.num_labels == 1 else [-single, single]
+        logits = self.head(self.dropout(pooled)) + torch.stack(one, dim=-1)
         return SequenceClassifierOutput(logits=logits)
 
 

@@ -3,16 +3,18 @@
 A stage runs if its table is present. The order is always pretrain, sft, reward_model, judge, ppo, evaluate.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
-from common.data_config import DataSource
+from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
 from common.model_config import Model
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import Optimizer, PPOConfig
+from common.tracker_config import TrackersConfig
 
 
 class LanguageModelTraining(Config):
@@ -20,6 +22,9 @@ class LanguageModelTraining(Config):
 
     data: list[str] = Field(min_length=1)
     """Named data sources; their training split is learned, their held-out split measured."""
+    weights: Weights = {}
+    """How often each source is drawn from, by name, as `{ a = 3, b = 1 }`: each goes through epochs of its own, and
+    `epochs` counts as many draws as there are texts in all. None: every text once an epoch."""
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the texts; 0.5 stops half-way."""
     batch_sequences: int = Field(default=128, ge=1)
@@ -43,6 +48,11 @@ class LanguageModelTraining(Config):
     """Gradients are scaled down to this norm; inf: never."""
     heldout_texts: int = Field(default=1000, ge=1)
     """Held-out texts on which perplexity is measured, per data source."""
+
+    @model_validator(mode="after")
+    def _weighs_what_is_there(self) -> "LanguageModelTraining":
+        check_weights(self.data, self.weights)
+        return self
 
 
 class EvaluateConfig(Config):
@@ -122,6 +132,8 @@ class RunConfig(Config):
     """The learner."""
     metrics: Annotated[MetricsConfig, CHANGEABLE] = MetricsConfig()
     """Monitoring."""
+    trackers: Annotated[TrackersConfig, CHANGEABLE] = TrackersConfig()
+    """TensorBoard and Weights & Biases."""
     control: Annotated[ControlConfig, CHANGEABLE] = ControlConfig()
     """Steering."""
     stop_timeout_s: Annotated[float, CHANGEABLE] = Field(default=60.0, gt=0)
@@ -141,6 +153,7 @@ class RunConfig(Config):
                         f"{stage}.data names {name!r}, which is no data source; "
                         f"defined are: {', '.join(self.data) or 'none'} (add [data.{name}])"
                     )
+                check_rows(stage, name, self.data[name], self._reads(stage))
         return self
 
     def data_used(self) -> dict[str, list[str]]:
@@ -156,11 +169,19 @@ class RunConfig(Config):
                 used[f"{stage}.training"] = table.training.data
         return used
 
+    def _reads(self, stage: str) -> Sequence[str]:
+        """The kinds of rows that a stage, as `data_used` names it, can read."""
+        table = getattr(self, stage.removesuffix(".training"))
+        ranks = stage.endswith(".training") and table.training.type == "preferences"
+        return PREFERENCES if ranks else READS[stage]
+
     @model_validator(mode="after")
     def _labels_where_needed(self) -> "RunConfig":
         for stage in ("reward_model", "judge"):
             table = getattr(self, stage)
-            for name in table.training.data if table is not None and table.training else []:
+            if table is None or table.training is None or table.training.type != "labels":
+                continue
+            for name in table.training.data:
                 source = self.data[name]
                 labelled = source.labels if source.type == "inline" else source.label_column
                 if labelled is None:
@@ -211,7 +232,7 @@ class RunConfig(Config):
 
     def _origin(self, name: str) -> str:
         """What a source's documents are, however they are cut."""
-        return self.data[name].model_dump_json(exclude={"prepare", "install"})
+        return self.data[name].model_dump_json(exclude={"prepare", "install", "rows"})
 
     def _check_lengths(self) -> None:
         if self.model.type != "fresh":
@@ -222,6 +243,13 @@ class RunConfig(Config):
                 raise ValueError(
                     f"{stage}.max_tokens={table.max_tokens} exceeds model.max_tokens={self.model.max_tokens}; "
                     f"set it to {self.model.max_tokens} or less"
+                )
+        for stage in ("reward_model", "judge"):
+            table = getattr(self, stage)
+            if table is not None and table.classifier.type == "policy" and table.max_tokens > self.model.max_tokens:
+                raise ValueError(
+                    f"{stage}.max_tokens={table.max_tokens} exceeds model.max_tokens={self.model.max_tokens}, and its "
+                    f"classifier is the policy; set it to {self.model.max_tokens} or less"
                 )
         if self.ppo is None:
             return

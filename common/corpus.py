@@ -1,35 +1,27 @@
 """Loads a data source into cleaned texts with labels, and splits them by a stable hash: what every stage learns from.
 
-    files | package ─▶ table_files ─▶ where ─▶ check text, label ─▶ clean, cut ─▶ Corpus ─▶ split ─▶ Corpus
-    inline ───────────────────────────────────────┘
+    files | package | hub ─▶ source_tables ─▶ check text, label ─▶ clean, cut ─▶ Corpus ─▶ split ─▶ Corpus
+    inline ────────────────────────────────────────┘
 
-It knows no tokenizer and no model. In-process, quiet, without network; the same source gives the same corpus anywhere.
+It knows no tokenizer and no model. In-process and quiet; the same source gives the same corpus anywhere.
 """
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
 
 from common.cleaning import chunks, count_words, holds_any, paragraphs, sentences
-from common.corpus_cache import Columns as Prepared
-from common.corpus_cache import cache_entry, read_entry, write_entry
-from common.data_config import Columns, DataSource, FilesSource, InlineSource, PackageSource, TextPrep
+from common.corpus_cache import Cells, cache_entry, cached
+from common.data_config import DataSource, InlineSource, TableSource, TextPrep
 from common.errors import DataError
-from common.seeds import mix
-from common.table_diagnosis import place
-from common.table_files import find_files, find_in_package, read_columns
+from common.row_config import LabelPairRows
+from common.source_tables import WHERE_IT_IS, content_hashes, read_tables, source_name
+from common.splits import Half, Which, rows_of_split
 
-Which = Literal["train", "heldout"]
-Half = Literal["all", "a", "b"]
-
-_HELDOUT, _HALF = 0x68656C64, 0x68616C66  # purposes of the split hashes; another number would move every document
 _INTEGER = re.compile(r"[+-]?\d{1,18}")
 
 
@@ -59,60 +51,33 @@ class _Rows:
 
 
 def load_corpus(source: DataSource) -> Corpus:
-    """Read, check, clean and cut a data source.
+    """Read, check, clean and cut a data source of texts.
 
     Raises:
-        DataError: a file, package, column, text or label is not as it should be, or no text is left; the message names
-            file, row and column where there is one, and what to change.
+        DataError: a file, package, dataset, column, text or label is not as it should be, or no text is left; the
+            message names file, row and column where there is one, and what to change.
     """
-    settings = source.model_dump_json(exclude={"paths", "package", "file", "install", "texts", "labels"})
-    match source:
-        case InlineSource():
-            return _corpus(*_prepare(_inline_rows(source), source.prepare, name="inline texts"), settings)
-        case FilesSource():
-            paths = find_files(source.paths)
-        case PackageSource():
-            paths = [find_in_package(source.package, source.file, source.install)]
-    entry = cache_entry(paths, settings, __file__)
-    columns = read_entry(entry)
-    if columns is None:
-        columns = _prepare(_table_rows(paths, source), source.prepare, name=", ".join(map(str, paths)))
-        write_entry(entry, columns)
-    return _corpus(*columns, settings)
+    assert source.rows is None or isinstance(source.rows, LabelPairRows), "the configuration names sources of texts"
+    settings = source.model_dump_json(exclude={*WHERE_IT_IS, "texts", "labels"})
+    if isinstance(source, InlineSource):
+        return _corpus(_prepare(_inline_rows(source), source.prepare, name="inline texts"), settings)
+    entry = cache_entry(content_hashes(source), settings, __file__)
+    return _corpus(cached(entry, lambda: _read(source)), settings)
 
 
-def _corpus(
-    texts: list[str], labels: npt.NDArray[np.int64] | None, document_ids: npt.NDArray[np.uint64], settings: str
-) -> Corpus:
+def _read(source: TableSource) -> Cells:
+    return _prepare(_table_rows(source), source.prepare, name=source_name(source))
+
+
+def _corpus(cells: Cells, settings: str) -> Corpus:
+    texts, labels, document_ids = cells["text"], cells.get("label"), cells["document_id"]
     content = "\n".join([settings, *texts, "" if labels is None else " ".join(map(str, labels))])
     return Corpus(texts, labels, document_ids, _digest(content, document_ids.tobytes()))
 
 
 def split(corpus: Corpus, heldout_fraction: float, which: Which = "train", half: Half = "all") -> Corpus:
-    """The documents whose hash puts them into a split: the same whatever their order and their neighbours.
-
-    Args:
-        corpus: What to split.
-        heldout_fraction: Share of the documents that are held out, in 0 … 1.
-        which: The training split or the held-out one.
-        half: Both halves of it, or one: `a` and `b` are disjoint, and independent of what is held out.
-
-    Raises:
-        DataError: the split is empty.
-    """
-    if not 0 <= heldout_fraction <= 1:
-        raise ValueError(f"heldout_fraction={heldout_fraction} is no share; choose one from 0 to 1")
-    documents, where = np.unique(corpus.document_ids, return_inverse=True)
-    bound = math.floor(heldout_fraction * 2**64)
-    keep = np.array([(mix(_HELDOUT, int(d)) < bound) == (which == "heldout") for d in documents], dtype=bool)
-    if half != "all":
-        keep &= np.array([(mix(_HALF, int(d)) >> 63 == 0) == (half == "a") for d in documents], dtype=bool)
-    rows = np.flatnonzero(keep[where])
-    if not rows.size:
-        raise DataError(
-            f"the {which} split (heldout_fraction={heldout_fraction}, half={half!r}) is empty: "
-            f"there are only {len(documents)} different documents; add some, or change heldout_fraction"
-        )
+    """The documents of a split: arguments and errors as in `common.splits.rows_of_split`."""
+    rows = rows_of_split(corpus.document_ids, heldout_fraction, which, half)
     return Corpus(
         texts=[corpus.texts[row] for row in rows],
         labels=None if corpus.labels is None else corpus.labels[rows],
@@ -132,49 +97,18 @@ def _inline_rows(source: InlineSource) -> _Rows:
     return _Rows(source.texts, labels)
 
 
-def _table_rows(paths: Sequence[Path], source: Columns) -> _Rows:
+def _table_rows(source: TableSource) -> _Rows:
     texts: list[str] = []
     labels: list[int] = []
-    num_rows = 0
-    seen: dict[str, set[str]] = {column: set() for column in source.where}
-    for path in paths:
-        table = read_columns(path, source.column_names())
-        num_rows += len(table[source.text_column])
-        for column, values in seen.items():
-            values.update(map(str, table[column]))
-        rows = _selected(table, source)
-
-        def locate(row: int, path: Path = path) -> str:
-            return place(path, row)
-
-        texts += _checked_texts(table[source.text_column], rows, column=source.text_column, locate=locate)
+    for table in read_tables(source):
+        values = table.columns[source.text_column]
+        texts += _checked_texts(values, table.rows, column=source.text_column, locate=table.locate)
         if source.label_column is not None:
-            values_of = table[source.label_column]
+            values = table.columns[source.label_column]
             labels += _checked_labels(
-                values_of, rows, column=source.label_column, num_labels=source.num_labels, locate=locate
+                values, table.rows, column=source.label_column, num_labels=source.num_labels, locate=table.locate
             )
-    if not texts:
-        raise _nothing_selected(paths, source, num_rows, seen)
     return _Rows(texts, labels if source.label_column is not None else None)
-
-
-def _selected(table: dict[str, list[Any]], source: Columns) -> list[int]:
-    """Rows, from 1, that `where` keeps; csv cells are strings, so values are compared as they are written."""
-    rows: Sequence[int] = range(1, len(table[source.text_column]) + 1)
-    for column, legal in source.where.items():
-        cells, written = table[column], str(legal)
-        rows = [row for row in rows if cells[row - 1] == legal or str(cells[row - 1]) == written]
-    return list(rows)
-
-
-def _nothing_selected(paths: Sequence[Path], source: Columns, num_rows: int, seen: dict[str, set[str]]) -> DataError:
-    asked = ", ".join(f"{column} = {value!r}" for column, value in source.where.items())
-    held = "; ".join(
-        f"{column} holds {', '.join(sorted(values)[:10])}{', …' if len(values) > 10 else ''}"
-        for column, values in seen.items()
-    )
-    files = ", ".join(map(str, paths))
-    return DataError(f"{files}: where ({asked}) keeps none of {num_rows} rows: {held}; change where")
 
 
 def _checked_texts(
@@ -221,7 +155,7 @@ def _integer(value: object) -> int | None:
     return None
 
 
-def _prepare(rows: _Rows, prep: TextPrep, *, name: str) -> Prepared:
+def _prepare(rows: _Rows, prep: TextPrep, *, name: str) -> Cells:
     """Clean and cut; texts, labels and document ids."""
     texts: list[str] = []
     origins: list[int] = []
@@ -236,8 +170,8 @@ def _prepare(rows: _Rows, prep: TextPrep, *, name: str) -> Prepared:
     kept = _of_wanted_content(texts, _of_legal_length(texts, prep, name), prep, name)
     texts = [texts[i].lower() if prep.lowercase else texts[i] for i in kept]
     origin = np.array(origins, dtype=np.int64)[kept]
-    labels = None if rows.labels is None else np.array(rows.labels, dtype=np.int64)[origin]
-    return texts, labels, ids[origin]
+    labels = {} if rows.labels is None else {"label": np.array(rows.labels, dtype=np.int64)[origin]}
+    return {"text": texts, "document_id": ids[origin], **labels}
 
 
 def _units(parts: Sequence[str], document: str, prep: TextPrep) -> list[str]:

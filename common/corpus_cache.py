@@ -1,58 +1,61 @@
-"""Prepared texts on disk, beside the `datasets` library's own cache: every stage and process reads the same sources.
+"""Prepared data on disk, beside the `datasets` library's own cache: every stage and process reads the same sources.
 
-An entry's name is a hash of the files' contents, of the settings, and of the code that prepares texts, so that an entry
+An entry's name is a hash of the data's contents, of the settings, and of the code that prepares them, so that an entry
 is never stale; delete the folder at any time.
 """
 
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import datasets
-import numpy as np
-import numpy.typing as npt
+import pyarrow as pa
 import xxhash
 
-from common import cleaning, table_diagnosis, table_files
+from common import cleaning, hub_tables, table_diagnosis, table_files
 from common.hashing import file_hash
 from common.table_files import quiet
 
-Columns = tuple[list[str], npt.NDArray[np.int64] | None, npt.NDArray[np.uint64]]
+Cells = dict[str, Any]
+"""Columns by name: lists, or arrays of numbers, all of one length."""
 
 
-def cache_entry(paths: Sequence[Path], settings: str, code: str) -> Path:
-    """Where the texts prepared from these files with these settings are kept.
+def cache_entry(contents: Sequence[str], settings: str, code: str) -> Path:
+    """Where what is prepared from these data with these settings is kept.
 
     Args:
-        paths: the files.
+        contents: hashes of the data.
         settings: all that decides what is read and how it is cut.
         code: path of the module that prepares.
     """
-    modules = [code, cleaning.__file__, table_files.__file__, table_diagnosis.__file__]
-    parts = [settings, *map(file_hash, paths), *(file_hash(Path(module)) for module in modules)]
+    modules = [code, *(module.__file__ for module in (cleaning, table_files, table_diagnosis, hub_tables))]
+    parts = [settings, *contents, *(file_hash(Path(str(module))) for module in modules)]
     name = xxhash.xxh3_128_hexdigest("\n".join(parts).encode())
     return Path(datasets.config.HF_DATASETS_CACHE) / "minichatgpt" / name
 
 
-def read_entry(entry: Path) -> Columns | None:
-    """Texts, labels and document ids; None if there is no such entry."""
+def cached(entry: Path, prepare: Callable[[], Cells]) -> Cells:
+    """What is kept there, numbers as arrays and all else as lists; prepared and kept where nothing is."""
     if not (entry / "state.json").is_file():
-        return None
+        cells = prepare()
+        _write(entry, cells)
+        return cells
     table = datasets.load_from_disk(str(entry)).data
-    labels = table.column("label").to_numpy() if "label" in table.column_names else None
-    return table.column("text").to_pylist(), labels, table.column("document_id").to_numpy()
+    return {
+        name: column.to_numpy() if pa.types.is_integer(column.type) else column.to_pylist()
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
 
 
-def write_entry(entry: Path, columns: Columns) -> None:
-    """Keep prepared texts; written beside and renamed, so that a reader sees all or nothing."""
-    texts, labels, document_ids = columns
-    content = {"text": texts, "document_id": document_ids} | ({} if labels is None else {"label": labels})
+def _write(entry: Path, cells: Cells) -> None:
+    """Keep prepared data; written beside and renamed, so that a reader sees all or nothing."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".partial-"))
     with quiet():
-        datasets.Dataset.from_dict(content).save_to_disk(str(partial))
+        datasets.Dataset.from_dict(cells).save_to_disk(str(partial))
     try:
         os.replace(partial, entry)
     except OSError:

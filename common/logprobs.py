@@ -68,17 +68,22 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Ten
     return logprobs, entropy
 
 
-def next_token_loss(logits: Tensor, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+def next_token_loss(
+    logits: Tensor, ids: Tensor, lengths: Tensor, learned: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the live tokens of right-padded texts, the first token of each left out.
 
     Args:
         logits: [B, T, V].
         ids: [B, T] int64.
         lengths: [B] int64 live tokens per row.
+        learned: [B, T] bool, which of the tokens count, as those of a response; None: all.
 
     Returns:
         [] sum of nats, gradients flow; [] number of tokens in it.
     """
     live = torch.arange(1, ids.shape[1], device=ids.device)[None, :] < lengths[:, None]
+    if learned is not None:
+        live = live & learned[:, 1:]
     nats = torch.nn.functional.cross_entropy(logits[:, :-1][live].float(), ids[:, 1:][live], reduction="sum")
     return nats, live.sum()

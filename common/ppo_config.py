@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.config_base import CHANGEABLE, Config
-from common.data_config import LengthRange
+from common.data_config import LengthRange, Weights, check_weights
+from common.score_config import NoNormalization, ScoreNormalization
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -80,12 +81,15 @@ class PPOConfig(Config):
     # --- what is sampled
     data: list[str] = Field(min_length=1)
     """Named data sources whose training split gives the prompts."""
+    weights: Weights = {}
+    """How often each source is drawn from, by name, as `{ a = 3, b = 1 }`; each goes through epochs of its own. None:
+    every text once an epoch."""
     updates: int = Field(ge=1)
     """PPO updates; each one collects, judges, trains and publishes."""
     trajectories_per_update: int = Field(default=256, ge=1)
     """Samples of one update."""
     prompt_tokens: LengthRange = LengthRange(min=2, max=8)
-    """A prompt is the first n tokens of a text."""
+    """A prompt is the first n tokens of a text; those of demonstrations are whole, and left out above `max`."""
     response_tokens: LengthRange = LengthRange(min=16, max=16)
     """Most tokens of a response; it ends earlier at an EOS token."""
     temperature: float = Field(default=1.0, gt=0)
@@ -143,8 +147,10 @@ class PPOConfig(Config):
     """KL penalty in the loss instead, by the estimator k2 = (logprob - ref_logprob)^2 / 2, whose gradient is right."""
     score_baseline: Literal["none", "prompt"] = "none"
     """`prompt` subtracts the reward model's logit of the prompt alone, so that the policy is paid for its own words."""
+    score_normalization: ScoreNormalization = NoNormalization()
+    """Whether scores are divided by their running standard deviation, before everything else."""
     score_scale: float = Field(default=1.0, gt=0)
-    """The score is multiplied by it, before clipping."""
+    """The score is multiplied by it, after normalising and before clipping."""
     score_clip: float | None = Field(default=None, gt=0)
     """The scaled score is cut to ± this; None: never."""
     missing_eos_penalty: float = Field(default=0.0, ge=0)
@@ -180,6 +186,11 @@ class PPOConfig(Config):
         if u is not None and m % u:
             near = min((d for d in range(1, m + 1) if m % d == 0), key=lambda d: abs(d - u))
             raise ValueError(f"minibatch_sequences={m} must divide by microbatch_sequences={u}; try {near}")
+        return self
+
+    @model_validator(mode="after")
+    def _weighs_what_is_there(self) -> "PPOConfig":
+        check_weights(self.data, self.weights)
         return self
 
     @model_validator(mode="after")

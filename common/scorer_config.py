@@ -1,13 +1,14 @@
 """What scores a response: the classifier of [reward_model], Python functions, HTTP services. Imports pydantic only."""
 
 import ipaddress
+import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, JsonValue, field_validator
 
 from common.config_base import CHANGEABLE, Config
 
@@ -37,7 +38,8 @@ class ModelScorerConfig(Weighted):
 class FunctionScorerConfig(Weighted):
     """A Python function, in a process of its own beside each reward replica.
 
-    It is called as `score(prompts: list[str], responses: list[str])` and returns one finite number for each response.
+    It is called as `score(prompts: list[str], responses: list[str], **arguments)` and returns one finite number for
+    each response.
     """
 
     type: Literal["function"] = "function"
@@ -47,6 +49,8 @@ class FunctionScorerConfig(Weighted):
     callable: str
     """Import path `package.module:function`, importable where the reward replicas run. Its code is in no fingerprint:
     who changes it runs PPO again with `--again ppo`."""
+    arguments: dict[str, JsonValue] = {}
+    """Keyword arguments of every call, as in `{ ngram_words = 2 }`: strings, numbers, booleans, lists and tables."""
     timeout_s: Annotated[float, CHANGEABLE] = Field(default=30.0, gt=0)
     """Longest time of one call; then its process is killed and the batch's texts are tried one by one."""
     start_timeout_s: Annotated[float, CHANGEABLE] = Field(default=60.0, gt=0)
@@ -60,6 +64,22 @@ class FunctionScorerConfig(Weighted):
         if not _PATH.fullmatch(path):
             raise ValueError(f"callable={path!r} must have the form package.module:function, as in my_rewards:brevity")
         return path
+
+    @field_validator("arguments")
+    @classmethod
+    def _are_keywords(cls, arguments: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name, value in arguments.items():
+            if not name.isidentifier() or name in ("prompts", "responses"):
+                raise ValueError(
+                    f"arguments has {name!r}, which cannot be a keyword argument; legal are names as in Python, other "
+                    "than prompts and responses, which are the texts"
+                )
+            if not _travels(value):
+                raise ValueError(
+                    f"arguments.{name}={value!r} holds a number that is not finite, or nothing; legal are strings, "
+                    "finite numbers, booleans, and lists and tables of these"
+                )
+        return arguments
 
 
 class HttpScorerConfig(Weighted):
@@ -111,6 +131,15 @@ class HttpScorerConfig(Weighted):
 
 
 ScorerConfig = Annotated[ModelScorerConfig | FunctionScorerConfig | HttpScorerConfig, Field(discriminator="type")]
+
+
+def _travels(value: JsonValue) -> bool:
+    """Whether a value is the same in TOML and in JSON: neither has the other's `null` or `inf`."""
+    if isinstance(value, Mapping):
+        return all(_travels(item) for item in value.values())
+    if isinstance(value, list):
+        return all(_travels(item) for item in value)
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def is_loopback(host: str) -> bool:

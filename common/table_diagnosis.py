@@ -28,7 +28,7 @@ def place(path: Path, row: int) -> str:
     return f"{path}, row {row}" if line == row else f"{path}, row {row} (line {line})"
 
 
-def unknown_column(path: Path, name: str, present: Sequence[str]) -> DataError:
+def unknown_column(path: Path | str, name: str, present: Sequence[str]) -> DataError:
     """An error that lists the columns that are there."""
     close = difflib.get_close_matches(name, present, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

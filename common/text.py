@@ -174,7 +174,18 @@ def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return int(ids[0]) if special is not None and special.special else None
 
 
-def eos_token_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The ids that end a response: all that the model's settings name, the tokenizer's, and the end of a chat turn."""
+def tokenizer_eos_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokenizer's EOS id, and the end of a chat turn: by one of them a text that is learned ends."""
     turn = end_of_turn_id(tokenizer)
-    return configured_eos_ids(path) | {int(tokenizer.eos_token_id)} | (set() if turn is None else {turn})
+    return frozenset({int(tokenizer.eos_token_id)} if turn is None else {int(tokenizer.eos_token_id), turn})
+
+
+def eos_token_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The ids that end a response: those that the model's settings name, and the tokenizer's."""
+    return configured_eos_ids(path) | tokenizer_eos_ids(tokenizer)
+
+
+def with_opening(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Ids]) -> list[Ids]:
+    """Each text's ids behind what its tokenizer puts first."""
+    opening = opening_ids(tokenizer)
+    return [np.concatenate([opening, ids]) for ids in rows] if len(opening) else list(rows)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from deploy import control_cli
+from deploy import chat_cli, control_cli
 from deploy.control_cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
 from deploy.ray_environment import THREADS
@@ -26,6 +26,7 @@ app = typer.Typer(
 config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
 app.add_typer(config_app, name="config")
 app.add_typer(control_cli.app)
+app.add_typer(chat_cli.app)
 
 ConfigArgument = Annotated[
     str, typer.Argument(metavar="CONFIG", help="TOML file, or the name of one that comes along: demo, tiny, imdb-gpt2.")

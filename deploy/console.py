@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import report_words as words
+from deploy.report_preferences import length_warning, preference_measures
 from deploy.run_files import HeldoutLine, RunFiles, read_run, stage_seconds
 
 MAX_TEXTS = 6
@@ -55,7 +56,7 @@ def _table(title: str) -> Table:
 
 
 def _print_numbers(run: RunFiles, console: Console) -> None:
-    rows = words.measures(run.summary)
+    rows = [*words.measures(run.summary), *preference_measures(run.summary)]
     table = _table("Before and after")
     table.add_column("", overflow="fold")
     for name in ("before", "after", "change"):
@@ -73,6 +74,9 @@ def _print_numbers(run: RunFiles, console: Console) -> None:
         console.print(table)
     for line in words.absences(rows):
         console.print(Text(line, "yellow"))
+    warning = length_warning(run.summary.rm_preferences if run.summary else None)
+    if warning is not None:
+        console.print(Text(warning, "bold red"))
     console.print()
 
 

@@ -14,10 +14,10 @@ import xxhash
 from common.classifier_config import RewardModelConfig
 from common.config import RunConfig
 from common.config_base import settings_that_matter
-from common.data_config import DataSource, FilesSource, PackageSource
+from common.data_config import DataSource
 from common.gguf_file import find_gguf
 from common.hashing import file_hash
-from common.table_files import find_files, find_in_package
+from common.source_tables import WHERE_IT_IS, content_hashes
 
 FORMAT = 2
 """Raise it whenever the same settings give other results than before: finished stages then run anew."""
@@ -81,17 +81,10 @@ def _data_names(config: RunConfig, stage: str) -> Sequence[str]:
 
 
 def data_hash(source: DataSource) -> str:
-    """Hash of a source's settings and of its files' contents, without reading them as tables."""
-    digest = xxhash.xxh3_128(source.model_dump_json(exclude={"paths", "package", "file", "install"}).encode())
-    match source:
-        case FilesSource():
-            paths = find_files(source.paths)
-        case PackageSource():
-            paths = [find_in_package(source.package, source.file, source.install)]
-        case _:
-            paths = []
-    for path in paths:
-        digest.update(file_hash(path).encode())
+    """Hash of a source's settings and of its contents, without reading them as tables; see `content_hashes`."""
+    digest = xxhash.xxh3_128(source.model_dump_json(exclude=set(WHERE_IT_IS)).encode())
+    for content in content_hashes(source):
+        digest.update(content.encode())
     return digest.hexdigest()
 
 

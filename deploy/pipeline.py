@@ -1,7 +1,7 @@
 """The stages of a run, in order: what is done already is skipped, what each leaves is the next one's start.
 
 base, pretrain ─▶ sft ─┬▶ ppo ─▶ evaluate ─▶ summary.json, report.html
-reward_model ──────────┘          │
+reward_model ──────────┘          │            (a classifier of type `policy` starts from what sft left)
 judge ────────────────────────────┘
 
 `base` unpacks a GGUF file, where the model is one: it has no table, and is part of a run if its model is.
@@ -28,6 +28,7 @@ from deploy.fingerprint import fingerprint, folder_hash
 from deploy.place import Place
 from deploy.ppo_stage import ppo_stage
 from deploy.progress import stage_bar
+from deploy.report_preferences import length_warning, preference_numbers
 from deploy.resume import run_settings
 from deploy.run_controls import RunControls
 from deploy.runtime import Runtime
@@ -149,6 +150,8 @@ class Pipeline:
             self._keep(mark, record)
         write_json(path, record)
         self.console.print(f"[green]✓[/] {stage} [dim]{seconds:.0f} s{', from the cache' if from_cache else ''}[/]")
+        if stage == "reward_model" and (warning := length_warning(preference_numbers(dict(result.metrics)))):
+            self.console.print(f"[yellow]Caution:[/] {escape(warning)}", highlight=False)
         return True
 
     def _run(self, stage: str, inputs: dict[str, Model], beginning: Beginning | None) -> StageResult:
@@ -186,8 +189,11 @@ class Pipeline:
     def _inputs(self, stage: str) -> dict[str, Model]:
         """The models that a stage starts from."""
         match stage:
-            case "base" | "pretrain" | "reward_model" | "judge":
+            case "base" | "pretrain":
                 return {}
+            case "reward_model" | "judge":
+                starts_from_policy = getattr(self.config, stage).classifier.type == "policy"
+                return {"policy": self._start_of_ppo()} if starts_from_policy else {}
             case "sft":
                 return {"policy": self._base()}
             case "ppo":

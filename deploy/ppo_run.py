@@ -1,6 +1,6 @@
 """One run of PPO: learner, pools, checkpoints and controls wired together, trained through losses, ended cleanly."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from types import TracebackType
 from typing import Any, Literal
@@ -145,7 +145,14 @@ class Rescue:
 
 @contextmanager
 def ppo_run(
-    place: Place, beginning: Beginning, members: Members, *, metrics: RunMetrics, prompts: PromptStream, log: EventLog
+    place: Place,
+    beginning: Beginning,
+    members: Members,
+    *,
+    metrics: RunMetrics,
+    prompts: PromptStream,
+    log: EventLog,
+    went_back: Callable[[int], None],
 ) -> Iterator[PPORun]:
     """Start the pools, go on from the checkpoint where there is one, and answer the control channel."""
     config, learner = place.config, members.learner
@@ -179,6 +186,7 @@ def ppo_run(
             lineages=lineages,
             budget=RestartBudget(config.learner.max_restarts, config.learner.restart_window_s),
             folder=place.folder,
+            went_back=went_back,
             note=log.write,
             stop=place.stop,
             first=beginning.checkpoint,

@@ -18,6 +18,7 @@ from deploy.place import Place
 from deploy.ppo_run import ppo_run
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
+from deploy.trackers import Trackers, build_trackers, tracked_run
 
 
 def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageResult:
@@ -32,11 +33,19 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
     with ExitStack() as stack:
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
         prompts = build_prompts(config, models)
+        if prompts.num_too_long:
+            console.print(
+                f"ppo: {prompts.num_too_long} prompts of demonstrations are left out, for they have more than "
+                f"ppo.prompt_tokens.max = {config.ppo.prompt_tokens.max} tokens"
+            )
         members = stack.enter_context(place.runtime.members(config, models, folder, place.stop))
         bar = stack.enter_context(progress(console))
         task = bar.add_task("ppo", total=config.ppo.updates, completed=beginning.step, message="starting")
         log = EventLog(folder, bar.console, count=metrics.event)
-        run = stack.enter_context(ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log))
+        trackers = stack.enter_context(Trackers(build_trackers(config), tracked_run(config, folder), note=log.write))
+        run = stack.enter_context(
+            ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log, went_back=trackers.go_back_to)
+        )
         started = time.monotonic()
         recorder = RunRecorder(
             folder,
@@ -45,6 +54,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             metrics=metrics,
             watch=members.watch,
             saw=run.writer.saw,
+            track=trackers.record,
             note=log.write,
             bar=(bar, task),
         )
@@ -52,6 +62,8 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         trained = time.monotonic()
         run.learner.export(folder / "models" / "ppo")
         result = run.result()
+        if prompts.num_too_long:
+            result = {**result, "prompts_too_long": prompts.num_too_long}
     seconds = {"start": started - start, "train": trained - started, "export": time.monotonic() - trained}
     return StageResult(result, seconds)
 
@@ -63,7 +75,7 @@ def _make_room(folder: Path, beginning: Beginning) -> None:
     if beginning.checkpoint is None:
         beginning.store.clear()
         clear_samples(folder, heldout=False)
-        stale += ["metrics.jsonl", "trajectories"]
+        stale += ["metrics.jsonl", "trajectories", "trackers.json", "tensorboard"]
     if beginning.anew:
         stale += ["events.jsonl", "logs", "ledger.json"]
     for name in stale:

@@ -1,13 +1,15 @@
 """What can be known before anything starts: every failure at once, each with what is needed, what is there, what to
 change.
 
-    data, models ─┐
-    cluster ──────┼─▶ findings ─▶ one ConfigError, or the table of `minichatgpt preflight`
-    storage, room ┘
+    data, models ─────┐
+    scorers, trackers ┤
+    cluster ──────────┼─▶ findings ─▶ one ConfigError, or the table of `minichatgpt preflight`
+    storage, room ────┘
 
 Called once the place to run is there and before the first stage. Of Ray it knows what `runtime_facts.py` says.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +19,9 @@ from deploy.finding import Finding
 from deploy.preflight_cluster import check_placements
 from deploy.preflight_models import check_data, check_models, input_paths, policy_shape
 from deploy.preflight_room import check_room, policy_on_meta, room_needed
+from deploy.preflight_scorers import check_scorers
 from deploy.preflight_storage import check_storage
+from deploy.preflight_trackers import check_trackers
 from deploy.runtime_facts import RuntimeFacts
 
 
@@ -47,7 +51,9 @@ def raise_failures(config: RunConfig, found: Sequence[Finding]) -> None:
 
 def examine(config: RunConfig, folder: Path, facts: RuntimeFacts) -> list[Finding]:
     """All findings, good and bad, in the order in which they are best read; leaves nothing behind."""
-    found = [*check_data(config), *check_models(config)]
+    on_other_machines = facts.nodes is not None and len(facts.nodes) > 1
+    found = [*check_data(config), *check_models(config), *check_scorers(config, may_differ=on_other_machines)]
+    found += check_trackers(config, os.environ)
     if facts.unreachable:
         found.append(Finding("Ray", failure=facts.unreachable))
     if facts.nodes is not None:

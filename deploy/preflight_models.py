@@ -11,13 +11,15 @@ from actors.build import check_length
 from common.classifier_config import PretrainedClassifier, RewardModelConfig
 from common.classifiers import register_classifiers
 from common.config import RunConfig
-from common.data_config import DataSource, FilesSource, InlineSource
+from common.data_config import DataSource, FilesSource, HubSource, InlineSource
 from common.errors import ConfigError, DataError
 from common.gguf_file import find_gguf, gguf_shape
 from common.hub import join_revision, loading
+from common.hub_tables import check_hub_columns, hub_name, hub_version
 from common.model_config import GgufModel, PretrainedModel
 from common.modeling import fresh_shape
-from common.table_files import check_columns, find_files, find_in_package
+from common.source_tables import source_paths
+from common.table_files import check_columns
 from common.text import load_classifier_tokenizer, load_tokenizer
 from deploy.finding import Finding, show_bytes
 
@@ -33,7 +35,9 @@ def used_data(config: RunConfig) -> dict[str, DataSource]:
 
 def input_paths(config: RunConfig) -> tuple[str, ...]:
     """Paths and patterns on disk that other processes of the run read too, as the configuration has them."""
-    files = [path for source in used_data(config).values() if isinstance(source, FilesSource) for path in source.paths]
+    sources = used_data(config).values()
+    files = [path for source in sources if isinstance(source, FilesSource) for path in source.paths]
+    files += [source.path for source in sources if isinstance(source, HubSource)]
     tables = [table for table in (config.reward_model, config.judge) if table is not None]
     named = (config.model, *(table.classifier for table in tables))
     folders = [m.path for m in named if isinstance(m, PretrainedModel | PretrainedClassifier) and Path(m.path).is_dir()]
@@ -85,11 +89,11 @@ def _check(name: str, look: Callable[[], str]) -> Finding:
 
 def _source(source: DataSource) -> str:
     if isinstance(source, InlineSource):
-        return f"{len(source.texts)} inline texts"
-    if isinstance(source, FilesSource):
-        paths = find_files(source.paths)
-    else:
-        paths = [find_in_package(source.package, source.file, source.install)]
+        return f"{len(source.texts)} inline texts" if source.texts else f"{len(source.records)} inline records"
+    if isinstance(source, HubSource):
+        check_hub_columns(source, source.column_names())
+        return f"{hub_name(source)}, version {hub_version(source)[:12]}, with {', '.join(source.column_names())}"
+    paths = source_paths(source)
     for path in paths:
         check_columns(path, source.column_names())
     size = show_bytes(sum(path.stat().st_size for path in paths))
@@ -139,6 +143,13 @@ def _check_fit(config: RunConfig, path: str, text: PretrainedConfig) -> None:
             f"sft.max_tokens={config.sft.max_tokens} does not fit the {limit} positions of {path}; set it to {limit} "
             "or less"
         )
+    for role in ("reward_model", "judge"):
+        table: RewardModelConfig | None = getattr(config, role)
+        if limit is not None and table is not None and table.classifier.type == "policy" and table.max_tokens > limit:
+            raise ConfigError(
+                f"{role}.max_tokens={table.max_tokens} does not fit the {limit} positions of {path}, from which it "
+                f"starts; set it to {limit} or less"
+            )
     layers = None if config.ppo is None else config.ppo.trainable_layers
     if layers is not None and layers > text.num_hidden_layers:
         raise ConfigError(

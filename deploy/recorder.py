@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class RunRecorder:
         watch: knows the seconds.
         bar: progress bar and its task.
         saw: told of every report too.
+        track: told of each update's lines of metrics.jsonl and samples.jsonl.
         note: told of updates without a finite step, which have no line: they come again if the run is resumed.
     """
 
@@ -67,6 +68,7 @@ class RunRecorder:
         watch: Stopwatch,
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
+        track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
         note: Callable[[str, str], None],
     ) -> None:
         self.folder = folder
@@ -76,6 +78,7 @@ class RunRecorder:
         self.watch = watch
         self.bar, self.task = bar
         self._saw = saw
+        self._track = track
         self._note = note
         self._since = time.monotonic()
 
@@ -93,18 +96,18 @@ class RunRecorder:
         now = time.monotonic()
         seconds = {**self.watch.take(), **report.seconds, "total": now - self._since}
         self._since = now
-        append_json(
-            self.folder / "metrics.jsonl",
-            {
-                "step": report.step,
-                "identity": str(report.identity),
-                "metrics": dict(sorted(report.metrics.items())),
-                "seconds": seconds,
-                "ledger": self.ledger().as_dict(),
-            },
-        )
-        for sample in report.samples:
-            append_json(self.folder / "samples.jsonl", self._sample(report.step, sample))
+        row = {
+            "step": report.step,
+            "identity": str(report.identity),
+            "metrics": dict(sorted(report.metrics.items())),
+            "seconds": seconds,
+            "ledger": self.ledger().as_dict(),
+        }
+        append_json(self.folder / "metrics.jsonl", row)
+        samples = [self._sample(report.step, sample) for sample in report.samples]
+        for sample in samples:
+            append_json(self.folder / "samples.jsonl", sample)
+        self._track(row, samples)
         self.metrics.phases("learner", report.seconds)
         shown = report.metrics
         kl = f"  KL {shown['kl_token_mean']:.2f}/token" if "kl_token_mean" in shown else ""

@@ -57,6 +57,7 @@ class Recovery:
         lineages: a new one begins at each restart.
         budget: how often the learner may be started again.
         folder: of the run, whose files are cut back.
+        went_back: told to which update, once the run's files are cut back.
         note: told what an operator wants to read.
         stop: looked at while waiting.
         first: where an earlier attempt was cut off.
@@ -72,6 +73,7 @@ class Recovery:
         lineages: Lineages,
         budget: RestartBudget,
         folder: Path,
+        went_back: Callable[[int], None],
         note: Callable[[str, str], None],
         stop: StopSignal,
         first: Checkpoint | None,
@@ -83,6 +85,7 @@ class Recovery:
         self.lineages = lineages
         self.budget = budget
         self.folder = folder
+        self.went_back = went_back
         self.note = note
         self.stop = stop
         self._first = first
@@ -138,6 +141,7 @@ class Recovery:
         state: Any = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]
         step = 0 if checkpoint is None else checkpoint.step
         rewind(self.folder, step)
+        self.went_back(step)
         self.writer.go_back_to(checkpoint)
         self.learner.load(None if checkpoint is None else checkpoint.url, lineage=self.lineages.lineage)
         self.supervisor.roll_back(state)

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from deploy import report_words as words
 from deploy.report_curves import GROUPS, Curve, Layer
 from deploy.report_figures import MAX_POINTS, draw, has_values, thinned
+from deploy.report_preferences import length_warning, preference_measures, scores_shown
 from deploy.run_files import ExtremeLine, RunFiles, UpdateLine, final_ledger, finite, read_run, stage_seconds
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -87,7 +88,7 @@ def render(run: RunFiles) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": words.number, "gap": words.gap_between}
-    rows = words.measures(run.summary)
+    rows = [*words.measures(run.summary), *preference_measures(run.summary)]
     groups = panel_groups(run.updates)
     return environment.get_template("report.html").render(
         run=run,
@@ -98,6 +99,8 @@ def render(run: RunFiles) -> str:
         marks_of=words.VERDICT_MARKS,
         good_arrows=words.GOOD_ARROWS,
         good_words=words.GOOD_WORDS,
+        scores=scores_shown(run.summary),
+        length_warning=length_warning(run.summary.rm_preferences if run.summary else None),
         groups=groups,
         undrawn=[panel for group in groups for panel in group.panels if panel.svg is None],
         num_drawn=len(thinned(run.updates)),

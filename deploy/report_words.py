@@ -8,19 +8,20 @@ from typing import Literal
 
 from deploy.run_files import RunFiles, StageFile, Summary, final_ledger, finite
 
-Good = Literal["higher", "lower", "hold", "win"]
+Good = Literal["higher", "lower", "hold", "win", "zero"]
 Unit = Literal["percent", "number", "signed"]
 
 NONE, MINUS = "–", "−"
 KEEPS_DIVERSITY = 0.7
 """Least share of the former distinct-2 that counts as kept."""
-GOOD_ARROWS: dict[Good, str] = {"higher": "↑", "lower": "↓", "hold": "→", "win": "↑"}
+GOOD_ARROWS: dict[Good, str] = {"higher": "↑", "lower": "↓", "hold": "→", "win": "↑", "zero": "→"}
 VERDICT_MARKS = {"better": "✓ ", "worse": "✗ ", "same": "", "": ""}
 GOOD_WORDS: dict[Good, str] = {
     "higher": "higher is better",
     "lower": "lower is better",
     "hold": "should hold",
     "win": "above 50 % is better",
+    "zero": "near 0 is better",
 }
 WHY_ABSENT = {
     "sft": "the sft stage was not part of the config",
@@ -179,7 +180,9 @@ def _accuracies(s: Summary) -> list[Measure]:
     return [
         Measure(
             "Reward model accuracy", "percent", "higher",
-            "Share of held-out reviews whose label it gets right: no reward is better than its measure.",
+            "Share of held-out reviews whose label it gets right: no reward is better than its measure."
+            if s.rm_preferences is None
+            else "Share of held-out pairs of which it scores the preferred text higher.",
             "reward_model", None, s.rm_accuracy, has_before=False,
         ),
         Measure(

@@ -69,6 +69,36 @@ class HeldoutLine(_Shape):
     judge_after: float | None = None
 
 
+class Histogram(_Shape):
+    """Counts between edges, one more of these than of those."""
+
+    edges: Sequence[float]
+    counts: Sequence[int]
+
+
+class PreferenceNumbers(_Shape):
+    """What a classifier that learnt from preferences says of held-out pairs; see learner.preference_measures."""
+
+    accuracy_by_source: Numbers = {}
+    heldout_rankings: int | None = None
+    heldout_pairs: int | None = None
+    calibration_error: float | None = None
+    accuracy_shorter: float | None = None
+    """On pairs whose preferred response has fewer words; null where there are none."""
+    accuracy_longer: float | None = None
+    shorter_fraction: float | None = None
+    longer_fraction: float | None = None
+    score_gap: float | None = None
+    """Mean score of the preferred text less that of the other."""
+    score_mean: float | None = None
+    score_std: float | None = None
+    score_quantiles: Numbers = {}
+    score_histogram: Histogram | None = None
+    length_pearson: float | None = None
+    """Correlation of a text's score and its response's words."""
+    length_spearman: float | None = None
+
+
 class Summary(_Shape):
     """`summary.json`, written by the last stage; a key is None where its stage was not part of the run."""
 
@@ -87,6 +117,8 @@ class Summary(_Shape):
     sft_perplexity_before: Numbers | None = None
     sft_perplexity_after: Numbers | None = None
     rm_accuracy: float | None = None
+    rm_preferences: PreferenceNumbers | None = None
+    """There only where the reward model learnt from preferences; `rm_accuracy` is then of pairs."""
     judge_accuracy: float | None = None
     updates: int | None = None
     trajectories: int | None = None

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.files import read_json, write_json
+from deploy.report_preferences import preference_numbers
 
 FROM_EVALUATION = (
     "reward_before",
@@ -44,6 +45,9 @@ def write_summary(folder: Path) -> dict[str, Any]:
         "seconds": {stage: round(record["seconds"], 2) for stage, record in records.items()},
         "tokens_per_second": tokens_per_second(folder / "metrics.jsonl"),
     }
+    pairs = preference_numbers(metrics.get("reward_model", {}))
+    if pairs is not None:
+        summary["rm_preferences"] = pairs.model_dump(mode="json")
     write_json(folder / "summary.json", summary)
     return summary
 

@@ -4,46 +4,47 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from common.config import LanguageModelTraining, RunConfig
-from common.corpus import Corpus, load_corpus, split
+from common.corpus import Corpus
+from common.demonstrations import Demonstrations
+from common.dialogue import Example
 from common.errors import DataError
 from common.logprobs import next_token_loss
 from common.modeling import fresh_policy, load_policy
-from common.padding import pad_right
-from common.records import Ids, Progress, StageResult
+from common.records import Progress, StageResult
 from common.seeds import mix, permutation, seed_everything
-from common.text import encode, encode_documents, load_tokenizer, train_word_tokenizer
+from common.text import load_tokenizer, train_word_tokenizer
+from common.weighted_draws import WeightedDraws
+from learner.examples import Examples, Loaded, encode_source, load_source, pad_examples, split_source
 from learner.optimizers import build_optimizers
 from learner.supervised import Schedule, batches, train
 
 EVALUATION_BATCH = 64
-_HELDOUT = 11
-"""Names the choice of held-out texts among the run's random numbers."""
+_HELDOUT, _DRAWS = 11, 17
+"""Names of the choice of held-out texts, and of the draws by weight, among the run's random numbers."""
 
 
-def perplexity(model: PreTrainedModel, documents: Sequence[Ids]) -> float:
-    """Exp of the mean cross-entropy per token, EOS included and the first token of each text left out.
+def perplexity(model: PreTrainedModel, examples: Sequence[Example]) -> float:
+    """Exp of the mean cross-entropy per learned token, EOS included and the first token of each text left out.
 
     Args:
         model: in evaluation mode.
-        documents: ids of each text.
+        examples: of demonstrations, only the responses count.
     """
     total, count = 0.0, 0
-    by_length = sorted(documents, key=len)
+    by_length = sorted(examples, key=len)
     device = next(model.parameters()).device
     with torch.inference_mode():
         for start in range(0, len(by_length), EVALUATION_BATCH):
-            ids, lengths = pad_right(by_length[start : start + EVALUATION_BATCH], 0, device)
-            nats, tokens = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids, lengths)
+            ids, lengths, learned = pad_examples(by_length[start : start + EVALUATION_BATCH], device)
+            nats, tokens = next_token_loss(model(input_ids=ids, use_cache=False).logits, ids, lengths, learned)
             total, count = total + float(nats), count + int(tokens)
     return math.exp(total / max(1, count))
 
@@ -65,17 +66,20 @@ def train_language_model(
     """
     start = time.perf_counter()
     yield Progress(0, 1, "reading texts")
-    corpora = {name: load_corpus(config.data[name]) for name in config.data_of_language_models()}
-    learned = {name: split(corpora[name], config.heldout_fraction, "train") for name in table.data}
+    loaded = {name: load_source(config.data[name]) for name in config.data_of_language_models()}
+    learned = {name: split_source(loaded[name], config.heldout_fraction, "train") for name in table.data}
     seed_everything(mix(config.seed, 3))
     model, tokenizer = _start(config, source, learned)
-    documents = _encode(learned, tokenizer, table)
-    heldout = _heldout(config, table, corpora, tokenizer)
+    encoded = {name: encode_source(name, part, tokenizer, table) for name, part in learned.items()}
+    examples = _gathered(encoded, tokenizer)
+    yield Progress(0, 1, _what_was_cut(encoded, table))
+    heldout = _heldout(config, table, loaded, tokenizer)
     model.to(accelerator.device)
     before = {name: perplexity(model, texts) for name, texts in heldout.items()} if source is not None else {}
     prepared = time.perf_counter()
-    schedule = _schedule(table, len(documents))
-    yield from _train(model, documents, table, schedule, seed=config.seed, accelerator=accelerator)
+    schedule = _schedule(table, len(examples))
+    draws = _draws(encoded, table, config.seed)
+    yield from _train(model, examples, table, schedule, seed=config.seed, draws=draws, accelerator=accelerator)
     trained = time.perf_counter()
     after = {name: perplexity(model, texts) for name, texts in heldout.items()}
     model.save_pretrained(folder)
@@ -84,9 +88,10 @@ def train_language_model(
         {
             "perplexity_before": before,
             "perplexity_after": after,
-            "texts": len(documents),
-            "texts_left_out": sum(left_out(c.texts, tokenizer) for c in learned.values()) if table.drop_unknown else 0,
-            "tokens": sum(len(d) for d in documents),
+            "texts": len(examples),
+            "texts_left_out": sum(part.left_out for part in encoded.values()),
+            "tokens": sum(len(example) for example in examples),
+            **_of_demonstrations(encoded, learned),
             "steps": schedule.steps,
             "parameters": sum(p.numel() for p in model.parameters()),
         },
@@ -96,20 +101,22 @@ def train_language_model(
 
 def _train(
     model: PreTrainedModel,
-    documents: Sequence[Ids],
+    examples: Sequence[Example],
     table: LanguageModelTraining,
     schedule: Schedule,
     *,
     seed: int,
+    draws: WeightedDraws | None,
     accelerator: Accelerator,
 ) -> Iterator[Progress]:
-    """Optimizer steps over the documents, as the table says."""
+    """Optimizer steps over the examples, as the table says."""
 
     def loss_of(wrapped: nn.Module, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        ids, lengths = pad_right([documents[i] for i in index], 0, accelerator.device)
-        return next_token_loss(wrapped(input_ids=ids, use_cache=False).logits, ids, lengths)
+        ids, lengths, learned = pad_examples([examples[i] for i in index], accelerator.device)
+        return next_token_loss(wrapped(input_ids=ids, use_cache=False).logits, ids, lengths, learned)
 
-    order = batches([len(d) for d in documents], batch_sequences=table.batch_sequences, seed_parts=(seed, 4))
+    lengths = [len(example) for example in examples]
+    order = batches(lengths, batch_sequences=table.batch_sequences, seed_parts=(seed, 4), draws=draws)
     optimizers = build_optimizers(table.optimizer, model.named_parameters())
     yield from train(
         model,
@@ -122,64 +129,72 @@ def _train(
     )
 
 
+def _draws(encoded: dict[str, Examples], table: LanguageModelTraining, seed: int) -> WeightedDraws | None:
+    """By weight, where the sources have one."""
+    if not table.weights:
+        return None
+    sizes = [len(part) for part in encoded.values()]
+    return WeightedDraws(sizes, [table.weights[name] for name in encoded], seed, _DRAWS)
+
+
+def _what_was_cut(encoded: dict[str, Examples], table: LanguageModelTraining) -> str:
+    cut = sum(part.responses_cut for part in encoded.values())
+    too_long = sum(part.too_long for part in encoded.values())
+    if not cut and not too_long:
+        return "texts read"
+    return f"max_tokens={table.max_tokens}: {cut} responses cut, {too_long} prompts without room for one left out"
+
+
+def _of_demonstrations(encoded: dict[str, Examples], learned: dict[str, Loaded]) -> dict[str, int]:
+    """Counts that are of demonstrations only; nothing where there are none."""
+    parts = [encoded[name] for name, part in learned.items() if isinstance(part, Demonstrations)]
+    if not parts:
+        return {}
+    return {
+        "demonstrations": sum(len(part) for part in parts),
+        "demonstrations_too_long": sum(part.too_long for part in parts),
+        "responses_cut": sum(part.responses_cut for part in parts),
+        "tokens_learned": sum(int(e.learned[1:].sum()) for part in encoded.values() for e in part.items),
+    }
+
+
 def _schedule(table: LanguageModelTraining, num_documents: int) -> Schedule:
     steps = max(1, round(table.epochs * num_documents / min(table.batch_sequences, num_documents)))
     return Schedule(steps, table.warmup_fraction, table.decay_fraction, table.final_fraction)
 
 
 def _start(
-    config: RunConfig, source: str | None, learned: dict[str, Corpus]
+    config: RunConfig, source: str | None, learned: dict[str, Loaded]
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model to train and its tokenizer."""
     if source is not None:
         return load_policy(source), load_tokenizer(source)
     assert config.model.type == "fresh", "only a fresh model starts from nothing"
-    texts = [text for corpus in learned.values() for text in corpus.texts]
+    texts = [text for corpus in learned.values() if isinstance(corpus, Corpus) for text in corpus.texts]
     tokenizer = train_word_tokenizer(
         texts, vocabulary_size=config.model.vocabulary_size, max_tokens=config.model.max_tokens
     )
     return fresh_policy(config.model, tokenizer).eval(), tokenizer
 
 
-def left_out(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many texts have a word outside of the vocabulary."""
-    return sum(tokenizer.unk_token_id in ids for ids in encode(tokenizer, texts))
-
-
-def _encode(corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining) -> list[Ids]:
-    documents = [ids for corpus in corpora.values() for ids in _encode_corpus(corpus, tokenizer, table) if len(ids) > 1]
-    if not documents:
+def _gathered(encoded: dict[str, Examples], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    examples = [example for part in encoded.values() for example in part.items]
+    if not examples:
         raise DataError(
-            f"no text of {', '.join(corpora)} is left to train on: all have words outside of the vocabulary of "
+            f"no text of {', '.join(encoded)} is left to train on: all have words outside of the vocabulary of "
             f"{len(tokenizer)}; raise model.vocabulary_size or set drop_unknown = false"
         )
-    return documents
-
-
-def _encode_corpus(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, table: LanguageModelTraining) -> list[Ids]:
-    """Ids of each text, or of each passage where texts are joined."""
-    texts: list[str] = corpus.texts
-    groups: npt.NDArray[Any] | None = None
-    match table.join:
-        case "document":
-            groups = corpus.document_ids
-        case "label":
-            if corpus.labels is None:
-                raise DataError('join = "label" needs labels; set label_column of the data source, or join = "none"')
-            order = np.argsort(corpus.labels, kind="stable")
-            texts, groups = [texts[i] for i in order], corpus.labels[order]
-    return encode_documents(
-        tokenizer, texts, max_tokens=table.max_tokens, drop_unknown=table.drop_unknown, groups=groups
-    )
+    return examples
 
 
 def _heldout(
-    config: RunConfig, table: LanguageModelTraining, corpora: dict[str, Corpus], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, list[Ids]]:
-    """Held-out documents by data source, of this stage and of the other one, so that forgetting is seen."""
+    config: RunConfig, table: LanguageModelTraining, loaded: dict[str, Loaded], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Example]]:
+    """Held-out examples by data source, of this stage and of the other one, so that forgetting is seen."""
     heldout = {}
-    for name, corpus in corpora.items():
-        texts = _encode({name: split(corpus, config.heldout_fraction, "heldout")}, tokenizer, table)
-        chosen = permutation(len(texts), config.seed, _HELDOUT)[: table.heldout_texts]  # a file may be sorted by label
-        heldout[name] = [texts[i] for i in chosen]
+    for name, whole in loaded.items():
+        part = split_source(whole, config.heldout_fraction, "heldout")
+        examples = _gathered({name: encode_source(name, part, tokenizer, table)}, tokenizer)
+        chosen = permutation(len(examples), config.seed, _HELDOUT)[: table.heldout_texts]  # may be sorted by label
+        heldout[name] = [examples[i] for i in chosen]
     return heldout

@@ -1,4 +1,7 @@
-"""Labels to a classifier whose positive-class logit is the score; for the reward model and for the judge."""
+"""Labels, or preferences, to a classifier whose logit is the score; for the reward model and for the judge.
+
+Preferences are in `learner.preference_model`; all else here is of labels.
+"""
 
 import math
 import time
@@ -10,35 +13,38 @@ import numpy.typing as npt
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from common.classifier_config import (
-    BagOfNgrams,
-    ClassifierTraining,
-    ConvClassifier,
-    PretrainedClassifier,
-    RewardModelConfig,
-)
-from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier, register_classifiers
+from common.classifier_config import LabelTraining, PreferenceTraining, RewardModelConfig
+from common.classifiers import BagClassifier, ConvTextClassifier
 from common.config import RunConfig
 from common.corpus import Corpus, load_corpus, split
 from common.errors import ConfigError
-from common.hub import join_revision, loading
-from common.padding import mask_of, pad_right
 from common.records import Ids, Progress, StageResult
 from common.seeds import mix, seed_everything
-from common.text import encode_for_classifier, load_classifier_tokenizer, train_word_tokenizer
+from common.text import encode_for_classifier
+from common.weighted_draws import WeightedDraws
+from learner.calibration import expected_calibration_error
+from learner.classifier import padded, start_classifier
 from learner.optimizers import build_optimizers
+from learner.preference_model import train_on_preferences
 from learner.supervised import Schedule, batches, train
 
 EVALUATION_BATCH = 256
-BINS = 10
+_DRAWS = 16
+"""Names the draws by weight among the run's random numbers."""
 
 
 def train_reward_model(
-    config: RunConfig, table: RewardModelConfig, *, role: str, folder: Path, accelerator: Accelerator
+    config: RunConfig,
+    table: RewardModelConfig,
+    *,
+    role: str,
+    folder: Path,
+    accelerator: Accelerator,
+    policy: str | None = None,
 ) -> Iterator[Progress | StageResult]:
-    """Train a classifier on labelled texts and leave it, with its tokenizer, in `folder`.
+    """Train a classifier as its table says and leave it, with its tokenizer, in `folder`.
 
     Args:
         config: the run; its data and its seed.
@@ -46,12 +52,31 @@ def train_reward_model(
         role: `reward_model` or `judge`; names the random numbers.
         folder: where the result goes, in Hugging Face's format.
         accelerator: device and processes.
+        policy: where the policy is that a classifier of type `policy` starts from.
 
     Yields:
         Progress, and last a StageResult with held-out accuracy, by data source, and calibration.
     """
-    training = table.training
-    assert training is not None, "a classifier without training is used as it is"
+    match table.training:
+        case LabelTraining() as training:
+            stage = _train_on_labels(config, table, training, role, folder, accelerator, policy)
+        case PreferenceTraining() as training:
+            stage = train_on_preferences(config, table, training, role, folder, accelerator, policy)
+        case None:
+            raise ValueError(f"{role} has no training: it is used as it is")
+    yield from stage
+
+
+def _train_on_labels(
+    config: RunConfig,
+    table: RewardModelConfig,
+    training: LabelTraining,
+    role: str,
+    folder: Path,
+    accelerator: Accelerator,
+    policy: str | None,
+) -> Iterator[Progress | StageResult]:
+    """Cross-entropy; arguments as in `train_reward_model`."""
     start = time.perf_counter()
     yield Progress(0, 1, "reading texts")
     corpora = {name: load_corpus(config.data[name]) for name in training.data}
@@ -63,13 +88,16 @@ def train_reward_model(
     texts = [text for corpus in learned for text in corpus.texts]
     labels = np.concatenate([_labels(corpus) for corpus in learned])
     seed_everything(mix(config.seed, 5 if role == "reward_model" else 6))
-    model, tokenizer = _start(table, texts, num_labels=_num_labels(config, training))
+    model, tokenizer = start_classifier(table, texts, num_labels=_num_labels(config, training), policy=policy)
     documents = encode_for_classifier(tokenizer, texts, table.max_tokens)
     if isinstance(model, BagClassifier | ConvTextClassifier):
         start_from_naive_bayes(model, documents, labels, scale=training.naive_bayes_scale)
     model.to(accelerator.device)
     prepared = time.perf_counter()
-    yield from _train(model, documents, labels, training, tokenizer, seed=config.seed, accelerator=accelerator)
+    draws = _draws(learned, training, config.seed)
+    yield from _train(
+        model, documents, labels, training, tokenizer, seed=config.seed, draws=draws, accelerator=accelerator
+    )
     trained = time.perf_counter()
     heldout = {name: split(c, config.heldout_fraction, "heldout") for name, c in corpora.items()}
     metrics = _measure(model, tokenizer, heldout, table)
@@ -81,51 +109,24 @@ def train_reward_model(
     )
 
 
-def _num_labels(config: RunConfig, training: ClassifierTraining) -> int:
+def _num_labels(config: RunConfig, training: LabelTraining) -> int:
     numbers = {config.data[name].num_labels for name in training.data}
     if len(numbers) > 1:
         raise ConfigError(f"data sources {training.data} have different num_labels {sorted(numbers)}; make them equal")
     return numbers.pop()
 
 
+def _draws(learned: Sequence[Corpus], training: LabelTraining, seed: int) -> WeightedDraws | None:
+    """By weight, where the sources have one; they then stand once in what is learned."""
+    if not training.weights:
+        return None
+    weights = [training.weights[name] for name in dict.fromkeys(training.data)]
+    return WeightedDraws([len(corpus) for corpus in learned], weights, seed, _DRAWS)
+
+
 def _labels(corpus: Corpus) -> npt.NDArray[np.int64]:
     assert corpus.labels is not None, "the configuration demands labels"
     return corpus.labels
-
-
-def _start(
-    table: RewardModelConfig, texts: Sequence[str], *, num_labels: int
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An untrained, or a pre-trained, classifier and its tokenizer."""
-    match table.classifier:
-        case PretrainedClassifier(path=path, revision=revision):
-            register_classifiers()
-            source = join_revision(path, revision)
-            with loading(source) as (name, at):
-                model = AutoModelForSequenceClassification.from_pretrained(name, revision=at, num_labels=num_labels)
-            tokenizer = load_classifier_tokenizer(source)
-            model.config.pad_token_id = tokenizer.pad_token_id  # those of the decoder kind look for the last word
-            return model, tokenizer
-        case BagOfNgrams() | ConvClassifier() if num_labels != 2:
-            raise ConfigError(f'classifier type "{table.classifier.type}" tells two classes apart, got {num_labels}')
-        case BagOfNgrams() as shape:
-            tokenizer = _tokenizer(texts, shape.vocabulary_size, table)
-            bag = BagConfig(vocab_size=len(tokenizer), pair_buckets=shape.pair_buckets)
-            return BagClassifier(bag), tokenizer
-        case ConvClassifier() as shape:
-            tokenizer = _tokenizer(texts, shape.vocabulary_size, table)
-            conv = ConvConfig(
-                vocab_size=len(tokenizer),
-                embedding_size=shape.embedding_size,
-                num_filters=shape.num_filters,
-                kernel_words=shape.kernel_words,
-                dropout=shape.dropout,
-            )
-            return ConvTextClassifier(conv), tokenizer
-
-
-def _tokenizer(texts: Sequence[str], vocabulary_size: int, table: RewardModelConfig) -> PreTrainedTokenizerBase:
-    return train_word_tokenizer(texts, vocabulary_size=vocabulary_size, max_tokens=table.max_tokens)
 
 
 def start_from_naive_bayes(
@@ -174,14 +175,15 @@ def _train(
     model: PreTrainedModel,
     documents: Sequence[Ids],
     labels: npt.NDArray[np.int64],
-    training: ClassifierTraining,
+    training: LabelTraining,
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
+    draws: WeightedDraws | None,
     accelerator: Accelerator,
 ) -> Iterator[Progress]:
     def loss_of(wrapped: nn.Module, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        ids, mask = _padded([documents[i] for i in index], tokenizer, accelerator.device)
+        ids, mask = padded([documents[i] for i in index], tokenizer, accelerator.device)
         logits = wrapped(input_ids=ids, attention_mask=mask).logits
         target = torch.from_numpy(labels[index]).to(accelerator.device)
         total = nn.functional.cross_entropy(logits, target, reduction="sum", label_smoothing=training.label_smoothing)
@@ -189,16 +191,11 @@ def _train(
 
     size = min(training.batch_sequences, len(documents))
     schedule = Schedule(max(1, training.epochs * (len(documents) // size)), 0.0, 1.0, 0.0)
-    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(seed, 7))
+    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(seed, 7), draws=draws)
     optimizers = build_optimizers(training.optimizer, model.named_parameters())
     yield from train(
         model, optimizers, loss_of, order, schedule=schedule, max_grad_norm=math.inf, accelerator=accelerator
     )
-
-
-def _padded(rows: Sequence[Ids], tokenizer: PreTrainedTokenizerBase, device: torch.device) -> tuple[Tensor, Tensor]:
-    ids, lengths = pad_right(rows, tokenizer.pad_token_id, device)
-    return ids, mask_of(lengths, ids.shape[1]).long()
 
 
 def _measure(
@@ -215,7 +212,7 @@ def _measure(
         probabilities = []
         with torch.inference_mode():
             for start in range(0, len(documents), EVALUATION_BATCH):
-                ids, mask = _padded(documents[start : start + EVALUATION_BATCH], tokenizer, device)
+                ids, mask = padded(documents[start : start + EVALUATION_BATCH], tokenizer, device)
                 probabilities.append(model(input_ids=ids, attention_mask=mask).logits.softmax(-1).cpu())
         p = torch.cat(probabilities)
         right = p.argmax(-1).numpy() == labels
@@ -229,18 +226,3 @@ def _measure(
         "calibration_error": expected_calibration_error(confidence, right),
         "heldout_texts": len(right),
     }
-
-
-def expected_calibration_error(confidence: npt.NDArray[np.float32], right: npt.NDArray[np.bool_]) -> float:
-    """Mean gap between stated confidence and accuracy, over equal bins of confidence (arXiv:1706.04599, eq. 3).
-
-    Args:
-        confidence: [N] probability of the chosen class.
-        right: [N] whether it was the true one.
-    """
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    error = 0.0
-    for b in np.unique(bins):
-        inside = bins == b
-        error += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
-    return float(error)

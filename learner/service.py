@@ -80,7 +80,7 @@ class LearnerService:
         return self.learner.update(ordered)
 
     def snapshot(self) -> None:
-        """Copy weights, value head, optimizer state, step, lineage and KL controller to the CPU's memory.
+        """Copy weights, value head, optimizer state, step, lineage, KL controller and score statistics to CPU memory.
 
         This is all of a save that training waits for; `write_snapshot` may then run beside the next update. Nothing
         else changes from update to update: noise and orders follow from keys, and the reference comes with the learner.
@@ -101,6 +101,7 @@ class LearnerService:
                 "step": self.learner.step,
                 "lineage": self.learner.lineage,
                 "controller": self.learner.controller.state_dict(),
+                "scores": self.learner.scores.state_dict(),
                 "optimizer_groups": groups,
                 "threads": torch.get_num_threads(),
             },
@@ -138,6 +139,7 @@ class LearnerService:
             prefix = f"optimizer.{number}."
             mine = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
             unpack_state(optimizer, mine, found["optimizer_groups"][number])
+        self.learner.scores.load_state_dict(found.get("scores", {}))
         self.learner.controller.load_state_dict(found["controller"])
         with torch.no_grad():
             for name, parameter in self.learner.plain.named_parameters():

@@ -24,7 +24,7 @@ class StageRequest:
     """`base`, `pretrain`, `sft`, `reward_model` or `judge`."""
     config: RunConfig
     source: str | None
-    """Model that fine-tuning goes on from."""
+    """Model that fine-tuning goes on from, or that a classifier of type `policy` starts from."""
     folder: str
     """Where model and tokenizer go."""
 
@@ -56,6 +56,8 @@ def _train(request: StageRequest) -> Iterator[Progress | StageResult]:
         case "reward_model" | "judge" as stage:
             classifier = config.reward_model if stage == "reward_model" else config.judge
             assert classifier is not None, "the pipeline runs the stages that the configuration names"
-            yield from train_reward_model(config, classifier, role=stage, folder=folder, accelerator=accelerator)
+            yield from train_reward_model(
+                config, classifier, role=stage, folder=folder, accelerator=accelerator, policy=request.source
+            )
         case unknown:
             raise ValueError(f"no supervised stage is called {unknown!r}")

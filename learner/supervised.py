@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from common.errors import NonFiniteError
 from common.records import Progress
 from common.seeds import generator
+from common.weighted_draws import WeightedDraws
 from learner.optimizers import set_rate
 
 POOL = 32
@@ -39,19 +40,30 @@ class Schedule:
         return rise * (1 - (1 - self.final_fraction) * done)
 
 
-def batches(lengths: Sequence[int], *, batch_sequences: int, seed_parts: tuple[int, ...]) -> Iterator[np.ndarray]:
+def batches(
+    lengths: Sequence[int],
+    *,
+    batch_sequences: int,
+    seed_parts: tuple[int, ...],
+    draws: WeightedDraws | None = None,
+) -> Iterator[np.ndarray]:
     """Indices of endless epochs' batches, texts of like length together; a short last batch is left out.
 
     Args:
         lengths: of every text.
         batch_sequences: texts of a batch; cut to the number of texts.
         seed_parts: name the random order.
+        draws: from several sources by weight; an epoch is then as many draws as there are texts. None: every text once
+            an epoch.
     """
     size, widths = min(batch_sequences, len(lengths)), np.asarray(lengths)
     epoch = 0
     while True:
         rng = generator(*seed_parts, epoch)
-        order = rng.permutation(len(widths))
+        if draws is None:
+            order = rng.permutation(len(widths))
+        else:
+            order = np.array([draws.item_at(epoch * len(widths) + i) for i in range(len(widths))])
         pools = [order[i : i + size * POOL] for i in range(0, len(order), size * POOL)]
         cut = [pool[np.argsort(widths[pool], kind="stable")] for pool in pools]
         whole = [part for pool in cut for part in np.split(pool, range(size, len(pool), size)) if len(part) == size]

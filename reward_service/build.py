@@ -41,18 +41,23 @@ def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, st
         policy = load_policy(paths.policy, dtype=dtype)
         policy.to(device)
         reference = Reference(policy, temperature=ppo.temperature, batch_sequences=placement.batch_sequences)
+    return RewardService(build_mixture(config, paths, secrets), reference)
+
+
+def build_mixture(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> Mixture:
+    """The scorers alone, and the judge where `paths` names one; arguments and errors as of `build_service`."""
+    placement = config.reward_service
     terms = [Term(_scorer(scorer, config, paths, secrets), scorer.weight) for scorer in placement.scorers]
     if paths.judge is not None:
         assert config.judge is not None, "the configuration demands a judge"
-        judge = ModelScorer("judge", _classifier(placement, config.judge, paths.judge))
+        judge = ModelScorer("judge", text_classifier(placement, config.judge, paths.judge))
         terms.append(Term(judge, 0.0))
-    mixture = Mixture(
+    return Mixture(
         terms,
         load_tokenizer(paths.policy),
         budget_s=placement.scoring_budget_s,
         probe_budget_s=placement.sync_timeout_s / 2,
     )
-    return RewardService(mixture, reference)
 
 
 def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> Scorer:
@@ -63,7 +68,7 @@ def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets:
             assert paths.reward_model is not None, "the pipeline names the reward model that a scorer needs"
             return ModelScorer(
                 scorer.name,
-                _classifier(config.reward_service, config.reward_model, paths.reward_model),
+                text_classifier(config.reward_service, config.reward_model, paths.reward_model),
                 prompt_baseline=config.ppo.score_baseline == "prompt" and paths.judge is None,
             )
         case FunctionScorerConfig():
@@ -74,7 +79,8 @@ def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets:
             return HttpScorer.from_config(scorer, secrets[scorer.token_env] if scorer.token_env is not None else None)
 
 
-def _classifier(placement: RewardServiceConfig, table: RewardModelConfig, path: str) -> TextClassifier:
+def text_classifier(placement: RewardServiceConfig, table: RewardModelConfig, path: str) -> TextClassifier:
+    """Reward model or judge, from its folder or hub name, where `placement` wants it."""
     model = load_classifier(path)
     model.to(resolve_device(placement.device, placement.num_gpus))
     return TextClassifier(

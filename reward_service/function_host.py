@@ -5,12 +5,13 @@ standard library only, so that it starts fast and needs nothing of ours on its p
 stderr. It ends with its parent, even while the function hangs: the main thread waits for the end of stdin, and Linux is
 asked for a signal.
 
-    {"path": [...]}                            ─▶ {"ready": true}    or {"error": "..."}
+    {"path": [...], "arguments": {...}}        ─▶ {"ready": true}    or {"error": "..."} or {"misfit": "..."}
     {"prompts": [...], "responses": [...]}     ─▶ {"scores": [...]}  or {"error": "..."} or {"shape": "..."}
 """
 
 import ctypes
 import faulthandler
+import inspect
 import io
 import json
 import os
@@ -39,7 +40,7 @@ def main() -> None:
             request = json.loads(line)
             if "path" in request:
                 sys.path[:] = request["path"]
-                future = executor.submit(load, import_path, loaded)
+                future = executor.submit(load, import_path, request["arguments"], loaded)
             else:
                 future = executor.submit(call, loaded[0], request["prompts"], request["responses"])
             future.add_done_callback(partial(reply, replies))
@@ -63,13 +64,27 @@ def take_over_stdio() -> tuple[io.TextIOWrapper, io.TextIOWrapper]:
     return requests, replies
 
 
-def load(import_path: str, loaded: list[Callable[..., Any]]) -> dict[str, Any]:
-    """Import the function and keep it in `loaded`."""
+def load(import_path: str, arguments: Mapping[str, Any], loaded: list[Callable[..., Any]]) -> dict[str, Any]:
+    """Import the function and keep it in `loaded`, with its keyword arguments."""
     function = pkgutil.resolve_name(import_path)
     if not callable(function):
         return {"error": f"it is of type {type(function).__name__}, which cannot be called"}
-    loaded.append(function)
-    return {"ready": True}
+    loaded.append(partial(function, **arguments))
+    misfit = find_misfit(function, arguments)
+    return {"misfit": misfit} if misfit else {"ready": True}
+
+
+def find_misfit(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str:
+    """Why a function cannot be called with texts and these arguments; empty if it can, or says nothing of itself."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a compiled one nothing is known
+        return ""
+    try:
+        signature.bind([], [], **arguments)
+    except TypeError as error:
+        return f"{error}; it takes {signature}"
+    return ""
 
 
 def call(function: Callable[..., Any], prompts: list[str], responses: list[str]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A Python function as a scorer. It runs in a process of its own, so that it can hang, crash or leak without harm."""
 
+import json
 import time
 from collections.abc import Iterator, Sequence
 
@@ -22,12 +23,14 @@ class FunctionScorer:
         self.config = config
         self.name = config.name
         self.version = config.callable
+        if config.arguments:
+            self.version += json.dumps(config.arguments, sort_keys=True)
         self.host: HostProcess | None = None
         """None until started, and after it was killed."""
 
     def start(self) -> None:
         """Start the function's process; raises ConfigError, which names the import path, if that fails."""
-        self.host = HostProcess.start(self.config.callable, self.config.start_timeout_s)
+        self.host = self._start(self.config.start_timeout_s)
 
     def score(self, texts: Sequence[Text], deadline: float) -> list[Outcome]:
         """See `Scorer`."""
@@ -47,6 +50,9 @@ class FunctionScorer:
             self.host.kill()
             self.host = None
 
+    def _start(self, timeout_s: float) -> HostProcess:
+        return HostProcess.start(self.config.callable, self.config.arguments, timeout_s)
+
     def _batch(self, texts: Sequence[Text], deadline: float) -> Iterator[Outcome]:
         answer = self._ask(texts, deadline)
         if not isinstance(answer, Failure):
@@ -62,7 +68,7 @@ class FunctionScorer:
         if self.host is not None and not self.host.is_running:  # it died between two calls: not these texts' fault
             self.close()
         if self.host is None and (left := deadline - time.monotonic()) > 0:
-            self.host = HostProcess.start(self.config.callable, min(self.config.start_timeout_s, left))
+            self.host = self._start(min(self.config.start_timeout_s, left))
         left = deadline - time.monotonic()
         if self.host is None or left <= 0:
             return Failure("reward_timeout", "the time for the chunk is up")

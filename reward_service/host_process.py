@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from common.errors import ConfigError, MemberFailedError, PhaseTimeoutError
 
 PIECE_BYTES = 65_536
@@ -41,11 +43,17 @@ class HostProcess:
         self._tail = b""
 
     @classmethod
-    def start(cls, import_path: str, timeout_s: float) -> "HostProcess":
+    def start(cls, import_path: str, arguments: Mapping[str, JsonValue], timeout_s: float) -> "HostProcess":
         """Start a process and let it import the function.
 
+        Args:
+            import_path: as `package.module:function`.
+            arguments: keyword arguments of every call.
+            timeout_s: longest time to start and import.
+
         Raises:
-            ConfigError: the function cannot be imported, or not in time; names its path and says why.
+            ConfigError: the function cannot be imported, or not in time, or does not take the arguments; names its path
+                and says why.
         """
         host = Path(__file__).with_name("function_host.py")
         command = [sys.executable, "-P", "-X", "faulthandler", str(host), import_path, str(os.getpid())]
@@ -53,7 +61,7 @@ class HostProcess:
         try:
             process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
             started = cls(process)
-            answer = started.ask({"path": sys.path}, timeout_s)
+            answer = started.ask({"path": sys.path, "arguments": arguments}, timeout_s)
         except (OSError, PhaseTimeoutError, MemberFailedError) as error:
             raise ConfigError(f"callable {import_path!r} cannot be imported: {error}") from error
         if "error" in answer:
@@ -61,6 +69,12 @@ class HostProcess:
             raise ConfigError(
                 f"callable {import_path!r} cannot be imported: {answer['error']}; it must be importable where the "
                 "reward replicas run, as from an installed package or a folder on PYTHONPATH"
+            )
+        if "misfit" in answer:
+            started.kill()
+            raise ConfigError(
+                f"callable {import_path!r} cannot be called with (prompts, responses) and arguments = "
+                f"{dict(arguments)}: {answer['misfit']}; change the scorer's arguments, or the function"
             )
         return started
 

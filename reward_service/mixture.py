@@ -83,7 +83,9 @@ class Mixture:
         for term in self.terms:
             outcome = _score(term, [PROBE], time.monotonic() + self.probe_budget_s)[0]
             if isinstance(outcome, Failure):
-                raise MemberFailedError(f"the probe text cannot be scored: {outcome.reason}: {outcome.detail}")
+                raise MemberFailedError(
+                    f"the probe text {PROBE.whole!r} cannot be scored: {outcome.reason}: {outcome.detail}"
+                )
             if term.scorer.is_deterministic:
                 comparable |= outcome.parts
         return comparable

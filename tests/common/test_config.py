@@ -53,7 +53,7 @@ def all_configs() -> list[type[Config]]:
         ("ppo.optimizer.bettas=[0.9, 0.9]", "ppo.optimizer.adamw", "bettas", "betas"),
         ("ppo.kl={type='adaptive', horizn=3}", "ppo.kl.adaptive", "horizn", "horizon"),
         ("reward_model.classifier.pair_bucket=3", "reward_model.classifier.bag", "pair_bucket", "pair_buckets"),
-        ("judge.training.epoch=3", "judge.training", "epoch", "epochs"),
+        ("judge.training.epoch=3", "judge.training.labels", "epoch", "epochs"),
         ("data.reviews.prepare.lowercas=true", "data.reviews.inline.prepare", "lowercas", "lowercase"),
         ("rollout.worker=4", "rollout", "worker", "workers"),
     ],
@@ -109,7 +109,7 @@ def test_a_missing_tag_is_asked_for():
         ("rollout.num_cpus=0", "rollout.num_cpus"),
         ("learner.threads=0", "learner.threads"),
         ("learner.device='tpu'", "learner.device"),
-        ("reward_model.training.half='c'", "reward_model.training.half"),
+        ("reward_model.training.half='c'", "reward_model.training.labels.half"),
         ("reward_model.classifier.vocabulary_size=3", "reward_model.classifier.bag.vocabulary_size"),
     ],
 )

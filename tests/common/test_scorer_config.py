@@ -9,7 +9,7 @@ from common.config_base import settings_that_matter
 from common.config_file import load_config, to_toml
 from common.errors import ConfigError
 from common.placement_config import RewardServiceConfig
-from common.scorer_config import is_loopback
+from common.scorer_config import FunctionScorerConfig, is_loopback
 
 TINY = Path(__file__).parents[2] / "deploy" / "configs" / "tiny.toml"
 MODEL = "{type='model'}"
@@ -80,6 +80,40 @@ def test_a_callable_is_an_import_path(path):
 
 def test_a_callable_may_be_an_attribute_of_a_class():
     assert load_config(TINY, [scorers("{type='function', callable='a.b_1:C.d'}")])
+
+
+# --- arguments of a function
+
+
+def test_arguments_are_read_and_written_with_their_types(tmp_path):
+    change = scorers("{type='function', callable='a:b', arguments={n=2, f=2.0, on=true, words=['é'], t={deep=[1]}}}")
+    config = load_config(TINY, [change])
+    arguments = config.reward_service.scorers[0].arguments
+    assert arguments == {"n": 2, "f": 2.0, "on": True, "words": ["é"], "t": {"deep": [1]}}
+    assert [type(value) for value in arguments.values()] == [int, float, bool, list, dict]
+    (tmp_path / "resolved.toml").write_text(to_toml(config), encoding="utf-8")
+    again = load_config(tmp_path / "resolved.toml")
+    assert again == config
+    assert type(again.reward_service.scorers[0].arguments["f"]) is float
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("prompts=1", "arguments has 'prompts', which cannot be a keyword argument"),
+        ("'a-b'=1", "arguments has 'a-b', which cannot be a keyword argument"),
+        ("x=inf", "arguments.x=inf holds a number that is not finite"),
+        ("x={y=[nan]}", "holds a number that is not finite"),
+        ("x=1979-05-27", "reward_service.scorers.0.function.arguments.x"),
+    ],
+)
+def test_arguments_that_cannot_be_handed_on_are_refused(arguments, message):
+    assert message in error(scorers(f"{{type='function', callable='a:b', arguments={{{arguments}}}}}"))
+
+
+def test_nothing_is_no_argument_for_it_cannot_be_written_down():
+    with pytest.raises(ValueError, match=r"arguments\.x=None"):
+        FunctionScorerConfig(callable="a:b", arguments={"x": None})
 
 
 # --- where texts and tokens may travel
@@ -185,6 +219,7 @@ def test_the_baseline_of_the_prompt_is_the_reward_models():
         ("name='other'", True),
         ("callable='my_rewards:other'", True),
         ("batch_sequences=3", True),
+        ("arguments={n=2}", True),
         ("timeout_s=3", False),
         ("start_timeout_s=3", False),
     ],

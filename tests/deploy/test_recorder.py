@@ -60,7 +60,13 @@ def told():
 
 
 @pytest.fixture
-def record(tokenizer, tmp_path, told):
+def tracked():
+    """Rows and samples that trackers were given."""
+    return []
+
+
+@pytest.fixture
+def record(tokenizer, tmp_path, told, tracked):
     """Records reports into a run folder; returns the recorder and its parts."""
     metrics, watch, ledger = RunMetrics(CollectorRegistry()), Stopwatch(), Ledger()
     ledger.dispatch(4)
@@ -76,6 +82,7 @@ def record(tokenizer, tmp_path, told):
             watch=watch,
             bar=(bar, task),
             saw=told.append,
+            track=lambda row, samples: tracked.append((row, samples)),
             note=lambda event, text: told.append((event, text)),
         )
         yield recorder, watch, metrics, bar.tasks[0]
@@ -122,6 +129,17 @@ def test_an_update_is_one_line(record, told, tmp_path):
     assert task.completed == 2
     assert [each.step for each in told] == [1, 2]
     assert [update.step for update in read_run(tmp_path).updates] == [1, 2]
+
+
+def test_trackers_are_given_what_is_written_down(record, tracked, tmp_path, tokenizer):
+    recorder, *_ = record
+    [ids] = encode(tokenizer, ["a good film"])
+    sample = Sample("worst", 3, np.asarray(ids, np.int32), np.asarray(ids, np.int32), -0.5, None)
+    recorder.record(replace(report(1), samples=(sample,)))
+    recorder.record(replace(report(1), trained=(), is_finite=False))
+    [(row, samples)] = tracked
+    assert [row] == lines(tmp_path / "metrics.jsonl")
+    assert samples == lines(tmp_path / "samples.jsonl")
 
 
 def test_samples_are_kept_as_text(record, tmp_path, tokenizer):

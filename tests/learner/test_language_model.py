@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from common.config import RunConfig
 from common.corpus import load_corpus, split
+from common.dialogue import whole
 from common.errors import DataError
 from common.records import Progress, StageResult
 from common.text import load_tokenizer
@@ -35,7 +36,7 @@ class Bigrams(nn.Module):
 
 
 def ids(*rows):
-    return [np.array(row, dtype=np.int32) for row in rows]
+    return [whole(np.array(row, dtype=np.int32)) for row in rows]
 
 
 def test_the_perplexity_of_a_uniform_model_is_its_vocabulary():
@@ -116,7 +117,7 @@ def test_the_exported_model_is_the_one_that_was_measured(stages):
     folder = str(stages.folder / "sft")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), load_tokenizer(folder)
     texts = split(load_corpus(config().data["dogs"]), 0.25, "heldout").texts
-    documents = [np.append(tokenizer(t)["input_ids"], tokenizer.eos_token_id).astype(np.int32) for t in texts]
+    documents = ids(*[[*tokenizer(t)["input_ids"], tokenizer.eos_token_id] for t in texts])
     assert perplexity(model, documents) == pytest.approx(stages.tuned["perplexity_after"]["dogs"], rel=1e-5)
 
 

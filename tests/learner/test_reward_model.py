@@ -12,7 +12,8 @@ from common.config import RunConfig
 from common.corpus import load_corpus, split
 from common.errors import ConfigError
 from common.text import load_tokenizer
-from learner.reward_model import expected_calibration_error, start_from_naive_bayes, train_reward_model
+from learner.calibration import expected_calibration_error
+from learner.reward_model import start_from_naive_bayes, train_reward_model
 
 OPTIMIZER = {"type": "adamw", "lr": 1e-2}
 BAG = {"type": "bag", "vocabulary_size": 400, "pair_buckets": 4096}

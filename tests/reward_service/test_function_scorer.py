@@ -87,6 +87,41 @@ def test_what_a_function_prints_disturbs_nobody(scorer_of, texts_of, soon):
         assert reasons(scorer.score(texts_of("a", "bc"), soon)) == [2.03, 3.03]
 
 
+# --- arguments
+
+
+def test_a_function_is_called_with_its_arguments(scorer_of, texts_of, soon):
+    scorer = scorer_of("tiny_rewards:with_arguments", arguments={"bonus": 0.5, "words": ["good", "é"]})
+    assert reasons(scorer.score(texts_of("good é good", "bad"), soon)) == [1.5, 0.0]
+    assert scorer.version != scorer_of("tiny_rewards:with_arguments", arguments={"bonus": 0.25}).version
+
+
+def test_a_ready_made_penalty_is_a_function_like_any_other(scorer_of, texts_of, soon):
+    scorer = scorer_of("reward_service.penalties:repetition", arguments={"ngram_words": 1})
+    assert reasons(scorer.score(texts_of("a a", "a b"), soon)) == [-0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "why"),
+    [
+        ("with_arguments", {"bonus": 1, "word": "a"}, r"unexpected keyword argument 'word'; it takes \(prompts, resp"),
+        (
+            "with_arguments",
+            {},
+            r"missing a required keyword-only argument: 'bonus'|missing a required argument: 'bonus'",
+        ),
+        ("length", {"bonus": 1}, r"arguments = {'bonus': 1}: got an unexpected keyword argument 'bonus'"),
+    ],
+)
+def test_arguments_that_a_function_does_not_take_are_named_at_the_start(scorer_of, function, arguments, why):
+    with pytest.raises(ConfigError, match=rf"callable 'tiny_rewards:{function}' cannot be called .*({why})"):
+        scorer_of(f"tiny_rewards:{function}", arguments=arguments)
+
+
+def test_a_compiled_function_need_not_say_what_it_takes(scorer_of):
+    assert scorer_of("builtins:map").host.is_running
+
+
 # --- what goes wrong
 
 
@@ -253,7 +288,7 @@ def test_the_process_ends_when_nobody_can_ask_it_any_more_even_while_it_hangs(tm
     command = [sys.executable, str(host), "tiny_rewards:marked", str(os.getpid())]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
-        process.stdin.write(json.dumps({"path": sys.path}) + "\n")
+        process.stdin.write(json.dumps({"path": sys.path, "arguments": {}}) + "\n")
         process.stdin.flush()
         assert json.loads(process.stdout.readline()) == {"ready": True}
         request = {"prompts": [str(tmp_path / "mark")], "responses": ["hang"]}
@@ -267,5 +302,7 @@ def test_the_process_ends_when_nobody_can_ask_it_any_more_even_while_it_hangs(tm
 
 def test_a_probe_names_the_scorer_that_does_not_answer(scorer_of, mixture_of):
     assert mixture_of(scorer_of("tiny_rewards:by_the_text")).probe() == {}, "a function need not repeat itself"
-    with pytest.raises(MemberFailedError, match=r"the probe text cannot be scored: reward_shape: scorer mine: .*one_"):
+    with pytest.raises(
+        MemberFailedError, match=r"the probe text 'This film .*' cannot be scored: reward_shape: scorer mine: .*one_"
+    ):
         mixture_of(scorer_of("tiny_rewards:one_number")).probe()

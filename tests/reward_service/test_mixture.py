@@ -173,7 +173,9 @@ def test_replicas_of_other_weights_answer_the_probe_otherwise(classifier_of, mix
 @pytest.mark.parametrize("bad", [Failure("reward_timeout", "slow"), scored("other", math.nan)])
 def test_a_probe_without_a_score_is_an_error_that_names_the_scorer(classifier_of, mixture_of, bad):
     mixture = mixture_of(ModelScorer("reward_model", classifier_of("bag")), Scripted("other", [bad]))
-    with pytest.raises(MemberFailedError, match=r"the probe text cannot be scored: reward_\w+: scorer other: "):
+    with pytest.raises(
+        MemberFailedError, match=r"the probe text 'This film .*' cannot be scored: reward_\w+: scorer other: "
+    ):
         mixture.probe()
 
 

@@ -14,6 +14,11 @@ def length(prompts: list[str], responses: list[str]) -> list[float]:
     return [len(response) + len(prompt) / 100 for prompt, response in zip(prompts, responses, strict=True)]
 
 
+def with_arguments(prompts, responses, *, bonus, words=()):
+    """A bonus for each word that is wanted."""
+    return [float(bonus * sum(response.split().count(word) for word in words)) for response in responses]
+
+
 def picky(prompts, responses):
     """Cannot score responses of an even number of words; the probe text's has seven."""
     return [float(len(r)) if len(r.split()) % 2 else float("nan") for r in responses]
