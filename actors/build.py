@@ -6,7 +6,7 @@ from actors.engine import SamplingEngine
 from actors.worker import RolloutWorker
 from common.config import RunConfig
 from common.errors import ConfigError
-from common.modeling import load_policy, resolve_device
+from common.modeling import load_policy, resolve_device, resolve_dtype
 from common.records import ModelPaths, WeightsHandle
 from common.text import eos_token_ids, load_tokenizer
 from common.weights import Buffer
@@ -17,10 +17,11 @@ def build_worker(
 ) -> RolloutWorker:
     """A worker with its own copy of the policy; the weights of its first request replace those on disk."""
     placement = config.rollout
-    policy = load_policy(paths.policy, dtype=placement.dtype)
-    policy.to(resolve_device(placement.device, placement.num_gpus))
+    device = resolve_device(placement.device, placement.num_gpus)
+    policy = load_policy(paths.policy, dtype=resolve_dtype(placement.dtype, device, serves=True))
+    policy.to(device)
     check_length(config, policy.config.get_text_config().max_position_embeddings)
-    engine = SamplingEngine(policy, eos_token_ids(load_tokenizer(paths.policy)))
+    engine = SamplingEngine(policy, eos_token_ids(paths.policy, load_tokenizer(paths.policy)))
     return RolloutWorker(engine, fetch=fetch, name=name)
 
 

@@ -14,7 +14,7 @@ from common.errors import DataError
 from common.records import Ids, ModelPaths
 from common.row_config import DemonstrationRows
 from common.splits import Which
-from common.text import encode, eos_token_ids, load_tokenizer
+from common.text import encode, load_tokenizer, tokenizer_eos_ids, with_opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,11 @@ def _read(
         prompts = [encode_prompt(tokenizer, chat, chosen.rows) for chat in chosen.chats]
         return _Texts(list({ids.tobytes(): ids for ids in prompts}.values()), are_whole=True)
     texts = split(load_corpus(source), heldout_fraction, which).texts
-    return _Texts(encode(tokenizer, texts, max_tokens=max_tokens + 1), are_whole=False)
+    return _Texts(with_opening(tokenizer, encode(tokenizer, texts, max_tokens=max_tokens + 1)), are_whole=False)
 
 
 def _known(texts: _Texts, tokenizer: PreTrainedTokenizerBase) -> _Texts:
     """Those without a word outside of the vocabulary."""
-    if tokenizer.unk_token_id is None or tokenizer.unk_token_id in eos_token_ids(tokenizer):
+    if tokenizer.unk_token_id is None or tokenizer.unk_token_id in tokenizer_eos_ids(tokenizer):
         return texts
     return _Texts([ids for ids in texts.ids if tokenizer.unk_token_id not in ids], texts.are_whole)

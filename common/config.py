@@ -12,55 +12,11 @@ from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
 from common.evaluate_config import EvaluateConfig
+from common.model_config import Model
 from common.optimizer_config import Optimizer
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import PPOConfig
 from common.tracker_config import TrackersConfig
-
-
-class FreshModel(Config):
-    """A new Llama-shaped model with a new tokenizer, for machines where no pre-trained one can be had."""
-
-    type: Literal["fresh"] = "fresh"
-    """Tag of the union."""
-    vocabulary_size: int = Field(default=2000, ge=16)
-    """Most frequent words kept, special tokens included."""
-    num_layers: int = Field(default=2, ge=1)
-    """Decoder layers."""
-    hidden_size: int = Field(default=192, ge=8)
-    """Width of the residual stream."""
-    num_heads: int = Field(default=4, ge=1)
-    """Attention heads; hidden_size must divide by it."""
-    mlp_ratio: float = Field(default=2.7, gt=0)
-    """Width of the feed-forward layers over hidden_size."""
-    max_tokens: int = Field(default=128, ge=8)
-    """Longest sequence."""
-    tie_embeddings: bool = True
-    """Use the input embedding as output head."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> "FreshModel":
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-            width = 2 * max(-(-4 // self.num_heads), round(self.hidden_size / self.num_heads / 2))
-            raise ValueError(
-                f"hidden_size={self.hidden_size} must give an even width to each of num_heads={self.num_heads}; "
-                f"try hidden_size={width * self.num_heads}"
-            )
-        return self
-
-
-class PretrainedModel(Config):
-    """Any Hugging Face causal language model."""
-
-    type: Literal["pretrained"] = "pretrained"
-    """Tag of the union."""
-    path: str
-    """Name on the hub or folder on disk."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-
-
-Model = Annotated[FreshModel | PretrainedModel, Field(discriminator="type")]
 
 
 class LanguageModelTraining(Config):
@@ -230,7 +186,7 @@ class RunConfig(Config):
     def _stages_fit_together(self) -> "RunConfig":
         if self.model.type == "fresh" and self.pretrain is None:
             raise ValueError("a fresh model knows nothing; add a [pretrain] table or choose a pretrained model")
-        if self.model.type == "pretrained" and self.pretrain is not None:
+        if self.model.type != "fresh" and self.pretrain is not None:
             raise ValueError("[pretrain] is for fresh models; remove the table, or use [sft]")
         if self.ppo is not None:
             self._check_reward(self.ppo)

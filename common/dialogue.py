@@ -22,7 +22,7 @@ from common.errors import ConfigError
 from common.joining import cut_joined
 from common.records import Ids
 from common.row_config import DemonstrationRows
-from common.text import encode, eos_token_ids
+from common.text import encode, tokenizer_eos_ids, with_opening
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], r
     if _uses_template(tokenizer, rows):
         return encode_chat(tokenizer, chat[:-1], ask=True)
     head, _ = cut_joined(chat[-2]["content"], chat[-1]["content"])
-    return encode(tokenizer, [head])[0]
+    return with_opening(tokenizer, encode(tokenizer, [head]))[0]
 
 
 def encode_demonstration(
@@ -68,10 +68,11 @@ def encode_demonstration(
     Of a turn all up to its EOS token is learned; the last one gets an EOS token where the template writes none.
     """
     if _uses_template(tokenizer, rows):
-        parts = _template_parts(tokenizer, chat)
+        ids = _encode_parts(tokenizer, _template_parts(tokenizer, chat))
     else:
-        parts = list(cut_joined(chat[-2]["content"], chat[-1]["content"]))
-    ids, ends = _encode_parts(tokenizer, parts), eos_token_ids(tokenizer)
+        ids = _encode_parts(tokenizer, cut_joined(chat[-2]["content"], chat[-1]["content"]))
+        ids[:1] = with_opening(tokenizer, ids[:1])
+    ends = tokenizer_eos_ids(tokenizer)
     learned = [np.zeros(len(part), dtype=bool) for part in ids]
     for part, mask in zip(ids[1::2], learned[1::2], strict=True):
         stops = np.flatnonzero([int(i) in ends for i in part])

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from common.config import FreshModel
 from common.errors import ConfigError
 from common.hub import loading
 from common.logprobs import gather_response, token_logprobs
+from common.model_config import FreshModel
 from common.placement_config import DType
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -26,6 +26,20 @@ def resolve_device(device: str, num_gpus: float) -> torch.device:
     if device == "cuda" and not torch.cuda.is_available():
         raise ConfigError('device = "cuda", but torch sees no GPU here; set device = "auto" or num_gpus')
     return torch.device(device)
+
+
+def resolve_dtype(dtype: DType, device: torch.device, *, serves: bool) -> torch.dtype:
+    """`auto` is bfloat16 for a process that only generates, on a GPU that computes in it; else float32.
+
+    Args:
+        dtype: as the configuration has it.
+        device: where the weights will be.
+        serves: whether they only answer; trained weights stay in float32, for small updates round to zero below it.
+    """
+    if dtype != "auto":
+        found: torch.dtype = getattr(torch, dtype)
+        return found
+    return torch.bfloat16 if serves and device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
 
 
 def fresh_policy(config: FreshModel, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
@@ -51,10 +65,10 @@ def fresh_shape(config: FreshModel, *, vocab_size: int) -> LlamaConfig:
     )
 
 
-def load_policy(path: str, *, dtype: DType = "float32") -> PreTrainedModel:
+def load_policy(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """A causal language model from a folder or the hub (`name@revision`), dropout off, in evaluation mode."""
     with loading(path) as (name, revision):
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=getattr(torch, dtype))
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
     return without_dropout(model)
 
 
@@ -67,11 +81,12 @@ def without_dropout(model: Network) -> Network:
 
 
 def decoder_layers(policy: PreTrainedModel) -> nn.ModuleList:
-    """The stack of decoder layers, whatever the architecture calls it: the longest ModuleList."""
-    stacks = [module for module in policy.modules() if isinstance(module, nn.ModuleList)]
-    if not stacks:
-        raise ConfigError(f"{type(policy).__name__} has no stack of layers; set ppo.trainable_layers to none")
-    return max(stacks, key=len)
+    """The stack of decoder layers, whatever the architecture calls it: the ModuleList of as many as it says it has."""
+    depth = policy.config.get_text_config().num_hidden_layers
+    for module in policy.modules():  # from the outside in: the experts of a layer may be as many as the layers
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise ConfigError(f"{type(policy).__name__} has no stack of {depth} layers; set ppo.trainable_layers to none")
 
 
 def freeze_below(policy: PreTrainedModel, trainable_layers: int) -> None:

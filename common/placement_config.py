@@ -11,7 +11,7 @@ from common.config_base import CHANGEABLE, Config
 from common.scorer_config import ModelScorerConfig, ScorerConfig, check_scorers
 
 Device = Literal["auto", "cpu", "cuda"]
-DType = Literal["float32", "bfloat16", "float16"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Placement(Config):
@@ -73,8 +73,8 @@ class RolloutConfig(PoolPlacement):
     chunk_sequences: int = Field(default=64, ge=1)
     """Samples of one dispatch, whole groups of ppo.samples_per_prompt: the unit of work, whatever the number of
     workers."""
-    dtype: DType = "float32"
-    """Precision of the weights that generate."""
+    dtype: DType = "auto"
+    """Precision of the weights that generate; `auto` is bfloat16 on a GPU that computes in it, else float32."""
 
     @model_validator(mode="after")
     def _enough_workers(self) -> "RolloutConfig":
@@ -129,8 +129,9 @@ class RewardServiceConfig(PoolPlacement):
 class LearnerConfig(Placement):
     """The process that takes gradients."""
 
-    dtype: DType = "float32"
-    """Precision of the trained weights; below float32 needs care: updates may round to zero."""
+    dtype: DType = "auto"
+    """Precision of the trained weights and of the reference; `auto` is float32, below which updates may round to
+    zero."""
     update_timeout_s: Annotated[float, CHANGEABLE] = Field(default=3600.0, gt=0)
     """Longest time that one update may take."""
     save_timeout_s: Annotated[float, CHANGEABLE] = Field(default=600.0, gt=0)

@@ -55,7 +55,12 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
 
 
 def find_in_package(package: str, file: str, install: str | None) -> Path:
-    """Path of a data file inside an installed package, which is not imported.
+    """Path of a table inside an installed package; raises DataError as `file_of_package`, or for an unknown suffix."""
+    return find_files([glob.escape(str(file_of_package(package, file, install)))])[0]
+
+
+def file_of_package(package: str, file: str, install: str | None) -> Path:
+    """Path of a file inside an installed package, which is not imported.
 
     Raises:
         DataError: the package is not installed (names what to install), or holds no such file (names what is near).
@@ -70,7 +75,7 @@ def find_in_package(package: str, file: str, install: str | None) -> Path:
     if not folders:
         raise DataError(f"{package!r} is a single module and ships no data files; name a package")
     present = [folder / file for folder in folders if (folder / file).is_file()]
-    return find_files([glob.escape(str(_existing(present[0] if present else folders[0] / file)))])[0]
+    return _existing(present[0] if present else folders[0] / file)
 
 
 def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:

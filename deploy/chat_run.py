@@ -135,7 +135,7 @@ class RunView:
 def speaker_of(policy: Policy, device: torch.device) -> Speaker:
     """Weights that can be talked with; they are moved to the device."""
     policy.model.to(device)
-    return Speaker(policy.model, policy.tokenizer, eos_token_ids(policy.tokenizer))
+    return Speaker(policy.model, policy.tokenizer, eos_token_ids(policy.source, policy.tokenizer))
 
 
 def _chunk(answer: Answer) -> RolloutChunk:

@@ -94,7 +94,7 @@ def evaluate_stage(place: Place, models: ModelPaths, trained: str, rivals: Mappi
     numbers: dict[str, Any] = {"prompts": len(prompts)}
     if len(pairs) < len(prompts):
         numbers["prompts_unscored"] = len(prompts) - len(pairs)
-    numbers |= compare(pairs, ignore=eos_token_ids(tokenizer), seed=config.seed)
+    numbers |= compare(pairs, ignore=eos_token_ids(models.policy, tokenizer), seed=config.seed)
     if against:
         numbers["against"] = against
     return StageResult(numbers, {"total": time.monotonic() - start})

@@ -125,8 +125,10 @@ def _data(config: RunConfig, texts: Texts) -> Group:
 
 def _model(config: RunConfig, shape: PretrainedConfig | None, texts: Texts) -> Group:
     if shape is None:
-        assert config.model.type == "pretrained", "the shape of a fresh model is known"
-        because = f"{config.model.path} is not on this machine, and nothing is downloaded here"
+        model = config.model
+        assert model.type != "fresh", "the shape of a fresh model is known"
+        name = model.path if model.type == "pretrained" else model.path or f"{model.file} of {model.package}"
+        because = f"{name} is not on this machine, and nothing is downloaded here"
         return Group("model", "Policy", [Figure("parameters", "parameters", None, because)])
     size, is_bound = policy_size(shape, config), config.model.type == "fresh" and texts.vocabulary is None
     source = "model.vocabulary_size; the data may hold fewer words" if is_bound else "rows of the embedding"

@@ -26,7 +26,7 @@ from common.classifier_config import (
 from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextClassifier
 from common.config import RunConfig
 from common.hub import join_revision
-from common.modeling import PolicyWithValueHead, decoder_layers, freeze_below
+from common.modeling import PolicyWithValueHead, decoder_layers, freeze_below, resolve_dtype
 from common.optimizer_config import Muon
 from common.ppo_config import PPOConfig
 from deploy.explain_figures import microbatch_rows
@@ -77,7 +77,9 @@ def pass_size(shape: PretrainedConfig, config: RunConfig) -> PassSize | None:
 
 def _fake_policy(shape: PretrainedConfig, config: RunConfig) -> PreTrainedModel:
     """To be called with fake tensors on: each FakeTensorMode knows its own only."""
-    policy = AutoModelForCausalLM.from_config(shape, dtype=getattr(torch, config.learner.dtype))
+    policy = AutoModelForCausalLM.from_config(
+        shape, dtype=resolve_dtype(config.learner.dtype, torch.device("cpu"), serves=False)
+    )
     if config.ppo is not None and config.ppo.trainable_layers is not None:
         freeze_below(policy, config.ppo.trainable_layers)
     return policy

@@ -59,7 +59,12 @@ class PassSize:
 
 def bytes_of(dtype: DType) -> int:
     """Of one number."""
-    return 4 if dtype == "float32" else 2
+    return 4 if named(dtype) == "float32" else 2
+
+
+def named(dtype: DType) -> str:
+    """The precision that is counted: where `auto` is left to the machine, the larger one."""
+    return "float32" if dtype == "auto" else dtype
 
 
 def optimizer_bytes(size: PolicySize) -> int:
@@ -97,8 +102,8 @@ def kept_checkpoints(ppo: PPOConfig) -> int:
 
 
 def copies_of_policy(config: RunConfig) -> int:
-    """Stages that leave a policy in models/."""
-    return sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo))
+    """Policies in models/: of stages, and of a GGUF file that was unpacked."""
+    return sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo)) + (config.model.type == "gguf")
 
 
 def models_bytes(config: RunConfig, size: PolicySize) -> Figure:
@@ -172,7 +177,7 @@ def memory_of_worker(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes
             "weights_bytes",
             "weights",
             size.parameters * value,
-            f"{size.parameters:,} parameters in {config.rollout.dtype}",
+            f"{size.parameters:,} parameters in {named(config.rollout.dtype)}",
         ),
         Figure(
             "cache_bytes",
@@ -200,7 +205,7 @@ def memory_of_replica(config: RunConfig, ppo: PPOConfig, size: PolicySize | None
                 "reference_bytes",
                 "the reference",
                 size.weights_bytes if size else None,
-                f"a frozen copy of the policy in {config.learner.dtype}",
+                f"a frozen copy of the policy in {named(config.learner.dtype)}",
             ),
             Figure(
                 "logits_bytes",
@@ -225,7 +230,7 @@ def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passe
     """The learner."""
     gradients = size.trained * size.value_bytes + size.head * FLOAT_BYTES
     weights, state = size.weights_bytes + size.head * FLOAT_BYTES, optimizer_bytes(size)
-    dtype, rows, tokens = config.learner.dtype, microbatch_rows(ppo), longest_tokens(ppo)
+    dtype, rows, tokens = named(config.learner.dtype), microbatch_rows(ppo), longest_tokens(ppo)
     muon = f", one for the {size.by_muon:,} of hidden matrices" if size.by_muon else ""
     frozen = Figure(
         "frozen_bytes", "frozen layers", gradients, "the trained layers as they were before PPO: the reference"

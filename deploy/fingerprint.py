@@ -15,6 +15,7 @@ from common.classifier_config import RewardModelConfig
 from common.config import RunConfig
 from common.config_base import settings_that_matter
 from common.data_config import DataSource
+from common.gguf_file import find_gguf
 from common.hashing import file_hash
 from common.source_tables import WHERE_IT_IS, content_hashes
 
@@ -36,6 +37,9 @@ def depends_on(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> dict
         stage: its name.
         inputs: hashes of the models that it starts from, by role.
     """
+    if stage == "base":
+        assert config.model.type == "gguf", "other models need no unpacking"
+        return {"format": FORMAT, "stage": stage, "file": file_hash(find_gguf(config.model))}
     parts: dict[str, Any] = {
         "format": FORMAT,
         "stage": stage,

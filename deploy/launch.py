@@ -11,7 +11,7 @@ from common.errors import ConfigError
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
 from deploy.control_server import serve_control
-from deploy.pipeline import STAGES, Pipeline
+from deploy.pipeline import STAGES, Pipeline, is_work
 from deploy.preflight_models import check_data
 from deploy.report import write_report
 from deploy.run_address import RecordEnd, announce
@@ -30,7 +30,7 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         RunInUseError: another process works in the folder.
         RunStopped: somebody asked the run to end.
     """
-    stages = [stage for stage in STAGES if getattr(config, stage) is not None]
+    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
     if unknown := sorted(again - set(stages)):
         raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
     _quiet()
@@ -68,13 +68,14 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
 def cautions(config: RunConfig) -> list[str]:
     """Settings that are legal and rarely meant."""
     found = []
-    if config.learner.dtype != "float32":
+    learned = "float32" if config.learner.dtype == "auto" else config.learner.dtype
+    if learned != "float32":
         found.append(
             f"learner.dtype={config.learner.dtype} keeps no float32 copy of the weights: small updates round to zero"
         )
-    if config.rollout.dtype != config.learner.dtype:
+    if config.rollout.dtype not in ("auto", learned):
         found.append(
-            f"rollout.dtype={config.rollout.dtype} and learner.dtype={config.learner.dtype} differ: workers sample "
+            f"rollout.dtype={config.rollout.dtype} and learner.dtype={learned} differ: workers sample "
             "from another distribution than the learner assumes; watch logprob_gap_max"
         )
     return found

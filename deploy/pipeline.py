@@ -1,8 +1,10 @@
 """The stages of a run, in order: what is done already is skipped, what each leaves is the next one's start.
 
-pretrain ─▶ sft ─┬▶ ppo ─▶ evaluate ─▶ summary.json, report.html
-reward_model ────┘          │            (a classifier of type `policy` starts from what sft left)
-judge ──────────────────────┘
+base, pretrain ─▶ sft ─┬▶ ppo ─▶ evaluate ─▶ summary.json, report.html
+reward_model ──────────┘          │            (a classifier of type `policy` starts from what sft left)
+judge ────────────────────────────┘
+
+`base` unpacks a GGUF file, where the model is one: it has no table, and is part of a run if its model is.
 """
 
 import shutil
@@ -35,7 +37,14 @@ from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest
 
 STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
-OUTPUT = {"pretrain": "pretrained", "sft": "sft", "reward_model": "reward_model", "judge": "judge", "ppo": "ppo"}
+OUTPUT = {
+    "base": "base",
+    "pretrain": "pretrained",
+    "sft": "sft",
+    "reward_model": "reward_model",
+    "judge": "judge",
+    "ppo": "ppo",
+}
 """Folder under models/ that a stage leaves."""
 
 
@@ -91,23 +100,18 @@ class Pipeline:
         """Run all stages; returns whether any had to be run; raises RunStopped if somebody asked the run to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            ran = [self._stage(stage) for stage in STAGES if self._is_work(stage)]
+            ran = [self._stage(stage) for stage in ("base", *STAGES) if is_work(self.config, stage)]
         finally:
             if self._runtime is not None:
                 self._runtime.close()
         self._take_folder()
         return any(ran)
 
-    def _is_work(self, stage: str) -> bool:
-        """A classifier that is used as it is needs no stage."""
-        table = getattr(self.config, stage)
-        return table is not None and (stage not in ("reward_model", "judge") or table.training is not None)
-
     def _take_folder(self) -> None:
         """From here on the folder is of this configuration: records of stages that it does not name go."""
         (self.folder / "config.toml").write_text(to_toml(self.config), encoding="utf-8")
-        for stage in STAGES:
-            if not self._is_work(stage):
+        for stage in ("base", *STAGES):
+            if not is_work(self.config, stage):
                 (self.folder / "stages" / f"{stage}.json").unlink(missing_ok=True)
 
     def _stage(self, stage: str) -> bool:
@@ -187,7 +191,7 @@ class Pipeline:
     def _inputs(self, stage: str) -> dict[str, Model]:
         """The models that a stage starts from."""
         match stage:
-            case "pretrain":
+            case "base" | "pretrain":
                 return {}
             case "reward_model" | "judge":
                 starts_from_policy = getattr(self.config, stage).classifier.type == "policy"
@@ -209,7 +213,7 @@ class Pipeline:
         model = self.config.model
         if model.type == "pretrained":
             return self._named(model.path, model.revision)
-        return self._output("pretrain")
+        return self._output("base" if model.type == "gguf" else "pretrain")
 
     def _start_of_ppo(self) -> Model:
         return self._output("sft") if self.config.sft is not None else self._base()
@@ -264,6 +268,14 @@ class Pipeline:
         shutil.rmtree(cache, ignore_errors=True)
         shutil.copytree(self.folder / "models" / OUTPUT["pretrain"], cache / "model")
         write_json(cache / "stage.json", record)
+
+
+def is_work(config: RunConfig, stage: str) -> bool:
+    """Whether the configuration has something to do in a stage: a classifier that is used as it is has none."""
+    if stage == "base":
+        return config.model.type == "gguf"
+    table = getattr(config, stage)
+    return table is not None and (stage not in ("reward_model", "judge") or table.training is not None)
 
 
 def _done(path: Path, mark: str, output: Path | None) -> bool:

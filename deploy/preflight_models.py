@@ -10,11 +10,13 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 from actors.build import check_length
 from common.classifier_config import PretrainedClassifier, RewardModelConfig
 from common.classifiers import register_classifiers
-from common.config import PretrainedModel, RunConfig
+from common.config import RunConfig
 from common.data_config import DataSource, FilesSource, HubSource, InlineSource
 from common.errors import ConfigError, DataError
+from common.gguf_file import find_gguf, gguf_shape
 from common.hub import join_revision, loading
 from common.hub_tables import check_hub_columns, hub_name, hub_version
+from common.model_config import GgufModel, PretrainedModel
 from common.modeling import fresh_shape
 from common.source_tables import source_paths
 from common.table_files import check_columns
@@ -41,6 +43,8 @@ def input_paths(config: RunConfig) -> tuple[str, ...]:
     named = (config.model, *(table.classifier for table in tables))
     folders = [m.path for m in named if isinstance(m, PretrainedModel | PretrainedClassifier) and Path(m.path).is_dir()]
     there = [path for path in files if Path(path).exists() or glob.glob(path, recursive=True)]
+    if isinstance(config.model, GgufModel) and config.model.path is not None and Path(config.model.path).is_file():
+        folders.append(config.model.path)
     return tuple(dict.fromkeys(there + folders))
 
 
@@ -57,6 +61,8 @@ def policy_shape(config: RunConfig) -> PretrainedConfig:
     """
     if isinstance(config.model, PretrainedModel):
         return load_shape(join_revision(config.model.path, config.model.revision))
+    if isinstance(config.model, GgufModel):
+        return gguf_shape(find_gguf(config.model))
     return fresh_shape(config.model, vocab_size=config.model.vocabulary_size)
 
 
@@ -66,6 +72,8 @@ def check_models(config: RunConfig) -> list[Finding]:
     model = config.model
     if isinstance(model, PretrainedModel):
         found.append(_check("model", functools.partial(_policy, config, join_revision(model.path, model.revision))))
+    if isinstance(model, GgufModel):
+        found.append(_check("model", functools.partial(_gguf, config, model)))
     for role in ("reward_model", "judge"):
         table: RewardModelConfig | None = getattr(config, role)
         if table is not None and isinstance(table.classifier, PretrainedClassifier):
@@ -128,6 +136,23 @@ def _policy(config: RunConfig, path: str) -> str:
     text = shape.get_text_config()
     _check_weights(path)
     _check_vocabulary(path, tokenizer, text.vocab_size)
+    _check_fit(config, path, text)
+    known = f"{len(tokenizer)} tokens known, embedding of {text.vocab_size}"
+    return f"{path}: {shape.model_type}, {known}, {_positions(text)} positions"
+
+
+def _gguf(config: RunConfig, model: GgufModel) -> str:
+    """The tokenizer is of the same file, and not read here."""
+    path = find_gguf(model)
+    shape = gguf_shape(path)
+    text = shape.get_text_config()
+    _check_fit(config, str(path), text)
+    size = show_bytes(path.stat().st_size)
+    return f"{path}: {shape.model_type}, {size}, {text.vocab_size} tokens, {_positions(text)} positions"
+
+
+def _check_fit(config: RunConfig, path: str, text: PretrainedConfig) -> None:
+    """The longest texts and the number of trained layers fit the model."""
     limit = _positions(text)
     if limit is not None and config.ppo is not None:
         check_length(config, limit)
@@ -148,9 +173,6 @@ def _policy(config: RunConfig, path: str) -> str:
         raise ConfigError(
             f"ppo.trainable_layers={layers} exceeds the {text.num_hidden_layers} layers of {path}; lower it"
         )
-    return (
-        f"{path}: {shape.model_type}, {len(tokenizer)} tokens known, embedding of {text.vocab_size}, {limit} positions"
-    )
 
 
 def _classifier(role: str, table: RewardModelConfig) -> str:

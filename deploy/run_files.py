@@ -18,7 +18,7 @@ from deploy.evaluation_file import EvaluationLine, OverOptimisation, Rival, read
 
 Ledger = Mapping[str, int | dict[str, int]]
 
-STAGE_ORDER = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
+STAGE_ORDER = ("base", "pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
 
 
 class UpdateLine(Shape):

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from common.checkpoint import ShardFiles, read_shard, write_shard
 from common.config import RunConfig
 from common.errors import CheckpointError
-from common.modeling import PolicyWithValueHead, load_policy, resolve_device
+from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype
 from common.records import (
     JudgementChunk,
     ModelPaths,
@@ -185,13 +185,15 @@ def build_learner(config: RunConfig, paths: ModelPaths, folder: Path) -> Learner
     assert config.ppo is not None, "a PPO learner is of a PPO stage"
     seed_everything(mix(config.seed, 9))
     tokenizer = load_tokenizer(paths.policy)
-    model = PolicyWithValueHead(load_policy(paths.policy, dtype=config.learner.dtype))
+    accelerator = build_accelerator(config)
+    dtype = resolve_dtype(config.learner.dtype, accelerator.device, serves=False)
+    model = PolicyWithValueHead(load_policy(paths.policy, dtype=dtype))
     probe = permutation(len(tokenizer), config.seed, _PROBE)[: PROBE_ROWS * PROBE_TOKENS]
     learner = PPOLearner(
         model,
         config.ppo,
         run_seed=config.seed,
-        accelerator=build_accelerator(config),
+        accelerator=accelerator,
         probe_ids=torch.from_numpy(np.resize(probe, (PROBE_ROWS, PROBE_TOKENS))),
     )
     return LearnerService(learner, tokenizer, folder)

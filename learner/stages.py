@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import RunConfig
+from common.gguf_file import find_gguf, import_gguf
 from common.records import Progress, StageResult
 from learner.language_model import train_language_model
 from learner.reward_model import train_reward_model
@@ -20,7 +21,7 @@ class StageRequest:
     """What to train, from what, and where the result goes."""
 
     stage: str
-    """`pretrain`, `sft`, `reward_model` or `judge`."""
+    """`base`, `pretrain`, `sft`, `reward_model` or `judge`."""
     config: RunConfig
     source: str | None
     """Model that fine-tuning goes on from, or that a classifier of type `policy` starts from."""
@@ -40,6 +41,10 @@ def run_stage(request: StageRequest) -> Iterator[Progress | StageResult]:
 
 def _train(request: StageRequest) -> Iterator[Progress | StageResult]:
     config, folder = request.config, Path(request.folder)
+    if request.stage == "base":
+        assert config.model.type == "gguf", "other models need no unpacking"
+        yield from import_gguf(find_gguf(config.model), folder)
+        return
     accelerator = build_accelerator(config)
     match request.stage:
         case "pretrain" | "sft" as stage:

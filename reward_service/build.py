@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from common.classifier_config import RewardModelConfig
 from common.classifiers import load_classifier
 from common.config import RunConfig
-from common.modeling import load_policy, resolve_device
+from common.modeling import load_policy, resolve_device, resolve_dtype
 from common.placement_config import RewardServiceConfig
 from common.records import ModelPaths
 from common.scorer_config import FunctionScorerConfig, HttpScorerConfig, ModelScorerConfig, ScorerConfig
@@ -38,8 +38,10 @@ def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, st
     assert ppo is not None, "a reward service is of a PPO stage"
     reference = None
     if ppo.reference == "service" or paths.judge is not None:
-        policy = load_policy(paths.policy, dtype=config.learner.dtype)
-        policy.to(resolve_device(placement.device, placement.num_gpus))
+        device = resolve_device(placement.device, placement.num_gpus)
+        dtype = resolve_dtype(config.learner.dtype, device, serves=False)  # the learner's: KL is their difference
+        policy = load_policy(paths.policy, dtype=dtype)
+        policy.to(device)
         reference = Reference(policy, temperature=ppo.temperature, batch_sequences=placement.batch_sequences)
     terms = _terms(config, paths, secrets)
     evaluator = _evaluator(terms, config, paths) if paths.judge is not None else None

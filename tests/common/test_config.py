@@ -12,11 +12,12 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from common import config as config_module
-from common import data_config, optimizer_config, ppo_config, scorer_config
-from common.config import FreshModel, RunConfig
+from common import data_config, model_config, optimizer_config, ppo_config, scorer_config
+from common.config import RunConfig
 from common.config_base import Config
 from common.config_file import load_config
 from common.errors import ConfigError
+from common.model_config import FreshModel
 from common.ppo_config import PPOConfig
 
 TINY = Path(__file__).parents[2] / "deploy" / "configs" / "tiny.toml"
@@ -35,7 +36,7 @@ def ppo(**settings: Any) -> PPOConfig:
 
 
 def all_configs() -> list[type[Config]]:
-    modules = (config_module, data_config, optimizer_config, ppo_config, scorer_config)
+    modules = (config_module, data_config, model_config, optimizer_config, ppo_config, scorer_config)
     found = {c for m in modules for c in vars(m).values() if isinstance(c, type) and issubclass(c, Config)}
     return sorted(found - {Config}, key=lambda c: c.__name__)
 
@@ -319,6 +320,20 @@ def test_a_length_range_is_ordered():
 def test_a_fresh_model_needs_pretraining(tiny):
     with pytest.raises(ValueError, match=r"a fresh model knows nothing; add a \[pretrain\] table"):
         RunConfig.model_validate({**tiny().model_dump(), "pretrain": None})
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("{type='pretrained', path='m.gguf'}", 'is a GGUF file, and type = "pretrained" takes a folder'),
+        ("{type='gguf', path='m.gguf', file='x.gguf'}", "remove one of them"),
+        ("{type='gguf', package='p'}", "a GGUF model needs path"),
+        ("{type='gguf'}", "a GGUF model needs path"),
+        ("{type='gguf', path='m.gguf'}", "[pretrain] is for fresh models"),
+    ],
+)
+def test_a_model_file_is_named_in_one_way(model, said):
+    assert said in error(f"model={model}")
 
 
 def test_a_pretrained_model_is_not_pretrained_again():

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from common.config import FreshModel
 from common.errors import ConfigError
+from common.model_config import FreshModel
 from common.modeling import (
     PolicyWithValueHead,
     decoder_layers,
@@ -17,6 +17,7 @@ from common.modeling import (
     fresh_policy,
     load_policy,
     resolve_device,
+    resolve_dtype,
     without_dropout,
 )
 from common.text import train_word_tokenizer
@@ -196,7 +197,7 @@ def test_the_stack_of_layers_is_found_and_its_absence_is_an_error(architecture, 
     assert len(decoder_layers(architecture())) == 3
     policy = llama()
     policy.model.layers = nn.Sequential()
-    with pytest.raises(ConfigError, match="has no stack of layers"):
+    with pytest.raises(ConfigError, match="has no stack of 3 layers"):
         decoder_layers(policy)
 
 
@@ -212,6 +213,16 @@ def test_a_fresh_policy_has_the_shape_of_its_configuration_and_the_tokenizers_id
     assert policy.get_output_embeddings().weight is not policy.get_input_embeddings().weight
     tied = fresh_policy(shape.model_copy(update={"tie_embeddings": True}), tokenizer)
     assert tied.get_output_embeddings().weight is tied.get_input_embeddings().weight
+
+
+def test_auto_is_float32_but_for_serving_on_a_gpu_that_computes_in_bfloat16(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert resolve_dtype("auto", cpu, serves=True) == torch.float32
+    assert resolve_dtype("float16", cpu, serves=True) == torch.float16
+    for capable, served in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda capable=capable: capable)
+        assert resolve_dtype("auto", gpu, serves=True) == served
+        assert resolve_dtype("auto", gpu, serves=False) == torch.float32
 
 
 def test_a_device_that_is_not_there_is_an_error_and_auto_takes_what_is_there():

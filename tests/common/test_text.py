@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, processors
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from actors.engine import SamplingEngine
 from actors.worker import RolloutWorker
@@ -21,6 +21,7 @@ from common.text import (
     eos_token_ids,
     load_classifier_tokenizer,
     load_tokenizer,
+    opening_ids,
     train_word_tokenizer,
 )
 from common.weights import buffer_hash, flatten
@@ -39,7 +40,6 @@ def tokenizer():
 def test_pad_unknown_and_eos_are_three_tokens(tokenizer):
     ids = {tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id}
     assert ids == {0, 1, 2}
-    assert eos_token_ids(tokenizer) == frozenset({2})
 
 
 def test_no_special_token_is_added_to_a_text_by_itself(tokenizer):
@@ -154,8 +154,66 @@ def test_a_missing_pad_token_becomes_the_eos_token(tmp_path):
 
 def test_a_tokenizer_without_eos_is_an_error_that_names_it(tmp_path):
     bare_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=f"tokenizer of {tmp_path} has no EOS token"):
+    LlamaConfig(eos_token_id=None).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=f"neither tokenizer nor configuration of {tmp_path} names an EOS token"):
         load_tokenizer(str(tmp_path))
+
+
+def test_a_missing_eos_token_is_the_one_that_the_models_settings_name(tmp_path):
+    bare_tokenizer().save_pretrained(tmp_path)
+    LlamaConfig(eos_token_id=3).save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (3, 3)
+    assert eos_token_ids(str(tmp_path), loaded) == {3}
+
+
+CHATML = "{% for m in messages %}<s>{{ m['role'] }}: {{ m['content'] }}</s>\n{% endfor %}"
+
+
+def chat_tokenizer(**special):
+    tokens = ["<end>", "<s>", "</s>", "a"]
+    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(tokens)}, unk_token="a"))
+    tokenizer.add_special_tokens(tokens[:3])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", **special)
+
+
+@pytest.mark.parametrize(
+    ("template", "config", "generation", "expected"),
+    [
+        (None, 0, None, {0}),
+        (None, [0, 3], None, {0, 3}),
+        (None, None, [0, 1], {0, 1}),
+        (None, 3, 1, {0, 1, 3}),
+        (CHATML, None, None, {0, 2}),
+        ("{% for m in messages %}{{ m['content'] }} a {% endfor %}", None, None, {0}),
+        ("nothing of what was said", None, None, {0}),
+    ],
+)
+def test_a_response_ends_at_every_id_that_anything_names(tmp_path, template, config, generation, expected):
+    # A chat model whose tokenizer says <|endoftext|> must still end at <|im_end|>.
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = template
+    LlamaConfig(eos_token_id=config).save_pretrained(tmp_path)
+    if generation is not None:
+        GenerationConfig(eos_token_id=generation).save_pretrained(tmp_path)
+    assert eos_token_ids(str(tmp_path), tokenizer) == expected
+
+
+def test_a_bos_token_stands_first_where_its_tokenizer_puts_it(tokenizer):
+    assert opening_ids(tokenizer).tolist() == []
+    llama = bare_tokenizer(bos_token="ba", eos_token="<end>")
+    assert opening_ids(llama).tolist() == [], "a BOS token that is never added"
+    llama.backend_tokenizer.post_processor = processors.TemplateProcessing(single="ba $A", special_tokens=[("ba", 4)])
+    assert opening_ids(llama).tolist() == [4]
+    passages = encode_documents(
+        llama, ["aa", "a", "bb", "aaaaa"], max_tokens=5, drop_unknown=False, groups=np.array([1, 1, 2, 3])
+    )
+    assert [p.tolist() for p in passages] == [[4, 1, 1, 1, 0], [4, 2, 2, 0], [4, 1, 1, 1, 1]]
+
+
+def test_ids_beyond_the_tokenizer_decode_to_nothing(tokenizer):
+    good = encode(tokenizer, ["good film"])[0]
+    assert decode(tokenizer, [*good, len(tokenizer), 50_000]) == "good film"
 
 
 def test_a_classifiers_tokenizer_needs_no_eos_but_something_to_pad_with(tmp_path):
@@ -190,7 +248,7 @@ def test_trajectories_hold_the_sampled_ids_where_text_would_encode_to_others(lla
     policy = llama(vocab_size=5, initializer_range=0.02).eval()
     buffer, manifest = flatten(policy)
     handle = WeightsHandle(Identity(0, 0), buffer, buffer_hash(buffer), manifest)
-    worker = RolloutWorker(SamplingEngine(policy, eos_token_ids(tokenizer)), fetch=lambda handle: handle.ref)
+    worker = RolloutWorker(SamplingEngine(policy, frozenset({tokenizer.eos_token_id})), fetch=lambda handle: handle.ref)
     prompts = tuple(Prompt(i, i, np.array([1, 2, 1][: 1 + i % 3], dtype=np.int32), 12) for i in range(24))
     request = GenerateRequest(0, 0, prompts, 0, 0, 1.0, handle)
     chunk, _ = worker.generate(request)

@@ -147,12 +147,17 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_told(pretrained, g
     assert "knows ids up to 7, but the model's embedding has 7 rows" in failure
 
 
-def test_a_tokenizer_without_eos_is_told(pretrained, gpt2_copy):
-    path = gpt2_copy / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(settings | {"eos_token": None}), encoding="utf-8")
+def test_a_model_without_eos_is_told(pretrained, gpt2_copy):
+    for name, key in (
+        ("tokenizer_config.json", "eos_token"),
+        ("config.json", "eos_token_id"),
+        ("generation_config.json", "eos_token_id"),
+    ):
+        path = gpt2_copy / name
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        path.write_text(json.dumps(settings | {key: None}), encoding="utf-8")
     (failure,) = model_failures(pretrained(gpt2_copy))
-    assert "has no EOS token" in failure
+    assert "names an EOS token, so no response could ever end" in failure
 
 
 @pytest.mark.parametrize(
