@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from common.config_base import Config
 from common.data_config import Weights, check_weights
-from common.ppo_config import Optimizer
+from common.optimizer_config import Optimizer
 
 
 class PretrainedClassifier(Config):

@@ -11,8 +11,9 @@ from pydantic import Field, field_validator, model_validator
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
+from common.optimizer_config import Optimizer
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
-from common.ppo_config import Optimizer, PPOConfig
+from common.ppo_config import PPOConfig
 from common.tracker_config import TrackersConfig
 
 
@@ -103,7 +104,10 @@ class EvaluateConfig(Config):
     """Before and after PPO, on the same held-out prompts."""
 
     prompts: int = Field(default=512, ge=1)
-    """Held-out prompts."""
+    """Held-out prompts; one response each, whatever ppo.samples_per_prompt."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling (arXiv:1904.09751) of these responses, at ppo.temperature. Below 1, kl_* is that of the
+    truncated distribution to the whole reference."""
     shown: int = Field(default=12, ge=0)
     """Prompts whose texts are kept, before and after, in samples.jsonl and the report."""
 
@@ -241,6 +245,7 @@ class RunConfig(Config):
             raise ValueError("[pretrain] is for fresh models; remove the table, or use [sft]")
         if self.ppo is not None:
             self._check_reward(self.ppo)
+            self._check_groups(self.ppo)
         if self.evaluate is not None and self.ppo is None:
             raise ValueError("[evaluate] compares before and after PPO; add a [ppo] table")
         if self.evaluate is not None and self.judge is None:
@@ -259,6 +264,14 @@ class RunConfig(Config):
             raise ValueError(
                 'ppo.score_baseline="prompt" is the reward model\'s score of the prompt, but reward_service.scorers '
                 'has no { type = "model" }; add it, or set score_baseline = "none"'
+            )
+
+    def _check_groups(self, ppo: PPOConfig) -> None:
+        chunk, k = self.rollout.chunk_sequences, ppo.samples_per_prompt
+        if chunk % k:
+            raise ValueError(
+                f"rollout.chunk_sequences={chunk} counts samples, and must divide by ppo.samples_per_prompt={k}, for "
+                f"the samples of a prompt stay together; try rollout.chunk_sequences={max(1, round(chunk / k)) * k}"
             )
 
     def _check_independent_judge(self) -> None:

@@ -26,6 +26,10 @@ UPDATE_GAUGES = {
     "learning_rate": ("learning_rate", "Learning rate of the last update."),
     "response_tokens_mean": ("response_length_tokens", "Mean response length of the last update."),
     "truncated_fraction": ("truncated_fraction", "Share of responses cut by their length limit."),
+    "zero_std_group_share": (
+        "zero_std_group_share",
+        "Share of prompts whose samples all have one score; 0 where there is one sample per prompt.",
+    ),
     "logprob_gap_max": ("logprob_gap_max_nats", "Largest gap between the workers' and the learner's logprobs."),
 }
 """UpdateReport.metrics name to Prometheus name (without prefix) and meaning."""

@@ -91,11 +91,11 @@ def evaluate_stage(place: Place, models: ModelPaths, trained: str) -> StageResul
     ):
         show(0, 2, "before")
         supervisor.publish(members.weights_of(models.policy, BEFORE))
-        chunks_before = supervisor.sample(prompts)
+        chunks_before = supervisor.sample(prompts, top_p=config.evaluate.top_p)
         before = _answers(members.transport, chunks_before)
         show(1, 2, "after")
         supervisor.publish(members.weights_of(trained, AFTER))
-        chunks_after = supervisor.sample(prompts)
+        chunks_after = supervisor.sample(prompts, top_p=config.evaluate.top_p)
         after = _answers(members.transport, chunks_after)
     scored = before.keys() & after.keys()
     pairs = [Pair(p, before[p.draw_index], after[p.draw_index]) for p in prompts if p.draw_index in scored]

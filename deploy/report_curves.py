@@ -139,6 +139,12 @@ GROUPS = (
             starts_at_zero=True,
         ),
         Curve(
+            "groups", "Prompts that teach nothing",
+            "Share of prompts whose samples all have one score, so that none is better than the others.",
+            "above 0.8: prompts too easy or too hard, or a policy that says the same each time.",
+            _one("zero_std_group_share"), starts_at_zero=True,
+        ),
+        Curve(
             "truncated", "Cut off at the length limit",
             "Share of responses that did not end by themselves; 1 where lengths are fixed.",
             "a rise: the policy forgets how to stop.",

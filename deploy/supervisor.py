@@ -108,9 +108,9 @@ class Supervisor:
         with self.watch.phase("collect"):
             return self._wait_for_batch(lambda now: self.conductor.begin_again(chunks, lost, now))
 
-    def sample(self, prompts: Sequence[Prompt]) -> list[ChunkHandle]:
-        """Generate and judge given prompts outside of training; what cannot be judged is missing."""
-        return self._wait_for_batch(lambda now: self.conductor.begin_given(prompts, now))
+    def sample(self, prompts: Sequence[Prompt], *, top_p: float = 1.0) -> list[ChunkHandle]:
+        """One response to each given prompt outside of training, generated and judged; what has no score is missing."""
+        return self._wait_for_batch(lambda now: self.conductor.begin_given(prompts, now, top_p=top_p))
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""

@@ -22,6 +22,7 @@ from common.hashing import file_hash
 from common.records import Identity, ModelPaths, Progress, StageResult
 from common.weights import weights_of
 from deploy.fingerprint import folder_hash
+from deploy.local import LocalRuntime
 from deploy.pipeline import Pipeline
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
@@ -184,6 +185,16 @@ def test_any_number_of_workers_leaves_the_same_bytes(tiny, tiny_run, run_copy, r
     shutil.rmtree(run_copy / "trajectories")
     run_ppo(tiny(f"rollout.workers={workers}"), run_copy, ray_runtime)
     assert_same_bytes(tiny_run, run_copy)
+
+
+@pytest.mark.slow
+def test_groups_of_samples_on_ray_leave_the_bytes_of_one_process(tiny, run_copy, tmp_path, ray_runtime):
+    groups = ("ppo.samples_per_prompt=4", "ppo.advantage=rloo")
+    local = tmp_path / "local"
+    shutil.copytree(run_copy, local)
+    run_ppo(tiny(*groups), local, LocalRuntime())
+    run_ppo(tiny(*groups, "rollout.workers=4"), run_copy, ray_runtime)
+    assert_same_bytes(local, run_copy)
 
 
 @pytest.mark.slow
