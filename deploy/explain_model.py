@@ -27,7 +27,8 @@ from common.classifiers import BagClassifier, BagConfig, ConvConfig, ConvTextCla
 from common.config import RunConfig
 from common.hub import join_revision
 from common.modeling import PolicyWithValueHead, decoder_layers, freeze_below
-from common.ppo_config import Muon, PPOConfig
+from common.optimizer_config import Muon
+from common.ppo_config import PPOConfig
 from deploy.explain_figures import microbatch_rows
 from deploy.explain_sizes import PassSize, PolicySize, bytes_of
 from deploy.preflight_models import load_shape
@@ -56,6 +57,7 @@ def policy_size(shape: PretrainedConfig, config: RunConfig) -> PolicySize:
         trained_tensors=len(trained),
         by_muon=sum(p.numel() for p in matrices),
         muon_tensors=len(matrices),
+        trains_head=config.ppo is None or config.ppo.uses_value_head,
         width=text.hidden_size,
         vocabulary=text.vocab_size,
         layers=len(decoder_layers(policy)),
