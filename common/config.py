@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
+from common.evaluate_config import EvaluateConfig
 from common.optimizer_config import Optimizer
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
 from common.ppo_config import PPOConfig
@@ -100,18 +101,6 @@ class LanguageModelTraining(Config):
         return self
 
 
-class EvaluateConfig(Config):
-    """Before and after PPO, on the same held-out prompts."""
-
-    prompts: int = Field(default=512, ge=1)
-    """Held-out prompts; one response each, whatever ppo.samples_per_prompt."""
-    top_p: float = Field(default=1.0, gt=0, le=1)
-    """Nucleus sampling (arXiv:1904.09751) of these responses, at ppo.temperature. Below 1, kl_* is that of the
-    truncated distribution to the whole reference."""
-    shown: int = Field(default=12, ge=0)
-    """Prompts whose texts are kept, before and after, in samples.jsonl and the report."""
-
-
 class MetricsConfig(Config):
     """The Prometheus endpoint of the driver, on while a run trains."""
 
@@ -167,11 +156,11 @@ class RunConfig(Config):
     reward_model: RewardModelConfig | None = None
     """The classifier that scores for PPO, if `reward_service.scorers` names one of type `model`, as by default."""
     judge: RewardModelConfig | None = None
-    """An independent classifier that PPO never sees and that scores the evaluation."""
+    """An independent classifier that PPO never sees and that scores the evaluations."""
     ppo: PPOConfig | None = None
     """PPO."""
     evaluate: EvaluateConfig | None = None
-    """Evaluation before and after PPO."""
+    """Evaluation before and after PPO, and while it learns."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
     reward_service: RewardServiceConfig = RewardServiceConfig()

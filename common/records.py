@@ -290,4 +290,4 @@ class ModelPaths:
     reward_model: str | None
     """None where no scorer is the reward model."""
     judge: str | None = None
-    """Set for evaluation only: PPO never sees it."""
+    """Set where held-out prompts are judged: no score of training comes from it."""

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.ports import Method
 from common.records import ChunkHandle, GenerateRequest, Stats
 from common.supervision import Ledger
 
@@ -74,6 +75,12 @@ class Batch:
         self.ledger.drop(reason, samples)
         self.dropped[reason] = self.dropped.get(reason, 0) + samples
         self.detail = detail or self.detail
+
+    def questions(self, *, with_reference: bool) -> tuple[Method, ...]:
+        """What the reward service is asked of a chunk; of given prompts, the judge and, always, the KL."""
+        if not self.refill:
+            return ("evaluate", "reference")
+        return ("score", "reference") if with_reference else ("score",)
 
     def missing(self) -> int:
         """Samples that are still to come, where those on their way come too: the wanted less the judged ones."""

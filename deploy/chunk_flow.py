@@ -149,16 +149,15 @@ class ChunkFlow:
 
     def _on_done(self, chunk: Chunk, done: Done, now: float) -> list[Action]:
         """Keep what came, and ask for what comes next."""
-        if done.method == "score":
+        if done.method in ("score", "evaluate"):
             chunk.judgements, chunk.judge_stats = done.payload, done.stats
         elif done.method == "reference":
             chunk.reference = done.payload
         else:
             chunk.rollouts, chunk.rollout_stats = done.payload, done.stats
-            actions = self._ask(self.reward, chunk, "score", done.payload, now)
-            return actions + (
-                self._ask(self.reward, chunk, "reference", done.payload, now) if self.with_reference else []
-            )
+            assert self.batch is not None, "a chunk belongs to a batch"
+            asked = self.batch.questions(with_reference=self.with_reference)
+            return [a for method in asked for a in self._ask(self.reward, chunk, method, done.payload, now)]
         return [] if chunk.tasks else self._complete(chunk, now)
 
     def _complete(self, chunk: Chunk, now: float) -> list[Action]:
@@ -185,7 +184,7 @@ class ChunkFlow:
         self._forget_rest(chunk)
         batch = self.batch
         assert batch is not None, "a chunk belongs to a batch"
-        role = "reward" if gave_up.method == "score" else "reference"
+        role = "reference" if gave_up.method == "reference" else "reward"
         batch.drop(f"{role}_{gave_up.reason}", chunk.request.num_samples, str(gave_up.error))
         del batch.chunks[chunk.request.chunk_index]
         return self._refill(batch, now)

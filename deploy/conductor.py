@@ -78,6 +78,10 @@ class Conductor:
         self._flow.weights = weights
         return self._flow.take(self.rollout.publish(weights, now), now)
 
+    def current(self) -> WeightsHandle:
+        """The weights that were published last."""
+        return self._flow.current()
+
     def resize(self, workers: int | None, replicas: int | None, now: float) -> list[Action]:
         """Change how many members the pools have."""
         actions = [] if workers is None else self.rollout.resize(workers, now)

@@ -20,6 +20,7 @@ from common.source_tables import source_paths
 from common.table_files import check_columns
 from common.text import load_classifier_tokenizer, load_tokenizer
 from deploy.finding import Finding, show_bytes
+from deploy.rivals import rival_path
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 """What a folder with the weights of a model holds at least one of."""
@@ -70,6 +71,22 @@ def check_models(config: RunConfig) -> list[Finding]:
         if table is not None and isinstance(table.classifier, PretrainedClassifier):
             found.append(_check(role, functools.partial(_classifier, role, table)))
     return found
+
+
+def check_rivals(config: RunConfig, runs: Path) -> list[Finding]:
+    """The models of `evaluate.against` are there, and their tokenizers load.
+
+    Args:
+        config: the run.
+        runs: where the runs are.
+    """
+    named = config.evaluate.against if config.evaluate is not None else []
+    return [_check("evaluate.against", functools.partial(_rival, name, runs)) for name in named]
+
+
+def _rival(name: str, runs: Path) -> str:
+    path = rival_path(name, runs)
+    return f"{name}: {path}, {len(load_tokenizer(path))} tokens known"
 
 
 def _check(name: str, look: Callable[[], str]) -> Finding:

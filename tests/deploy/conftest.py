@@ -84,7 +84,7 @@ def answer(call, unscored=()):
             return Reply(call.call_id, {"reward_model": 0.5})
         case "heartbeat":
             return Reply(call.call_id, {"rss_bytes": 1})
-        case "score":
+        case "score" | "evaluate":
             return Reply(call.call_id, *score(call.argument, unscored))
         case "reference":
             return Reply(call.call_id, *reference(call.argument))

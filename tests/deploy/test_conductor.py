@@ -114,11 +114,22 @@ def test_without_a_reference_in_the_service_none_is_asked_for(make_bench):
     assert "reference" not in {c.method for c in bench.sent}
 
 
+def test_outside_of_training_the_reference_is_asked_whoever_has_it_in_training(make_bench):
+    bench = make_bench("ppo.reference=shared_trunk", "ppo.trainable_layers=1")
+    handles = bench.sample(bench.conductor.prompts.take(4))
+    assert all(handle.reference is not None for handle in handles)
+    handles = bench.collect(32)
+    assert {handle.reference for handle in handles} == {None}, "and training goes on as before"
+    assert [c.method for c in bench.sent].count("evaluate") == 1
+
+
 def test_samples_outside_of_training_have_a_ledger_of_their_own_and_move_no_stream(make_bench):
     bench = make_bench(unscored={3})
     prompts = bench.conductor.prompts.take(12)
     cursor = bench.conductor.prompts.next_draw_index
     handles = bench.sample(prompts)
+    assert {call.method for call in bench.sent} >= {"evaluate", "reference"}
+    assert "score" not in {call.method for call in bench.sent}
     assert draws_of(handles) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11], "what has no score is missing, not replaced"
     assert bench.conductor.ledger.dispatched == 0
     assert bench.conductor.prompts.next_draw_index == cursor

@@ -136,7 +136,8 @@ def test_weights_of_a_folder_travel_unchanged(tiny, tiny_run, ray_runtime):
     path = str(models / "ppo")
     here = weights_of(path, Identity(-1, 1))
     paths = ModelPaths(str(models / "sft"), str(models / "reward_model"), str(models / "judge"))
-    with ray_runtime.members(tiny("rollout.workers=1"), paths, tiny_run, StopSignal()) as members:
+    config = tiny("rollout.workers=1")
+    with ray_runtime.members(config, paths, tiny_run, StopSignal(), with_learner=False) as members:
         there = members.weights_of(path, Identity(-1, 1))
         assert (there.identity, there.hash, there.manifest) == (here.identity, here.hash, here.manifest)
         assert ray.get(there.ref, timeout=DEADLINE_S).tobytes() == here.ref.tobytes()

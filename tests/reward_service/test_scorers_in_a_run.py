@@ -86,7 +86,7 @@ def evaluate(config, tiny_run, folder):
     paths = ModelPaths(*(str(models / name) for name in ("sft", "reward_model", "judge")))
     stop = StopSignal()
     place = Place(config, LocalRuntime(), folder, Console(file=io.StringIO()), stop, RunControls(config.name, stop))
-    return evaluate_stage(place, paths, str(models / "ppo")).metrics
+    return evaluate_stage(place, paths, str(models / "ppo"), {}).metrics
 
 
 @pytest.mark.slow
