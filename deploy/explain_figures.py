@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.config import RunConfig
+from common.evaluate_config import EvaluateConfig
 from common.ppo_config import PPOConfig
 from deploy.finding import show_bytes
 
@@ -243,3 +244,33 @@ def schedule(ppo: PPOConfig) -> list[Figure]:
             + f"; the {ppo.keep_last} newest and the {ppo.keep_best} best are kept",
         ),
     ]
+
+
+def evaluation(ppo: PPOConfig, evaluate: EvaluateConfig) -> Group:
+    """What is answered on held-out prompts."""
+    every, policies = evaluate.every_updates, 2 + len(evaluate.against)
+    times = 1 + ppo.updates // every if every else 0
+    others = f", and by {counts(len(evaluate.against), 'other')}" if evaluate.against else ""
+    figures = [
+        Figure(
+            "responses",
+            "responses after PPO",
+            policies * evaluate.prompts,
+            f"{counts(evaluate.prompts, 'held-out prompt')}, by the policy before and after PPO{others}",
+        ),
+        Figure(
+            "evaluations_in_training",
+            "evaluations while PPO learns",
+            times,
+            f"one before the first update, then every {counts(every, 'update')}"
+            if every
+            else "evaluate.every_updates is 0",
+        ),
+        Figure(
+            "responses_in_training",
+            "responses while PPO learns",
+            times * evaluate.num_in_training,
+            f"{counts(times, 'evaluation')} × {counts(evaluate.num_in_training, 'held-out prompt')}",
+        ),
+    ]
+    return Group("evaluation", "Evaluation", figures)

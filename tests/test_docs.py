@@ -15,7 +15,7 @@ from common.config_file import parse_config
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 GUIDE = ROOT / "docs" / "guide.md"
-PENDING = {f"{name}.md" for name in ("models", "reward-model", "evaluation", "chat")}
+PENDING = {f"{name}.md" for name in ("models",)}
 """Pages that are being written on other branches."""
 
 BLOCK = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -39,6 +39,7 @@ CHANGED = (
     "ppo.trajectories_per_update=48",
     "rollout.workers=3",
     "rollout.chunk_sequences=7",
+    "evaluate.every_updates=1",
 )
 
 
@@ -198,6 +199,14 @@ def test_demonstrations_are_counted_as_the_learner_counts_them(tiny, tiny_run, t
     metrics = list(run_stage(request))[-1].metrics
     said = told(config)["sft"]
     assert (said["texts"], said["steps"]) == (metrics["texts"], metrics["steps"])
+
+
+def test_evaluations_are_as_many_as_told(finished):
+    said, file = finished.said["evaluation"], finished.folder / "evaluations.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    assert said["evaluations_in_training"] == len(lines)
+    assert said["responses_in_training"] == sum(json.loads(line)["prompts"] for line in lines)
+    assert said["responses"] == 2 * stage(finished.folder, "evaluate")["prompts"]
 
 
 # --- memory
