@@ -57,6 +57,7 @@ def policy_size(shape: PretrainedConfig, config: RunConfig) -> PolicySize:
         trained_tensors=len(trained),
         by_muon=sum(p.numel() for p in matrices),
         muon_tensors=len(matrices),
+        trains_head=config.ppo is None or config.ppo.uses_value_head,
         width=text.hidden_size,
         vocabulary=text.vocab_size,
         layers=len(decoder_layers(policy)),

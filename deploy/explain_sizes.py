@@ -32,6 +32,8 @@ class PolicySize:
     muon_tensors: int
     width: int
     """Of the residual stream; the value head has one parameter more."""
+    trains_head: bool
+    """Whether the value head learns: not with advantages that need none."""
     vocabulary: int
     layers: int
     """Of the decoder."""
@@ -45,6 +47,16 @@ class PolicySize:
     def head(self) -> int:
         """Parameters of the value head."""
         return self.width + 1
+
+    @property
+    def trained_head(self) -> int:
+        """Those of them that learn."""
+        return self.head if self.trains_head else 0
+
+    @property
+    def by_adamw(self) -> int:
+        """Tensors, weight and bias of the value head included."""
+        return self.trained_tensors - self.muon_tensors + 2 * self.trains_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +81,12 @@ def named(dtype: DType) -> str:
 
 def optimizer_bytes(size: PolicySize) -> int:
     """AdamW keeps two numbers per trained parameter and a count per tensor, Muon one per weight of a hidden matrix."""
-    by_adamw = size.trained_tensors - size.muon_tensors + 2
-    return (2 * size.trained - size.by_muon) * size.value_bytes + (2 * size.head + by_adamw) * FLOAT_BYTES
+    return (2 * size.trained - size.by_muon) * size.value_bytes + (2 * size.trained_head + size.by_adamw) * FLOAT_BYTES
 
 
 def checkpoint_bytes(size: PolicySize) -> int:
     """Weights, value head and optimizer state of one checkpoint; its few kilobytes of JSON are left out."""
-    stored = size.tensors + 2 + 3 * (size.trained_tensors - size.muon_tensors + 2) + size.muon_tensors
+    stored = size.tensors + 2 + 3 * size.by_adamw + size.muon_tensors
     return size.weights_bytes + size.head * FLOAT_BYTES + optimizer_bytes(size) + stored * _HEADER_BYTES
 
 
@@ -228,7 +239,7 @@ def memory_of_replica(config: RunConfig, ppo: PPOConfig, size: PolicySize | None
 
 def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
     """The learner."""
-    gradients = size.trained * size.value_bytes + size.head * FLOAT_BYTES
+    gradients = size.trained * size.value_bytes + size.trained_head * FLOAT_BYTES
     weights, state = size.weights_bytes + size.head * FLOAT_BYTES, optimizer_bytes(size)
     dtype, rows, tokens = named(config.learner.dtype), microbatch_rows(ppo), longest_tokens(ppo)
     muon = f", one for the {size.by_muon:,} of hidden matrices" if size.by_muon else ""
@@ -241,7 +252,8 @@ def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passe
             "gradients_bytes",
             "gradients",
             gradients,
-            f"one number for each of {size.trained:,} trained parameters, and the value head's",
+            f"one number for each of {size.trained:,} trained parameters"
+            + (", and the value head's" if size.trains_head else ""),
         ),
         Figure(
             "optimizer_bytes",
