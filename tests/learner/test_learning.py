@@ -22,6 +22,7 @@ from common.seeds import sample_seed
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
 from deploy.conductor import Conductor
+from deploy.evaluations import NoEvaluations
 from deploy.local import LocalLearner, LocalTransport
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -140,7 +141,14 @@ def learn(tiny_policy, make_learner, ppo_config, tmp_path):
             closing(LocalLearner(lambda: service, 1, watch)) as learner,
         ):
             rollouts.resize(workers=workers, replicas=1)
-            train(learner=learner, rollouts=rollouts, recorder=recorder, checkpoints=recorder, config=config.ppo)
+            train(
+                learner=learner,
+                rollouts=rollouts,
+                recorder=recorder,
+                checkpoints=recorder,
+                evaluations=NoEvaluations(),
+                config=config.ppo,
+            )
             ledger = rollouts.ledger()
         assert ledger.trained == ledger.dispatched == updates * BATCH
         assert {note.event for note in notes} == {"active"}, "nobody was lost"

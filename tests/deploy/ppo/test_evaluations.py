@@ -178,7 +178,7 @@ class Bench:
         prompts = [Prompt(draw, draw, np.array([5, 6], np.int32), 4) for draw in range(3)]
         self.evaluations = HeldoutEvaluations(
             SimpleNamespace(config=config, folder=folder),
-            Heldout(prompts, tokenizer, "judge"),
+            Heldout(prompts, tokenizer, frozenset({2}), "judge"),
             supervisor=self,
             transport=self,
             weights_before=lambda: WeightsHandle(Identity(-1, 0), None, 0, ()),
