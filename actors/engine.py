@@ -99,6 +99,7 @@ class SamplingEngine:
         max_new_tokens: Sequence[int],
         seeds: Sequence[int],
         temperature: float,
+        top_p: float = 1.0,
     ) -> list[Sampled]:
         """One response to each prompt.
 
@@ -107,6 +108,7 @@ class SamplingEngine:
             max_new_tokens: most tokens of each response, at least 1.
             seeds: 64-bit seed of each row; its noise depends on nothing else but the position in the response.
             temperature: divides the logits.
+            top_p: nucleus of each token's distribution; the logprobs are those of the truncated one.
         """
         rows = _Rows(prompts, max_new_tokens, seeds)
         running = np.arange(len(prompts))
@@ -115,7 +117,7 @@ class SamplingEngine:
         cache = DynamicCache(config=self.policy.config)
         logits = self._forward(start, cache, 0)
         while True:
-            tokens = self._next_tokens(rows, running, position, logits, temperature)
+            tokens = self._next_tokens(rows, running, position, log_distribution(logits, temperature, top_p))
             alive = np.array([rows.finish[i] is None for i in running])
             if not alive.any():
                 return rows.result()
@@ -135,11 +137,8 @@ class SamplingEngine:
         last: Tensor = out.logits[:, -1]
         return last
 
-    def _next_tokens(
-        self, rows: _Rows, running: np.ndarray, position: int, logits: Tensor, temperature: float
-    ) -> np.ndarray:
+    def _next_tokens(self, rows: _Rows, running: np.ndarray, position: int, log_p: Tensor) -> np.ndarray:
         """[B] the token of each running row at `position`: from its prompt, or sampled and noted down."""
-        log_p = log_distribution(logits, temperature)
         slots = rows.num_new[running]
         sampled_t = race(log_p, uniform_noise(rows.seeds[running], slots, log_p.shape[-1], self.device))
         chosen = log_p.gather(-1, sampled_t[:, None]).squeeze(-1).cpu().numpy()

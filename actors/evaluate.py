@@ -1,6 +1,6 @@
-"""Numbers that compare responses before and after training. Pure functions over arrays and ids.
+"""Numbers that compare responses of two policies to the same prompts. Pure functions over arrays and ids.
 
-Legend: N prompts, the same before and after.
+Legend: N prompts, the same for both.
 """
 
 from collections.abc import Sequence
@@ -50,3 +50,16 @@ def win_rate(
     resampled = generator(seed, 10).multinomial(len(wins), counts / len(wins), size=RESAMPLES) @ outcomes / len(wins)
     low, high = np.quantile(resampled, [0.025, 0.975])
     return float(wins.mean()), (float(low), float(high))
+
+
+def standardised_rise(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> float:
+    """Mean difference over the standard deviation before (Glass's delta), so that scores of two scales compare.
+
+    Where all scores before are equal there is no scale, and the plain difference is returned.
+
+    Args:
+        before: [N] scores of the responses before.
+        after: [N] of those after, in the same order.
+    """
+    scale = float(before.std())
+    return float((after - before).mean()) / (scale if scale > 0 else 1.0)

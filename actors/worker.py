@@ -49,29 +49,32 @@ class RolloutWorker:
         return {"identity": str(self.identity)}
 
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
-        """Sample one response to each prompt of the request.
+        """Sample `samples_per_prompt` responses to each prompt of the request.
 
         Returns:
-            The rollouts in the order of the prompts, and what the driver needs to know of them.
+            The rollouts in the order of the prompts and, for each, of sample_index; and what the driver needs to know.
 
         Raises:
             WeightsMismatchError: the weights that arrived are not those that were published.
         """
         seconds = self._adopt(request.weights)
         start = time.perf_counter()
-        prompts = request.prompts + request.prompts[:1] * request.fill
-        seeds = [sample_seed(request.run_seed, p.draw_index, request.sample_index) for p in request.prompts]
+        samples = [(p, k) for p in request.prompts for k in range(request.samples_per_prompt)]
+        prompts = tuple(p for p, _ in samples)
+        seeds = [sample_seed(request.run_seed, p.draw_index, k) for p, k in samples]
+        rows = prompts + prompts[:1] * request.fill
         sampled = self.engine.sample(
-            [p.token_ids for p in prompts],
-            max_new_tokens=[p.max_new_tokens for p in prompts],
+            [p.token_ids for p in rows],
+            max_new_tokens=[p.max_new_tokens for p in rows],
             seeds=seeds + seeds[:1] * request.fill,
             temperature=request.temperature,
-        )[: len(request.prompts)]
+            top_p=request.top_p,
+        )[: len(samples)]
         seconds["generate"] = time.perf_counter() - start
         rollouts = tuple(
             Rollout(
                 draw_index=prompt.draw_index,
-                sample_index=request.sample_index,
+                sample_index=sample_index,
                 attempt=request.attempt,
                 seed=seed,
                 response_ids=one.ids,
@@ -79,16 +82,17 @@ class RolloutWorker:
                 identity=request.weights.identity,
                 finish=one.finish,
             )
-            for prompt, seed, one in zip(request.prompts, seeds, sampled, strict=True)
+            for (prompt, sample_index), seed, one in zip(samples, seeds, sampled, strict=True)
         )
-        return RolloutChunk(request.prompts, rollouts), self._stats(request, rollouts, seconds)
+        chunk = RolloutChunk(prompts, rollouts)
+        return chunk, self._stats(chunk, seconds)
 
-    def _stats(self, request: GenerateRequest, rollouts: tuple[Rollout, ...], seconds: dict[str, float]) -> Stats:
+    def _stats(self, chunk: RolloutChunk, seconds: dict[str, float]) -> Stats:
         return Stats(
-            samples=len(rollouts),
-            prompt_tokens=sum(len(p.token_ids) for p in request.prompts),
-            response_tokens=sum(len(r.response_ids) for r in rollouts),
-            stops=sum(r.finish == "stop" for r in rollouts),
+            samples=len(chunk.rollouts),
+            prompt_tokens=sum(len(p.token_ids) for p in chunk.prompts),
+            response_tokens=sum(len(r.response_ids) for r in chunk.rollouts),
+            stops=sum(r.finish == "stop" for r in chunk.rollouts),
             seconds=seconds,
             identity=self.identity,
             weights_hash=self.weights_hash,

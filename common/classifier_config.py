@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from common.config_base import Config
 from common.data_config import Weights, check_weights
-from common.ppo_config import Optimizer
+from common.optimizer_config import Optimizer
 
 
 class PretrainedClassifier(Config):
@@ -90,10 +90,7 @@ class LabelTraining(Config):
 
     @model_validator(mode="after")
     def _repeats_what_is_there(self) -> "LabelTraining":
-        _check_repeat(self.repeat, self.data)
-        check_weights(self.data, self.weights)
-        if self.weights and self.repeat:
-            raise ValueError("weights and repeat both say how often a source counts; remove one")
+        _check_shares(self)
         return self
 
 
@@ -109,8 +106,11 @@ class PreferenceTraining(Config):
     the texts, or, for label_pairs, of the document."""
     repeat: dict[str, Annotated[int, Field(ge=1)]] = {}
     """How often a data source's rankings stand in one epoch, by name; once if not named."""
+    weights: Weights = {}
+    """How often each source is drawn from instead, by name, as `{ a = 3, b = 1 }`: each goes through epochs of its
+    own, and `epochs` counts as many draws as there are rankings in all."""
     epochs: int = Field(default=1, ge=1)
-    """Passes over the rankings; more than one overfits large models (InstructGPT, section 3.5)."""
+    """Passes over the rankings; more than one overfits large models (InstructGPT, appendix C.2)."""
     batch_rankings: int = Field(default=64, ge=1)
     """Rankings of one optimizer step: pairs, or K responses to one prompt; each counts once, whatever its K."""
     optimizer: Optimizer
@@ -121,19 +121,22 @@ class PreferenceTraining(Config):
     """The data's margins times this are what scores have to differ by (Llama 2, arXiv:2307.09288, eq. 2); 0: margins
     are not looked at."""
     centring_coef: float = Field(default=0.01, ge=0)
-    """Weight of the squared sum of a pair's scores, which keeps the mean score near 0 (arXiv:2312.09244, eq. 2);
+    """Weight of the squared sum of a pair's scores, which keeps the mean score near 0 (arXiv:2312.09244);
     differences alone leave it free."""
 
     @model_validator(mode="after")
     def _repeats_what_is_there(self) -> "PreferenceTraining":
-        _check_repeat(self.repeat, self.data)
+        _check_shares(self)
         return self
 
 
-def _check_repeat(repeat: dict[str, int], data: list[str]) -> None:
-    for name in repeat:
-        if name not in data:
-            raise ValueError(f"repeat names {name!r}, which is not in data: {', '.join(data)}")
+def _check_shares(training: LabelTraining | PreferenceTraining) -> None:
+    for name in training.repeat:
+        if name not in training.data:
+            raise ValueError(f"repeat names {name!r}, which is not in data: {', '.join(training.data)}")
+    check_weights(training.data, training.weights)
+    if training.weights and training.repeat:
+        raise ValueError("weights and repeat both say how often a source counts; remove one")
 
 
 ClassifierTraining = Annotated[LabelTraining | PreferenceTraining, Field(discriminator="type")]

@@ -11,9 +11,11 @@ from pydantic import Field, field_validator, model_validator
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
+from common.evaluate_config import EvaluateConfig
 from common.model_config import Model
+from common.optimizer_config import Optimizer
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
-from common.ppo_config import Optimizer, PPOConfig
+from common.ppo_config import PPOConfig
 from common.tracker_config import TrackersConfig
 
 
@@ -53,15 +55,6 @@ class LanguageModelTraining(Config):
     def _weighs_what_is_there(self) -> "LanguageModelTraining":
         check_weights(self.data, self.weights)
         return self
-
-
-class EvaluateConfig(Config):
-    """Before and after PPO, on the same held-out prompts."""
-
-    prompts: int = Field(default=512, ge=1)
-    """Held-out prompts."""
-    shown: int = Field(default=12, ge=0)
-    """Prompts whose texts are kept, before and after, in samples.jsonl and the report."""
 
 
 class MetricsConfig(Config):
@@ -119,11 +112,11 @@ class RunConfig(Config):
     reward_model: RewardModelConfig | None = None
     """The classifier that scores for PPO, if `reward_service.scorers` names one of type `model`, as by default."""
     judge: RewardModelConfig | None = None
-    """An independent classifier that PPO never sees and that scores the evaluation."""
+    """An independent classifier that PPO never sees and that scores the evaluations."""
     ppo: PPOConfig | None = None
     """PPO."""
     evaluate: EvaluateConfig | None = None
-    """Evaluation before and after PPO."""
+    """Evaluation before and after PPO, and while it learns."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
     reward_service: RewardServiceConfig = RewardServiceConfig()
@@ -197,6 +190,7 @@ class RunConfig(Config):
             raise ValueError("[pretrain] is for fresh models; remove the table, or use [sft]")
         if self.ppo is not None:
             self._check_reward(self.ppo)
+            self._check_groups(self.ppo)
         if self.evaluate is not None and self.ppo is None:
             raise ValueError("[evaluate] compares before and after PPO; add a [ppo] table")
         if self.evaluate is not None and self.judge is None:
@@ -215,6 +209,14 @@ class RunConfig(Config):
             raise ValueError(
                 'ppo.score_baseline="prompt" is the reward model\'s score of the prompt, but reward_service.scorers '
                 'has no { type = "model" }; add it, or set score_baseline = "none"'
+            )
+
+    def _check_groups(self, ppo: PPOConfig) -> None:
+        chunk, k = self.rollout.chunk_sequences, ppo.samples_per_prompt
+        if chunk % k:
+            raise ValueError(
+                f"rollout.chunk_sequences={chunk} counts samples, and must divide by ppo.samples_per_prompt={k}, for "
+                f"the samples of a prompt stay together; try rollout.chunk_sequences={max(1, round(chunk / k)) * k}"
             )
 
     def _check_independent_judge(self) -> None:

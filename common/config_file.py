@@ -91,14 +91,14 @@ def _table(lines: list[str], path: list[str], table: Mapping[str, Any]) -> None:
     plain = {key: value for key, value in table.items() if not isinstance(value, dict) and key not in tables}
     if path and (plain or not table):
         lines += ["", f"[{'.'.join(_key(part) for part in path)}]"]
-    lines += [f"{_key(key)} = {_literal(value)}" for key, value in plain.items()]
+    lines += [f"{_key(key)} = {toml_value(value)}" for key, value in plain.items()]
     for key, value in table.items():
         if isinstance(value, dict):
             _table(lines, [*path, key], value)
     for key, rows in tables.items():
         for row in rows:
             lines += ["", f"[[{'.'.join(_key(part) for part in [*path, key])}]]"]
-            lines += [f"{_key(name)} = {_literal(value)}" for name, value in row.items()]
+            lines += [f"{_key(name)} = {toml_value(value)}" for name, value in row.items()]
 
 
 def _is_list_of_tables(value: Any) -> bool:
@@ -107,15 +107,15 @@ def _is_list_of_tables(value: Any) -> bool:
 
 
 def _key(key: str) -> str:
-    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else _literal(key)
+    return key if key.replace("_", "").replace("-", "").isalnum() and key.isascii() else toml_value(key)
 
 
-def _literal(value: Any) -> str:
+def toml_value(value: Any) -> str:
     """A TOML value; JSON's strings, numbers and booleans are TOML too."""
     if isinstance(value, list):
-        return "[" + ", ".join(_literal(item) for item in value) + "]"
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{_key(key)} = {_literal(item)}" for key, item in value.items()) + " }"
+        return "[" + ", ".join(toml_value(item) for item in value) + "]"
+    if isinstance(value, dict) and value:
+        return "{ " + ", ".join(f"{_key(key)} = {toml_value(item)}" for key, item in value.items()) + " }"
     if isinstance(value, float) and math.isinf(value):
         return "inf" if value > 0 else "-inf"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

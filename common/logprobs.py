@@ -7,18 +7,39 @@ import torch
 from torch import Tensor
 
 
-def log_distribution(logits: Tensor, temperature: float) -> Tensor:
+def log_distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
     """The distribution that is sampled from, and the only one whose logprobs are ever recorded.
 
     Args:
         logits: [..., V] as the model gives them; raw, never processed by a generation config.
         temperature: positive; divides the logits before the softmax.
+        top_p: keeps the nucleus of this mass, see `nucleus`; 1 in training.
 
     Returns:
         [..., V] float32 (float64 stays) natural logarithms of probabilities.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return torch.log_softmax(wide / temperature, dim=-1)
+    log_p = torch.log_softmax(wide / temperature, dim=-1)
+    return log_p if top_p >= 1 else nucleus(log_p, top_p)
+
+
+def nucleus(log_p: Tensor, top_p: float) -> Tensor:
+    """The distribution cut to its likeliest tokens, the fewest that hold `top_p` of it (arXiv:1904.09751).
+
+    Args:
+        log_p: [..., V] logarithms of probabilities.
+        top_p: above 0; the likeliest token is always kept.
+
+    Returns:
+        [..., V] renormalised; -inf outside of the nucleus. No ratio can be formed with it: see docs/ppo.md.
+    """
+    ranked, order = log_p.sort(dim=-1, descending=True, stable=True)
+    p = ranked.exp()
+    before = p.cumsum(-1) - p
+    is_kept = before < top_p
+    is_kept[..., 0] = True  # also where top_p is smaller than rounding leaves of 0
+    kept = torch.zeros_like(is_kept).scatter(-1, order, is_kept)
+    return torch.log_softmax(log_p.masked_fill(~kept, -torch.inf), dim=-1)
 
 
 def response_positions(prompt_lengths: Tensor, num_slots: int) -> Tensor:

@@ -26,9 +26,33 @@ UPDATE_GAUGES = {
     "learning_rate": ("learning_rate", "Learning rate of the last update."),
     "response_tokens_mean": ("response_length_tokens", "Mean response length of the last update."),
     "truncated_fraction": ("truncated_fraction", "Share of responses cut by their length limit."),
+    "zero_std_group_share": (
+        "zero_std_group_share",
+        "Share of prompts whose samples all have one score; 0 where there is one sample per prompt.",
+    ),
     "logprob_gap_max": ("logprob_gap_max_nats", "Largest gap between the workers' and the learner's logprobs."),
 }
 """UpdateReport.metrics name to Prometheus name (without prefix) and meaning."""
+
+
+EVALUATION_GAUGES = {
+    "reward": ("reward_mean", "Mean score of the last evaluation's responses, without a prompt baseline."),
+    "judge": ("judge_mean", "Mean logit of the judge, which training never sees."),
+    "judge_p_positive": ("judge_positive_ratio", "Mean probability of the positive class by the judge."),
+    "reward_z": (
+        "reward_rise_ratio",
+        "Rise of the reward over before PPO, in standard deviations of then.",
+    ),
+    "judge_z": ("judge_rise_ratio", "Rise of the judge over before PPO, in standard deviations of then."),
+    "gap": ("gap_ratio", "Rise of the reward less that of the judge: how far the policy pleases the reward alone."),
+    "win_rate": ("win_ratio", "Share of prompts on which the judge prefers the response to the one before PPO."),
+    "kl_seq_sum": ("kl_seq_sum_nats", "KL to the policy before PPO, summed over a response, mean over the responses."),
+    "kl_token_mean": ("kl_token_mean_nats", "KL to the policy before PPO per response token."),
+    "response_tokens": ("response_length_tokens", "Mean response length."),
+    "truncated_fraction": ("truncated_fraction", "Share of responses cut by their length limit."),
+    "distinct_2": ("distinct_2_ratio", "Distinct word pairs over all word pairs."),
+}
+"""Number of an evaluation to Prometheus name (without prefix `minichatgpt_evaluation_`) and meaning."""
 
 
 class RunMetrics:
@@ -69,6 +93,13 @@ class RunMetrics:
         self._duplicates = gauge("samples_duplicate", "Samples that were answered a second time.")
         self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
         self._probe_gap = gauge("probe_gap_nats", "Gap to the learner's logprobs on the probe prompts.", "worker")
+        self._evaluated = gauge("evaluation_step", "Update behind the last evaluation on held-out prompts.")
+        self._over_optimised = gauge(
+            "over_optimised", "1 while the reward of held-out prompts rises without the judge."
+        )
+        self._evaluation_gauges = {
+            key: gauge(f"evaluation_{name}", meaning) for key, (name, meaning) in EVALUATION_GAUGES.items()
+        }
         self._update_gauges = {key: gauge(name, meaning) for key, (name, meaning) in UPDATE_GAUGES.items()}
 
     def member(self, role: str, member: str, stats: Stats) -> None:
@@ -105,6 +136,14 @@ class RunMetrics:
         for key, gauge in self._update_gauges.items():
             if key in report.metrics:
                 gauge.set(report.metrics[key])
+
+    def evaluation(self, step: int, numbers: Mapping[str, float], *, over_optimised: bool) -> None:
+        """What the policy did on held-out prompts after an update."""
+        self._evaluated.set(step)
+        self._over_optimised.set(over_optimised)
+        for key, gauge in self._evaluation_gauges.items():
+            if key in numbers:
+                gauge.set(numbers[key])
 
     def ledger(self, ledger: Ledger) -> None:
         """Where every sample is."""

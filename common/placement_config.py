@@ -71,7 +71,8 @@ class RolloutConfig(PoolPlacement):
     min_workers: Annotated[int, CHANGEABLE] = Field(default=1, ge=1)
     """Where fewer can be kept alive, the run writes a checkpoint and stops."""
     chunk_sequences: int = Field(default=64, ge=1)
-    """Prompts of one dispatch: the unit of work, whatever the number of workers."""
+    """Samples of one dispatch, whole groups of ppo.samples_per_prompt: the unit of work, whatever the number of
+    workers."""
     dtype: DType = "auto"
     """Precision of the weights that generate; `auto` is bfloat16 on a GPU that computes in it, else float32."""
 

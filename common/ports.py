@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from common.records import ChunkHandle, Stats, UpdateReport, WeightsHandle
 
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from common.checkpoint import ShardFiles  # which needs torch, as nothing else here does
 
 Role = Literal["rollout", "reward"]
-Method = Literal["ready", "adopt", "probe", "heartbeat", "generate", "score", "reference"]
+Method = Literal["ready", "adopt", "probe", "heartbeat", "generate", "score", "evaluate", "reference"]
+WORK: Final = frozenset({"generate", "score", "evaluate", "reference"})
+"""Methods that answer with a payload and a Stats."""
 Cause = Literal["raised", "died", "lost"]
 
 
@@ -30,7 +32,7 @@ class MemberKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One asynchronous call on one member; work (`generate`, `score`, `reference`) brings a payload and a Stats."""
+    """One asynchronous call on one member; work (a method of WORK) brings a payload and a Stats."""
 
     call_id: int
     member: MemberKey
@@ -123,6 +125,18 @@ class Recorder(Protocol):
 
     def record(self, report: UpdateReport) -> None:
         """Write metrics and samples, move the progress bar."""
+
+
+class Evaluations(Protocol):
+    """Looks at the policy on held-out prompts while it learns, and changes nothing of what is trained."""
+
+    def at(self, step: int) -> None:
+        """Evaluate the published weights, if this is due after update `step` and not done yet.
+
+        Raises:
+            MemberFailedError: the rollout pool cannot go on; names the cause.
+            RunStopped: somebody wants the run to end.
+        """
 
 
 class Checkpoints(Protocol):

@@ -1,51 +1,14 @@
-"""Every number of the PPO stage, with its unit and its source. Imports pydantic only."""
+"""Every number of the PPO stage, with its unit and its source; docs/ppo.md has the formulas. Imports pydantic only."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from common.config_base import CHANGEABLE, Config
 from common.data_config import LengthRange, Weights, check_weights
+from common.optimizer_config import AdamW, Optimizer
 from common.score_config import NoNormalization, ScoreNormalization
-
-Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class AdamW(Config):
-    """Adam with decoupled weight decay (arXiv:1711.05101), on all parameters."""
-
-    type: Literal["adamw"] = "adamw"
-    """Tag of the union."""
-    lr: float = Field(gt=0)
-    """Peak learning rate."""
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """Decay of the first and second moment."""
-    eps: float = Field(default=1e-8, gt=0)
-    """Added to the root of the second moment."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled decay, times the learning rate, per step."""
-
-
-class Muon(Config):
-    """Muon (Jordan et al. 2024; arXiv:2502.16982) on hidden matrices, AdamW on embeddings, head, norms and biases."""
-
-    type: Literal["muon"] = "muon"
-    """Tag of the union."""
-    lr: float = Field(gt=0)
-    """Peak learning rate of the hidden matrices."""
-    momentum: float = Field(default=0.95, ge=0, lt=1)
-    """Nesterov momentum of the hidden matrices."""
-    adjust_lr: Literal["original", "match_rms_adamw"] = "original"
-    """How the rate of a matrix follows from its shape (torch.optim.Muon's `adjust_lr_fn`)."""
-    adamw_lr: float = Field(gt=0)
-    """Peak learning rate of everything else."""
-    betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """AdamW's decay of the first and second moment."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled decay of both groups."""
-
-
-Optimizer = Annotated[AdamW | Muon, Field(discriminator="type")]
 
 
 class FixedKL(Config):
@@ -72,6 +35,13 @@ class AdaptiveKL(Config):
     """Trajectories over which the coefficient may change by a factor of e^0.2."""
 
 
+_WRONG_ESTIMATORS = {
+    "reward": "only k1 there gives the gradient of the KL; k2 and k3 pull somewhere else (k2 belongs in the loss: "
+    "kl_loss_coef)",
+    "loss": "only k2 there gives the gradient of the KL; that of k1 is 0 on average and that of k3 belongs to "
+    "KL(reference || policy) (k1 belongs in the reward: kl.coef)",
+}
+
 KLPenalty = Annotated[FixedKL | AdaptiveKL, Field(discriminator="type")]
 
 
@@ -87,13 +57,19 @@ class PPOConfig(Config):
     updates: int = Field(ge=1)
     """PPO updates; each one collects, judges, trains and publishes."""
     trajectories_per_update: int = Field(default=256, ge=1)
-    """Samples of one update."""
+    """Samples of one update: prompts times samples_per_prompt."""
+    samples_per_prompt: int = Field(default=1, ge=1)
+    """Responses to each prompt, K, with noise of their own: the group of a prompt. It is judged, dropped and replaced
+    as a whole."""
     prompt_tokens: LengthRange = LengthRange(min=2, max=8)
     """A prompt is the first n tokens of a text; those of demonstrations are whole, and left out above `max`."""
     response_tokens: LengthRange = LengthRange(min=16, max=16)
     """Most tokens of a response; it ends earlier at an EOS token."""
     temperature: float = Field(default=1.0, gt=0)
     """Logits are divided by it in sampling, in the learner and in the reference alike."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus sampling (arXiv:1904.09751) for training: only 1, all tokens, makes ratio and KL right, so that less is
+    refused; evaluation and chat may take less."""
     max_staleness: int = Field(default=0, ge=0)
     """Updates by which a trajectory's weights may be older than the learner's; 0 is strictly on-policy."""
 
@@ -104,14 +80,20 @@ class PPOConfig(Config):
     """Samples of one optimizer step."""
     microbatch_sequences: int | None = Field(default=None, ge=1)
     """Samples of one forward and backward pass; gradients add up to the minibatch's. None: the whole minibatch."""
+    microbatch_tokens: int | None = Field(default=None, ge=2)
+    """Instead of microbatch_sequences: most tokens, padding included, of one forward and backward pass. Samples of
+    like length go together, and the gradient is the same. None: by microbatch_sequences."""
     optimizer: Optimizer = AdamW(lr=1e-4)
     """Optimizer of the policy."""
     value_head_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the value head; None: the AdamW rate of the policy."""
     lr_warmup_updates: int = Field(default=0, ge=0)
     """Updates over which all learning rates rise linearly."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
+    """How all learning rates fall to lr_final_fraction: not at all, linearly, or by half a cosine
+    (arXiv:1608.03983)."""
     lr_final_fraction: float = Field(default=1.0, ge=0, le=1)
-    """Share of the peak rate at the last update, reached linearly; 1 keeps it constant."""
+    """Share of the peak rate at the last update; 1, as with lr_schedule = "constant", keeps it constant."""
     value_warmup_updates: int = Field(default=0, ge=0)
     """First updates in which only the value head learns."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -120,16 +102,28 @@ class PPOConfig(Config):
     """Train only the top k decoder layers and the final norm; None: everything."""
 
     # --- the objective
+    advantage: Literal["gae", "rloo", "group_norm"] = "gae"
+    """`gae`: by the value head (arXiv:1506.02438). `rloo`: a response's return less the mean return of the others of
+    its group (arXiv:2402.14740). `group_norm`: less the group's mean, over its standard deviation (arXiv:2402.03300).
+    The last two need samples_per_prompt of 2 or more and no value head: there is no value loss, and value_coef,
+    value_clip_eps, value_head_lr and gae_lambda are not read."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE's trade of bias against variance (arXiv:1506.02438, eq. 16)."""
     bootstrap_truncated: bool = False
     """Add the value of the state after the last token where a response was cut by its length limit."""
-    advantage_whitening: Literal["none", "minibatch", "batch"] = "batch"
-    """Where advantages are brought to mean 0 and variance 1: over each minibatch's, or the whole update's tokens."""
+    advantage_whitening: Literal["none", "minibatch", "batch"] | None = None
+    """Where advantages are brought to mean 0 and variance 1: over each minibatch's, or the whole update's tokens.
+    None: `batch` with gae; `none` with rloo and group_norm, whose groups are centred already."""
     clip_eps: float = Field(default=0.2, gt=0)
     """The probability ratio counts within 1 - eps … 1 + eps (arXiv:1707.06347, eq. 7)."""
+    clip_eps_high: float | None = Field(default=None, gt=0)
+    """Clip-higher: the upper bound is 1 + this instead, so that rare tokens can rise (DAPO, arXiv:2503.14476).
+    None: clip_eps."""
+    dual_clip: float | None = Field(default=None, gt=1)
+    """Where the advantage is negative, a ratio beyond this has no gradient (arXiv:1912.09729, eq. 5; 3 is usual), so
+    that one token that became likely cannot rule a step. None: never."""
     value_clip_eps: float = Field(default=0.2, gt=0)
     """Values may move this far from the old ones in one update, in units of returns; inf: no clipping."""
     value_coef: float = Field(default=0.1, ge=0)
@@ -145,6 +139,9 @@ class PPOConfig(Config):
     """KL penalty in the reward."""
     kl_loss_coef: float = Field(default=0.0, ge=0)
     """KL penalty in the loss instead, by the estimator k2 = (logprob - ref_logprob)^2 / 2, whose gradient is right."""
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    """Estimator of the KL penalty: k1 in the reward and k2 in the loss, as None takes them. No other has the gradient
+    of the KL, so others are refused; reports hold all three."""
     score_baseline: Literal["none", "prompt"] = "none"
     """`prompt` subtracts the reward model's logit of the prompt alone, so that the policy is paid for its own words."""
     score_normalization: ScoreNormalization = NoNormalization()
@@ -170,7 +167,18 @@ class PPOConfig(Config):
     max_nonfinite_updates: Annotated[int, CHANGEABLE] = Field(default=3, ge=1)
     """Updates in a row without one finite step after which the run stops."""
     max_drops_per_update: Annotated[int | None, CHANGEABLE] = Field(default=None, ge=0)
-    """Samples that may be dropped and replaced for one update; more stop the run. None: trajectories_per_update."""
+    """Samples that may be dropped and replaced for one update, with their whole groups; more stop the run. None:
+    trajectories_per_update."""
+
+    @property
+    def uses_value_head(self) -> bool:
+        """Whether advantages come from the value head, so that it learns."""
+        return self.advantage == "gae"
+
+    @property
+    def whitening(self) -> Literal["none", "minibatch", "batch"]:
+        """`advantage_whitening`, resolved."""
+        return self.advantage_whitening or ("batch" if self.advantage == "gae" else "none")
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> "PPOConfig":
@@ -186,6 +194,67 @@ class PPOConfig(Config):
         if u is not None and m % u:
             near = min((d for d in range(1, m + 1) if m % d == 0), key=lambda d: abs(d - u))
             raise ValueError(f"minibatch_sequences={m} must divide by microbatch_sequences={u}; try {near}")
+        longest = self.prompt_tokens.max + self.response_tokens.max
+        if self.microbatch_tokens is not None and u is not None:
+            raise ValueError(
+                f"microbatch_sequences={u} and microbatch_tokens={self.microbatch_tokens} both say how a minibatch is "
+                "cut; leave one of them out"
+            )
+        if self.microbatch_tokens is not None and self.microbatch_tokens < longest:
+            raise ValueError(
+                f"microbatch_tokens={self.microbatch_tokens} cannot hold one sample of up to {longest} tokens "
+                f"(prompt_tokens.max + response_tokens.max); set it to {longest} or more"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> "PPOConfig":
+        n, k = self.trajectories_per_update, self.samples_per_prompt
+        if n % k:
+            unit = math.lcm(k, self.minibatch_sequences)
+            raise ValueError(
+                f"trajectories_per_update={n} counts samples, and must divide by samples_per_prompt={k}; "
+                f"try trajectories_per_update={max(1, round(n / unit)) * unit}"
+            )
+        if self.advantage == "gae":
+            return self
+        if k < 2:
+            raise ValueError(
+                f"advantage={self.advantage!r} compares the samples of one prompt, and samples_per_prompt={k} leaves "
+                'nothing to compare; set samples_per_prompt to 2 or more (4 is usual), or advantage = "gae"'
+            )
+        wrong = {"value_warmup_updates": 0, "bootstrap_truncated": False, "gamma": 1.0}
+        for name, neutral in wrong.items():
+            if getattr(self, name) != neutral:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is for a value head, and advantage={self.advantage!r} has none: a "
+                    f'response counts as a whole; set {name} = {str(neutral).lower()}, or advantage = "gae"'
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _tokens_are_sampled_from_the_policy(self) -> "PPOConfig":
+        if self.top_p < 1:
+            raise ValueError(
+                f"top_p={self.top_p} in training: a token outside of the nucleus has probability 0 under the "
+                "distribution that was sampled from, and the nucleus moves with the policy, so that the ratio and the "
+                "KL of such samples do not exist; set ppo.top_p = 1, and lower temperature for less random samples "
+                "(it is in ratio and KL alike)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rates_fall_as_told(self) -> "PPOConfig":
+        if self.lr_schedule == "constant" and self.lr_final_fraction != 1:
+            raise ValueError(
+                f'lr_schedule="constant" never reaches lr_final_fraction={self.lr_final_fraction}; set it to 1, or '
+                'choose lr_schedule = "linear" or "cosine"'
+            )
+        if self.lr_schedule == "cosine" and self.lr_final_fraction == 1:
+            raise ValueError(
+                'lr_schedule="cosine" with lr_final_fraction=1 never falls; set lr_final_fraction = 0, or another '
+                'share below 1, or choose lr_schedule = "constant"'
+            )
         return self
 
     @model_validator(mode="after")
@@ -204,6 +273,12 @@ class PPOConfig(Config):
             raise ValueError(
                 'reference="none" leaves nothing to measure KL against; set kl = { type = "fixed", coef = 0 } and '
                 'kl_loss_coef = 0, or choose reference = "service"'
+            )
+        place, right = ("loss", "k2") if self.kl_loss_coef > 0 else ("reward", "k1")
+        if self.kl_estimator not in (None, right):
+            raise ValueError(
+                f"kl_estimator={self.kl_estimator!r} for a penalty in the {place}: {_WRONG_ESTIMATORS[place]}; set "
+                f"kl_estimator = {right!r}, or leave it out. k1, k2 and k3 are all reported, whatever is penalised"
             )
         return self
 

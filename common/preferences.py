@@ -18,15 +18,13 @@ from common.cleaning import count_words
 from common.corpus import Corpus, load_corpus, split
 from common.data_config import DataSource
 from common.errors import DataError
+from common.joining import join_response
 from common.label_pairs import match_by_length, turned_round
 from common.row_config import LabelPairRows, PreferenceRows
 from common.source_tables import Table, read_tables
 from common.splits import Half, Which, rows_of_split
 
 Integers = npt.NDArray[np.int64]
-
-_CLOSES = tuple(".,;:!?)]}%’”")
-"""What stands directly after a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +81,6 @@ def load_preferences(
             kept = rows_of_split(_group_ids(rankings), heldout_fraction, which, half)
             return _gathered([rankings[i] for i in kept])
     raise ValueError("the rows of this source are no preferences, which the configuration demands")
-
-
-def join_response(prompt: str, response: str) -> str:
-    """Prompt and response as one text, as a policy that goes on with the prompt writes it.
-
-    A blank between them unless one is there, the prompt is empty, or the response begins with a closing mark.
-    """
-    if not prompt or not response or prompt[-1].isspace() or response[0].isspace() or response.startswith(_CLOSES):
-        return prompt + response
-    return f"{prompt} {response}"
 
 
 def _derived(corpus: Corpus, rows: LabelPairRows) -> Preferences:

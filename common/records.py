@@ -4,7 +4,8 @@
        ▲                                                            │
        └──────────── WeightsHandle rides on every request ◀─────────┘
 
-A *chunk* is the unit of dispatch: a fixed number of prompts in draw order. The driver holds references to the
+A *chunk* is the unit of dispatch: a fixed number of samples in draw order; the samples of one prompt, its *group*, are
+never parted. The driver holds references to the
 payloads of a chunk (`RolloutChunk`, `JudgementChunk`, `ReferenceChunk`) and reads only the small `Stats` beside them.
 
 Legend: P prompt tokens, R response tokens.
@@ -130,9 +131,10 @@ class Stats:
 
 @dataclass(frozen=True, slots=True)
 class RolloutChunk:
-    """Payload of `generate`."""
+    """Payload of `generate`, in order of (position of the prompt, sample_index)."""
 
     prompts: tuple[Prompt, ...]
+    """That of each rollout: a prompt with K samples stands here K times."""
     rollouts: tuple[Rollout, ...]
 
 
@@ -196,7 +198,15 @@ class GenerateRequest:
     run_seed: int
     temperature: float
     weights: WeightsHandle
-    sample_index: int = 0
+    samples_per_prompt: int = 1
+    """K; sample_index goes from 0 to K - 1 for each prompt."""
+    top_p: float = 1.0
+    """Nucleus; below 1 outside of training only."""
+
+    @property
+    def num_samples(self) -> int:
+        """Rows that are not thrown away."""
+        return len(self.prompts) * self.samples_per_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +215,19 @@ class ChunkHandle:
 
     chunk_index: int
     draw_indices: tuple[int, ...]
+    """Draws all of whose samples have a score."""
     rollouts: Any
     judgements: Any
     reference: Any | None
     """None where the learner computes reference logprobs, or nobody does."""
     rollout_stats: Stats
     judge_stats: Stats
+    samples_per_prompt: int = 1
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of its draws."""
+        return len(self.draw_indices) * self.samples_per_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,4 +290,4 @@ class ModelPaths:
     reward_model: str | None
     """None where no scorer is the reward model."""
     judge: str | None = None
-    """Set for evaluation only: PPO never sees it."""
+    """Set where held-out prompts are judged: no score of training comes from it."""

@@ -1,9 +1,11 @@
 """What the conductor remembers of a batch and of each of its chunks while they are on their way."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.records import ChunkHandle, GenerateRequest, Stats, Unscored
+from common.ports import Method
+from common.records import ChunkHandle, GenerateRequest, Stats
 from common.supervision import Ledger
 
 
@@ -22,13 +24,18 @@ class Chunk:
     regenerated: int = 0
     """Times that its payload was lost with a node."""
 
-    def unscored(self) -> tuple[Unscored, ...]:
-        """Samples that the reward service could not judge."""
+    def drops(self) -> Iterator[tuple[str, int, str]]:
+        """Reason, number and detail of dropped samples: each one without a score, then the others of their groups."""
         assert self.judge_stats is not None, "score is answered"
-        return self.judge_stats.unscored
+        unscored = self.judge_stats.unscored
+        for one in unscored:
+            yield one.reason, 1, one.detail
+        groups = {one.draw_index for one in unscored}
+        if others := len(groups) * self.request.samples_per_prompt - len(unscored):
+            yield "group_incomplete", others, ""
 
     def handle(self) -> ChunkHandle:
-        """What the learner gets: the samples that have a score."""
+        """What the learner gets: the draws all of whose samples have a score."""
         assert self.rollout_stats is not None, "generate is answered first"
         assert self.judge_stats is not None, "then score"
         without = {u.draw_index for u in self.judge_stats.unscored}
@@ -40,6 +47,7 @@ class Chunk:
             reference=self.reference,
             rollout_stats=self.rollout_stats,
             judge_stats=self.judge_stats,
+            samples_per_prompt=self.request.samples_per_prompt,
         )
 
 
@@ -48,9 +56,12 @@ class Batch:
     """What somebody waits for."""
 
     wanted: int
+    """Samples."""
     ledger: Ledger
     refill: bool
     """Replace what is dropped by the next draws."""
+    samples_per_prompt: int = 1
+    top_p: float = 1.0
     chunks: dict[int, Chunk] = field(default_factory=dict)
     """On their way, by chunk index."""
     ready: list[ChunkHandle] = field(default_factory=list)
@@ -65,6 +76,12 @@ class Batch:
         self.dropped[reason] = self.dropped.get(reason, 0) + samples
         self.detail = detail or self.detail
 
+    def questions(self, *, with_reference: bool) -> tuple[Method, ...]:
+        """What the reward service is asked of a chunk; of given prompts, the judge and, always, the KL."""
+        if not self.refill:
+            return ("evaluate", "reference")
+        return ("score", "reference") if with_reference else ("score",)
+
     def missing(self) -> int:
         """Samples that are still to come, where those on their way come too: the wanted less the judged ones."""
-        return self.wanted - sum(len(handle.draw_indices) for handle in self.ready)
+        return self.wanted - sum(handle.num_samples for handle in self.ready)

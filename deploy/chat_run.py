@@ -117,7 +117,7 @@ class RunView:
             reward_model = self.run.classifier("reward_model")
             if config.reward_service.has_model and reward_model is None:
                 raise ConfigError(f"{self.run.folder} has not trained its reward model yet; wait for that stage")
-            paths = ModelPaths(self.policy.source, reward_model, None)  # with a judge there is no prompt baseline
+            paths = ModelPaths(self.policy.source, reward_model)
             self._mixture = build_mixture(config, paths, scorer_secrets(config, self._environ))
         return self._mixture
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from deploy import chat_cli, control_cli
+from deploy import chat_cli, compare_cli, config_cli, control_cli
+from deploy.config_cli import ConfigArgument, SetOption
 from deploy.control_cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
 from deploy.ray_environment import THREADS
@@ -23,18 +24,11 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="RLHF end to end: supervised fine-tuning, reward model and PPO, on Ray or in one process.",
 )
-config_app = typer.Typer(no_args_is_help=True, help="Look at a configuration without running it.")
-app.add_typer(config_app, name="config")
+app.add_typer(config_cli.app, name="config")
 app.add_typer(control_cli.app)
+app.add_typer(compare_cli.app)
 app.add_typer(chat_cli.app)
 
-ConfigArgument = Annotated[
-    str, typer.Argument(metavar="CONFIG", help="TOML file, or the name of one that comes along: demo, tiny, imdb-gpt2.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="A.B=C", help="Change one setting, as in --set ppo.clip_eps=0.1; may be repeated."),
-]
 LocalOption = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 AddressOption = Annotated[
     str | None, typer.Option(help="Address of a running Ray cluster; else one is started on this machine.")
@@ -63,18 +57,6 @@ EXAMPLES = """
 
   143  ended by SIGTERM
 """
-
-
-def find_config(name: str) -> Path:
-    """A file on disk, or one of those that come with the package; raises ConfigError if a bare name is neither."""
-    from common.errors import ConfigError
-
-    path, packaged = Path(name), {p.stem: p for p in (Path(__file__).parent / "configs").glob("*.toml")}
-    if path.is_file() or path.suffix == ".toml":
-        return path
-    if name not in packaged:
-        raise ConfigError(f"{name} does not exist, and these come along: {', '.join(sorted(packaged))}")
-    return packaged[name]
 
 
 @app.command(epilog=EXAMPLES)
@@ -118,10 +100,9 @@ def preflight(
 
 def _settings(config: str, changes: list[str] | None, *, local: bool, address: str | None) -> "RunConfig":
     """The configuration, and the environment in which it is to be run."""
-    from common.config_file import load_config
     from common.errors import ConfigError
 
-    settings = load_config(find_config(config), changes or [])
+    settings = config_cli.load(config, changes)
     if local and address:
         raise ConfigError("--local runs without Ray, so --address means nothing; leave one of them out")
     for name, value in THREADS.items():
@@ -142,23 +123,6 @@ def report(
     from deploy.launch import show
 
     show(folder, Console())
-
-
-@config_app.command("show")
-def config_show(config: ConfigArgument, changes: SetOption = None) -> None:
-    """Print the resolved configuration, every default included, as TOML."""
-    from common.config_file import load_config, to_toml
-
-    sys.stdout.write(to_toml(load_config(find_config(config), changes or [])))
-
-
-@config_app.command("validate")
-def config_validate(config: ConfigArgument, changes: SetOption = None) -> None:
-    """Check a configuration; errors say what to change."""
-    from common.config_file import load_config
-
-    settings = load_config(find_config(config), changes or [])
-    Console().print(f"[green]✓[/] {settings.name} is valid")
 
 
 def main() -> None:

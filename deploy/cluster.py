@@ -93,7 +93,9 @@ class RayRuntime:
             yield wait_for(ref, role=request.stage, phase="training", timeout_s=CONTROL_TIMEOUT_S)
 
     @contextmanager
-    def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
+    def members(
+        self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal, *, with_learner: bool = True
+    ) -> Iterator[Members]:
         """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         transport = RayTransport(
@@ -107,7 +109,7 @@ class RayRuntime:
         )
         learner = None
         try:
-            if paths.judge is None:
+            if with_learner:
                 learner = RayLearner(
                     lambda avoid: spawn(LearnerActor, config.learner, config, paths, str(folder), avoid=avoid),
                     config,

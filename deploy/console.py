@@ -74,6 +74,8 @@ def _print_numbers(run: RunFiles, console: Console) -> None:
         console.print(table)
     for line in words.absences(rows):
         console.print(Text(line, "yellow"))
+    if alarm := words.alarm_sentence(run.summary):
+        console.print(Text(alarm, "bold yellow"))
     warning = length_warning(run.summary.rm_preferences if run.summary else None)
     if warning is not None:
         console.print(Text(warning, "bold red"))

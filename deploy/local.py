@@ -19,7 +19,7 @@ from actors.worker import RolloutWorker
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.errors import CorruptWeightsError, LearnerLostError
-from common.ports import Call, MemberKey, Reply, Role
+from common.ports import WORK, Call, MemberKey, Reply, Role
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.vitals import describe
 from common.weights import weights_of
@@ -88,7 +88,7 @@ class LocalTransport:
         error = future.exception()
         if error is not None:
             self._receiver(Reply(call.call_id, error=error))
-        elif call.method in ("generate", "score", "reference"):
+        elif call.method in WORK:
             self._receiver(Reply(call.call_id, *future.result()))
         else:
             self._receiver(Reply(call.call_id, future.result()))
@@ -206,8 +206,10 @@ class LocalRuntime:
                 yield item
 
     @contextmanager
-    def members(self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal) -> Iterator[Members]:
-        """Objects instead of processes, and a learner for training."""
+    def members(
+        self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal, *, with_learner: bool = True
+    ) -> Iterator[Members]:
+        """Objects instead of processes."""
         watch, secrets = Stopwatch(), scorer_secrets(config, os.environ)
         loading = threading.Lock()  # transformers cannot load two models at once in one process
         learner = None
@@ -233,7 +235,7 @@ class LocalRuntime:
                 {"rollout": worker, "reward": replica},
                 {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
             )
-            if paths.judge is None:
+            if with_learner:
                 learner = LocalLearner(service, config.learner.threads, watch)
                 stack.callback(learner.close)
             try:

@@ -30,6 +30,7 @@ from deploy.ppo_stage import ppo_stage
 from deploy.progress import stage_bar
 from deploy.report_preferences import length_warning, preference_numbers
 from deploy.resume import run_settings
+from deploy.rivals import rival_path
 from deploy.run_controls import RunControls
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
@@ -158,9 +159,10 @@ class Pipeline:
         paths = {role: model.path for role, model in inputs.items()}
         if stage in ("ppo", "evaluate"):
             place = Place(self.config, self.runtime, self.folder, self.console, self.stop, self.controls)
-            models = ModelPaths(paths["policy"], paths.get("reward_model"), paths.get("judge"))
+            models = ModelPaths(paths["policy"], paths.get("reward_model"), self._judge(stage))
             if stage == "evaluate":
-                return evaluate_stage(place, models, paths["ppo"])
+                rivals = {name: paths[f"against {name}"] for name in self._rivals()}
+                return evaluate_stage(place, models, paths["ppo"], rivals)
             assert beginning is not None, "PPO begins somewhere"
             return ppo_stage(place, beginning, models)
         output = self.folder / "models" / OUTPUT[stage]
@@ -204,6 +206,7 @@ class Pipeline:
                     **self._reward_model(),
                     "judge": self._classifier("judge"),
                     "ppo": self._output("ppo"),
+                    **{f"against {name}": self._named(path, None) for name, path in self._rivals().items()},
                 }
 
     def _base(self) -> Model:
@@ -218,6 +221,16 @@ class Pipeline:
     def _reward_model(self) -> dict[str, Model]:
         """Where it is among the scorers."""
         return {"reward_model": self._classifier("reward_model")} if self.config.reward_service.has_model else {}
+
+    def _judge(self, stage: str) -> str | None:
+        """The judge of an evaluation, after PPO or within; it is no input of PPO, whose result it does not change."""
+        table = self.config.evaluate
+        return self._classifier("judge").path if table and (stage == "evaluate" or table.every_updates) else None
+
+    def _rivals(self) -> dict[str, str]:
+        """The models that `evaluate.against` names."""
+        named = self.config.evaluate.against if self.config.evaluate is not None else []
+        return {name: rival_path(name, self.folder.parent) for name in named}
 
     def _classifier(self, role: str) -> Model:
         table = getattr(self.config, role)

@@ -24,10 +24,7 @@ def supervised(
     note: Callable[[Note], None],
     keep: Callable[[Ledger], None] = lambda ledger: None,
 ) -> Iterator[Supervisor]:
-    """Pools of the sizes that the configuration names, whose members start at once.
-
-    Evaluation, which has no learner, measures KL whoever computes it in training.
-    """
+    """Pools of the sizes that the configuration names, whose members start at once."""
     config = place.config
     assert config.ppo is not None, "pools are of a PPO stage"
     processes = place.runtime.are_processes
@@ -43,7 +40,7 @@ def supervised(
         prompts=prompts,
         rollout=rollout,
         reward=reward,
-        with_reference=config.ppo.reference == "service" or members.learner is None,
+        with_reference=config.ppo.reference == "service",
         ledger=ledger,
     )
     supervisor = Supervisor(

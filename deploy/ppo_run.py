@@ -8,7 +8,7 @@ from typing import Any, Literal
 from actors.prompts import PromptStream
 from common.errors import CheckpointError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
-from common.ports import Recorder
+from common.ports import Evaluations, Recorder
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import Beginning, newest_whole
 from deploy.checkpoint_writer import CheckpointWriter
@@ -54,7 +54,7 @@ class PPORun:
         self.recovery = recovery
         self.anew = anew
 
-    def train(self, recorder: Recorder) -> None:
+    def train(self, recorder: Recorder, evaluations: Evaluations) -> None:
         """Run the loop to its end.
 
         Raises:
@@ -67,6 +67,7 @@ class PPORun:
                 learner=self.learner,
                 rollouts=self.supervisor,
                 recorder=recorder,
+                evaluations=evaluations,
                 checkpoints=self.writer,
                 config=self.ppo,
             )

@@ -12,6 +12,7 @@ from common.metrics import RunMetrics
 from common.records import ModelPaths, StageResult
 from common.text import load_tokenizer
 from deploy.beginning import Beginning
+from deploy.evaluations import BEFORE, HeldoutEvaluations, NoEvaluations, heldout_of
 from deploy.event_log import EventLog
 from deploy.metrics_server import serve_metrics
 from deploy.place import Place
@@ -32,7 +33,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
     metrics = RunMetrics(CollectorRegistry())
     with ExitStack() as stack:
         stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
-        prompts = build_prompts(config, models)
+        prompts, heldout = build_prompts(config, models), heldout_of(config, models)
         if prompts.num_too_long:
             console.print(
                 f"ppo: {prompts.num_too_long} prompts of demonstrations are left out, for they have more than "
@@ -58,7 +59,22 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             note=log.write,
             bar=(bar, task),
         )
-        run.train(recorder)
+        evaluations = (
+            NoEvaluations()
+            if heldout is None
+            else HeldoutEvaluations(
+                place,
+                heldout,
+                supervisor=run.supervisor,
+                transport=members.transport,
+                weights_before=lambda: members.weights_of(models.policy, BEFORE),
+                metrics=metrics,
+                watch=members.watch,
+                note=log.write,
+                console=bar.console,
+            )
+        )
+        run.train(recorder, evaluations)
         trained = time.monotonic()
         run.learner.export(folder / "models" / "ppo")
         result = run.result()
@@ -75,7 +91,7 @@ def _make_room(folder: Path, beginning: Beginning) -> None:
     if beginning.checkpoint is None:
         beginning.store.clear()
         clear_samples(folder, heldout=False)
-        stale += ["metrics.jsonl", "trajectories", "trackers.json", "tensorboard"]
+        stale += ["metrics.jsonl", "evaluations.jsonl", "trajectories", "trackers.json", "tensorboard"]
     if beginning.anew:
         stale += ["events.jsonl", "logs", "ledger.json"]
     for name in stale:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from deploy.explain_model import policy_size
 from deploy.finding import Finding
 from deploy.preflight_cluster import check_placements
-from deploy.preflight_models import check_data, check_models, input_paths, policy_shape
-from deploy.preflight_room import check_room, policy_on_meta, room_needed
+from deploy.preflight_models import check_data, check_models, check_rivals, input_paths, policy_shape
+from deploy.preflight_room import check_room, room_needed
 from deploy.preflight_scorers import check_scorers
 from deploy.preflight_storage import check_storage
 from deploy.preflight_trackers import check_trackers
@@ -53,6 +54,7 @@ def examine(config: RunConfig, folder: Path, facts: RuntimeFacts) -> list[Findin
     """All findings, good and bad, in the order in which they are best read; leaves nothing behind."""
     on_other_machines = facts.nodes is not None and len(facts.nodes) > 1
     found = [*check_data(config), *check_models(config), *check_scorers(config, may_differ=on_other_machines)]
+    found += check_rivals(config, folder.absolute().parent)
     found += check_trackers(config, os.environ)
     if facts.unreachable:
         found.append(Finding("Ray", failure=facts.unreachable))
@@ -61,6 +63,6 @@ def examine(config: RunConfig, folder: Path, facts: RuntimeFacts) -> list[Findin
     storage, room = check_storage(config, folder, facts, input_paths(config))
     found += storage
     if not any(finding.failure for finding in found if finding.check in ("model", "storage")):
-        policy = policy_on_meta(policy_shape(config), config)
-        found += check_room(room_needed(config, folder.absolute(), policy), room)
+        size = policy_size(policy_shape(config), config)
+        found += check_room(room_needed(config, folder.absolute(), size), room)
     return found

@@ -22,6 +22,7 @@ from common.source_tables import source_paths
 from common.table_files import check_columns
 from common.text import load_classifier_tokenizer, load_tokenizer
 from deploy.finding import Finding, show_bytes
+from deploy.rivals import rival_path
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
 """What a folder with the weights of a model holds at least one of."""
@@ -59,7 +60,7 @@ def policy_shape(config: RunConfig) -> PretrainedConfig:
         ConfigError: a pre-trained one cannot be had.
     """
     if isinstance(config.model, PretrainedModel):
-        return _load_shape(join_revision(config.model.path, config.model.revision))
+        return load_shape(join_revision(config.model.path, config.model.revision))
     if isinstance(config.model, GgufModel):
         return gguf_shape(find_gguf(config.model))
     return fresh_shape(config.model, vocab_size=config.model.vocabulary_size)
@@ -78,6 +79,22 @@ def check_models(config: RunConfig) -> list[Finding]:
         if table is not None and isinstance(table.classifier, PretrainedClassifier):
             found.append(_check(role, functools.partial(_classifier, role, table)))
     return found
+
+
+def check_rivals(config: RunConfig, runs: Path) -> list[Finding]:
+    """The models of `evaluate.against` are there, and their tokenizers load.
+
+    Args:
+        config: the run.
+        runs: where the runs are.
+    """
+    named = config.evaluate.against if config.evaluate is not None else []
+    return [_check("evaluate.against", functools.partial(_rival, name, runs)) for name in named]
+
+
+def _rival(name: str, runs: Path) -> str:
+    path = rival_path(name, runs)
+    return f"{name}: {path}, {len(load_tokenizer(path))} tokens known"
 
 
 def _check(name: str, look: Callable[[], str]) -> Finding:
@@ -100,7 +117,8 @@ def _source(source: DataSource) -> str:
     return f"{len(paths)} file{'s' * (len(paths) > 1)} of {size}, with {', '.join(source.column_names())}"
 
 
-def _load_shape(path: str) -> PretrainedConfig:
+def load_shape(path: str) -> PretrainedConfig:
+    """The shape of a model, by name or folder; raises ConfigError if it cannot be had."""
     register_classifiers()
     try:
         with loading(path) as (name, revision):
@@ -160,7 +178,7 @@ def _check_fit(config: RunConfig, path: str, text: PretrainedConfig) -> None:
 def _classifier(role: str, table: RewardModelConfig) -> str:
     assert isinstance(table.classifier, PretrainedClassifier), "others are trained by the run"
     path = join_revision(table.classifier.path, table.classifier.revision)
-    shape = _load_shape(path)
+    shape = load_shape(path)
     tokenizer = load_classifier_tokenizer(path)
     _check_weights(path)
     _check_vocabulary(path, tokenizer, shape.get_text_config().vocab_size)

@@ -1,4 +1,4 @@
-"""Whether what a run writes fits the disks: an estimate from shapes and settings, from above; nothing is loaded."""
+"""Whether what a run writes fits the disks: sizes from shapes and settings, from above; nothing is loaded."""
 
 import math
 import os
@@ -6,18 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
-
 from common.config import RunConfig
-from common.modeling import freeze_below, resolve_dtype
-from common.ppo_config import Muon, PPOConfig
+from deploy.explain_sizes import PolicySize, checkpoint_bytes, copies_of_policy, kept_checkpoints, trajectory_file_bytes
 from deploy.finding import Finding, show_bytes
 from deploy.storage_probe import free_bytes, is_local, open_place
-from learner.optimizers import is_table
-
-_VALUE_BYTES = 4  # ids int32, logprobs float32, the exported policy of a fresh model
-_SAMPLE_BYTES = 100  # what a trajectory file holds of a sample beside its tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,53 +22,21 @@ class Need:
     total_bytes: int
 
 
-def policy_on_meta(shape: PretrainedConfig, config: RunConfig) -> PreTrainedModel:
-    """The policy without memory: shapes and types alone."""
-    dtype = resolve_dtype(config.learner.dtype, torch.device("cpu"), serves=False)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(shape, dtype=dtype)
-
-
-def checkpoint_bytes(policy: PreTrainedModel, ppo: PPOConfig) -> int:
-    """Weights and optimizer state of one checkpoint: AdamW keeps two numbers per trained weight, Muon one per weight
-    of a hidden matrix.
-    """
-    if ppo.trainable_layers is not None:
-        freeze_below(policy, ppo.trainable_layers)
-    total = 0
-    for name, parameter in policy.named_parameters():
-        size = parameter.numel() * parameter.element_size()
-        by_muon = isinstance(ppo.optimizer, Muon) and parameter.ndim == 2 and not is_table(name)
-        copies = (1 if by_muon else 2) if parameter.requires_grad else 0
-        total += size * (1 + copies)
-    return total
-
-
-def trajectory_bytes(config: RunConfig, ppo: PPOConfig) -> int:
-    """All trajectory files, every response as long as it may be."""
-    per_token = 1 + 1 + (ppo.reference == "service")  # id, logprob, reference logprob
-    tokens = ppo.prompt_tokens.max + ppo.response_tokens.max * per_token
-    return ppo.updates * ppo.trajectories_per_update * (tokens * _VALUE_BYTES + _SAMPLE_BYTES)
-
-
-def room_needed(config: RunConfig, folder: Path, policy: PreTrainedModel) -> list[Need]:
+def room_needed(config: RunConfig, folder: Path, size: PolicySize) -> list[Need]:
     """What the run writes to its folder and to `ppo.checkpoint_url`."""
-    weights = sum(p.numel() * p.element_size() for p in policy.parameters())
-    copies = sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo)) + (
-        config.model.type == "gguf"
-    )
-    found = [Need("models", str(folder / "models"), weights * copies)]
+    weights = size.weights_bytes
+    found = [Need("models", str(folder / "models"), weights * copies_of_policy(config))]
     if config.pretrain is not None:
         found.append(Need("pre-trained model, for other runs", str(folder.parent / ".cache"), weights))
     if config.ppo is None:
         return found
     ppo = config.ppo
-    number = ppo.keep_last + ppo.keep_best + 1  # one is written before another goes
-    one = checkpoint_bytes(policy, ppo)
+    number, one = kept_checkpoints(ppo), checkpoint_bytes(size)
     what = f"{number} checkpoints of {show_bytes(one)}"
+    trajectories = ppo.updates * trajectory_file_bytes(config, ppo)
     return [
         *found,
-        Need("trajectories", str(folder / "trajectories"), trajectory_bytes(config, ppo)),
+        Need("trajectories", str(folder / "trajectories"), trajectories),
         Need(what, ppo.checkpoint_url or str(folder / "checkpoints"), number * one),
     ]
 

@@ -12,12 +12,11 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from common.errors import MemberFailedError
-from common.ports import Call, MemberKey, Reply, Role
+from common.ports import WORK, Call, MemberKey, Reply, Role
 from common.vitals import pid_namespace
 from deploy.postmortem import MemberFacts, describe_death
 from deploy.ray_calls import cause_of, draining_nodes, wait_for
 
-WORK = ("generate", "score", "reference")
 STACKS_TIMEOUT_S = 5.0
 """Longest time in which a stuck process must say where it stands before it is killed."""
 

@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from deploy import report_words as words
-from deploy.report_curves import GROUPS, Curve, Layer
+from deploy.evaluation_file import EvaluationLine
+from deploy.report_curves import EVALUATIONS, GROUPS, Curve, Layer
 from deploy.report_figures import MAX_POINTS, draw, has_values, thinned
 from deploy.report_preferences import length_warning, preference_measures, scores_shown
 from deploy.run_files import ExtremeLine, RunFiles, UpdateLine, final_ledger, finite, read_run, stage_seconds
@@ -80,6 +81,39 @@ def write_report(run_folder: Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page of a run."""
+    rows = [*words.measures(run.summary), *preference_measures(run.summary)]
+    groups = [*evaluation_group(run.evaluations), *panel_groups(run.updates)]
+    return (
+        page_environment()
+        .get_template("report.html")
+        .render(
+            run=run,
+            sentence=words.result_sentence(run),
+            alarm=words.alarm_sentence(run.summary),
+            rows=[row for row in rows if not row.is_absent],
+            row_absences=words.absences(rows),
+            why=words.WHY_ABSENT,
+            marks_of=words.VERDICT_MARKS,
+            good_arrows=words.GOOD_ARROWS,
+            good_words=words.GOOD_WORDS,
+            scores=scores_shown(run.summary),
+            length_warning=length_warning(run.summary.rm_preferences if run.summary else None),
+            groups=groups,
+            undrawn=[panel for group in groups for panel in group.panels if panel.svg is None],
+            num_drawn=len(thinned(run.updates)),
+            max_points=MAX_POINTS,
+            num_nonfinite=num_nonfinite(run.updates),
+            open_texts=run.heldout[:NUM_OPEN_TEXTS],
+            folded_texts=run.heldout[NUM_OPEN_TEXTS:],
+            extremes=extremes(run.extremes),
+            stages=stage_rows(run),
+            ledger=final_ledger(run),
+        )
+    )
+
+
+def page_environment() -> Environment:
+    """The templates, which escape what they are given."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
@@ -88,36 +122,19 @@ def render(run: RunFiles) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"number": words.number, "gap": words.gap_between}
-    rows = [*words.measures(run.summary), *preference_measures(run.summary)]
-    groups = panel_groups(run.updates)
-    return environment.get_template("report.html").render(
-        run=run,
-        sentence=words.result_sentence(run),
-        rows=[row for row in rows if not row.is_absent],
-        row_absences=words.absences(rows),
-        why=words.WHY_ABSENT,
-        marks_of=words.VERDICT_MARKS,
-        good_arrows=words.GOOD_ARROWS,
-        good_words=words.GOOD_WORDS,
-        scores=scores_shown(run.summary),
-        length_warning=length_warning(run.summary.rm_preferences if run.summary else None),
-        groups=groups,
-        undrawn=[panel for group in groups for panel in group.panels if panel.svg is None],
-        num_drawn=len(thinned(run.updates)),
-        max_points=MAX_POINTS,
-        num_nonfinite=num_nonfinite(run.updates),
-        open_texts=run.heldout[:NUM_OPEN_TEXTS],
-        folded_texts=run.heldout[NUM_OPEN_TEXTS:],
-        extremes=extremes(run.extremes),
-        stages=stage_rows(run),
-        ledger=final_ledger(run),
-    )
+    return environment
 
 
 def panel_groups(updates: Sequence[UpdateLine]) -> list[PanelGroup]:
     """All curves, drawn as far as the updates have them."""
     shown = [_with_rest(update) for update in thinned(updates)]
     return [PanelGroup(group.title, tuple(_panel(curve, shown) for curve in group.curves)) for group in GROUPS]
+
+
+def evaluation_group(evaluations: Sequence[EvaluationLine]) -> list[PanelGroup]:
+    """The curves of the evaluations while PPO learnt; none where there were none."""
+    points = thinned([UpdateLine(step=line.step, metrics=line.numbers) for line in evaluations])
+    return [PanelGroup(EVALUATIONS.title, tuple(_panel(c, points) for c in EVALUATIONS.curves))] if points else []
 
 
 def _panel(curve: Curve, updates: Sequence[UpdateLine]) -> Panel:

@@ -44,6 +44,47 @@ def _one(key: str) -> tuple[Layer, ...]:
     return (Layer("", (key,)),)
 
 
+EVALUATIONS = Group("Held-out prompts while it learnt", (
+    Curve(
+        "heldout-rise", "Rise since before PPO (standard deviations)",
+        "Reward and judge on the same held-out responses, each in the spread of its own scores before PPO.",
+        "the reward rises and the judge does not follow: the policy pleases the reward model alone.",
+        (Layer("reward", ("reward_z",)), Layer("judge", ("judge_z",), colour=2)), rule=0.0,
+    ),
+    Curve(
+        "heldout-win", "Win rate over the policy before PPO",
+        "Share of prompts on which the judge prefers the new response; a tie counts half, 0.5 (dashed) is even.",
+        "a fall after a rise: it was better before.",
+        (Layer("95 % interval", ("win_rate_low", "win_rate_high"), "range"), Layer("win rate", ("win_rate",))),
+        rule=0.5,
+    ),
+    Curve(
+        "heldout-kl", "KL per response (nats)",
+        "Distance from the policy before PPO on held-out prompts: what the rise is paid with.",
+        "growth that does not level off while the judge does.",
+        _one("kl_seq_sum"),
+    ),
+    Curve(
+        "heldout-distinct", "Distinct words and word pairs",
+        "Different words (distinct-1) and word pairs (distinct-2) as a share of all in the responses.",
+        "a fall: the policy says the same to everybody.",
+        (Layer("distinct-1", ("distinct_1",)), Layer("distinct-2", ("distinct_2",), colour=2)), starts_at_zero=True,
+    ),
+    Curve(
+        "heldout-length", "Response length (tokens)",
+        "Mean length of the held-out responses.",
+        "a drift to one end: length has become a way to score.",
+        _one("response_tokens"), starts_at_zero=True,
+    ),
+    Curve(
+        "heldout-truncated", "Cut off at the length limit",
+        "Share of held-out responses that did not end by themselves.",
+        "a rise: the policy forgets how to stop.",
+        _one("truncated_fraction"), starts_at_zero=True,
+    ),
+))  # fmt: skip
+"""Of `evaluations.jsonl`; the report has them where PPO was evaluated while it learnt."""
+
 GROUPS = (
     Group("What is gained, and at what price", (
         Curve(
@@ -137,6 +178,12 @@ GROUPS = (
             "a drift to one end: length has become a way to score.",
             (Layer("mean", ("response_tokens_mean",)), Layer("longest", ("response_tokens_max",), colour=2)),
             starts_at_zero=True,
+        ),
+        Curve(
+            "groups", "Prompts that teach nothing",
+            "Share of prompts whose samples all have one score, so that none is better than the others.",
+            "above 0.8: prompts too easy or too hard, or a policy that says the same each time.",
+            _one("zero_std_group_share"), starts_at_zero=True,
         ),
         Curve(
             "truncated", "Cut off at the length limit",

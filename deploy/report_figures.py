@@ -6,7 +6,9 @@ same bytes. Uses matplotlib's objects, never pyplot: nothing global is opened or
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import matplotlib as mpl
@@ -15,8 +17,9 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
+from deploy.checked_json import Numbers
 from deploy.report_curves import Curve, Layer
-from deploy.run_files import Numbers, UpdateLine
+from deploy.run_files import UpdateLine
 
 Series = npt.NDArray[np.float64]
 
@@ -53,6 +56,19 @@ _RC = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One run's part of an overlay."""
+
+    x: Series
+    """[N]"""
+    y: Series
+    """[N]"""
+    colour: int
+    """Which of the page's series colours, from 1."""
+    is_dashed: bool = False
+
+
 def thinned(updates: Sequence[UpdateLine]) -> tuple[UpdateLine, ...]:
     """At most MAX_POINTS updates at even distances, the last one included."""
     stride = -(-len(updates) // MAX_POINTS) if updates else 1
@@ -70,9 +86,7 @@ def draw(curve: Curve, updates: Sequence[UpdateLine]) -> str:
     The caller has made sure that at least one layer has a finite value.
     """
     steps = np.array([update.step for update in updates], dtype=np.float64)
-    with mpl.rc_context(_RC):
-        figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
-        axes = figure.add_axes((0.135, 0.145, 0.85, 0.80))
+    with _figure() as (figure, axes):
         _prepare(axes, curve)
         if curve.is_stacked:
             _stack(axes, curve, steps, updates)
@@ -80,10 +94,41 @@ def draw(curve: Curve, updates: Sequence[UpdateLine]) -> str:
             for layer in curve.layers:
                 _draw_layer(axes, layer, steps, updates, is_log=curve.is_log)
         _limit(axes, curve, steps)
-        file = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(file, format="svg", transparent=True, metadata=nothing)
-    return _inline(file.getvalue(), curve)
+        svg = _svg(figure)
+    return _inline(svg, curve.slug, f"{curve.title} by update")
+
+
+def draw_lines(lines: Sequence[Line], *, slug: str, title: str, axis: str) -> str:
+    """Lines of several runs as one `<svg>` element, along the same axis.
+
+    Args:
+        lines: at least one, with at least one point each.
+        slug: begins the ids of the element.
+        title: told to who cannot see it.
+        axis: name of the horizontal axis.
+    """
+    with _figure(width=0.82) as (figure, axes):  # room for the last number of thousands of trajectories
+        _prepare_axes(axes, axis)
+        for line in lines:
+            marker = "o" if len(line.x) <= MAX_MARKED else None
+            axes.plot(line.x, line.y, color=_COLOURS[line.colour - 1], linewidth=1.5, marker=marker, markersize=2.2,
+                      linestyle=(0, (3, 2)) if line.is_dashed else "-")  # fmt: skip
+        svg = _svg(figure)
+    return _inline(svg, slug, title)
+
+
+@contextmanager
+def _figure(*, width: float = 0.85) -> Iterator[tuple[Figure, Any]]:
+    with mpl.rc_context(_RC):
+        figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES))
+        yield figure, figure.add_axes((0.135, 0.145, width, 0.80))
+
+
+def _svg(figure: Figure) -> str:
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+    return file.getvalue()
 
 
 def has_values(layer: Layer, updates: Sequence[UpdateLine]) -> bool:
@@ -99,19 +144,22 @@ def _finite_or_nan(value: float | None) -> float:
     return value if value is not None and np.isfinite(value) else float("nan")
 
 
-def _prepare(axes: Any, curve: Curve) -> None:
-    axes.set_xlabel("update", loc="right", labelpad=1)
+def _prepare_axes(axes: Any, name: str) -> None:
+    axes.set_xlabel(name, loc="right", labelpad=1)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(which="both", length=0, pad=3)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+
+
+def _prepare(axes: Any, curve: Curve) -> None:
+    _prepare_axes(axes, "update")
     if curve.is_log:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"1e{round(np.log10(value))}")
         axes.yaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if curve.rule is not None:
         axes.axhline(curve.rule, color=_INK, linewidth=0.9, linestyle=(0, (4, 3)))
 
@@ -149,15 +197,15 @@ def _limit(axes: Any, curve: Curve, steps: Series) -> None:
         axes.set_ylim(bottom=0, top=axes.get_ylim()[1] or 1.0)
 
 
-def _inline(svg: str, curve: Curve) -> str:
+def _inline(svg: str, slug: str, title: str) -> str:
     """Without prologue, style sheet and fixed size; ids of its own; colours from the page."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]+"', svg)
     assert view_box is not None, "matplotlib writes a viewBox"
-    label = f'role="img" aria-label="{curve.title} by update"'
+    label = f'role="img" aria-label="{title}"'
     svg = re.sub(r"<svg[^>]*>", f"<svg {view_box.group()} {label}>", svg, count=1)
-    svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\1{curve.slug}-", svg)
+    svg = re.sub(r'( id="|url\(#|xlink:href="#)', rf"\1{slug}-", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     return svg.strip()

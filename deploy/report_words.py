@@ -11,6 +11,8 @@ from deploy.run_files import RunFiles, StageFile, Summary, final_ledger, finite
 Good = Literal["higher", "lower", "hold", "win", "zero"]
 Unit = Literal["percent", "number", "signed"]
 
+MAX_ALARMS = 8
+"""Updates that are named in a sentence."""
 NONE, MINUS = "–", "−"
 KEEPS_DIVERSITY = 0.7
 """Least share of the former distinct-2 that counts as kept."""
@@ -124,7 +126,7 @@ def duration(seconds: float | None) -> str:
 def measures(summary: Summary | None) -> list[Measure]:
     """The rows of the before/after table, absent ones included."""
     s = summary or Summary()
-    return [*_gains(s), *_prices(s), *_perplexities(s), *_accuracies(s)]
+    return [*_gains(s), *_rivals(s), *_prices(s), *_perplexities(s), *_accuracies(s)]
 
 
 def _gains(s: Summary) -> list[Measure]:
@@ -152,6 +154,33 @@ def _gains(s: Summary) -> list[Measure]:
             "judge", None, s.win_rate, has_before=False, interval=s.win_rate_ci95,
         ),
     ]  # fmt: skip
+
+
+def _rivals(s: Summary) -> list[Measure]:
+    return [
+        Measure(
+            f"Win rate against {name}", "percent", "win",
+            "How often the judge prefers this run's response after PPO to the other policy's, on the same prompt; "
+            "beside it the 95 % interval.",
+            "judge", None, rival.win_rate, has_before=False, interval=rival.win_rate_ci95,
+        )
+        for name, rival in s.against.items()
+    ]  # fmt: skip
+
+
+def alarm_sentence(summary: Summary | None) -> str:
+    """What the over-optimisation alarm said while PPO learnt; nothing where it was silent, or not there."""
+    alarm = None if summary is None else summary.over_optimisation
+    if alarm is None or not alarm.updates:
+        return ""
+    steps = ", ".join(str(step) for step in alarm.updates[:MAX_ALARMS])
+    steps += ", …" if len(alarm.updates) > MAX_ALARMS else ""
+    end = "It is on at the end" if alarm.at_the_end else "It is off at the end"
+    gap = f", where the reward is {number(alarm.gap, 'signed')} standard deviations ahead of the judge"
+    return (
+        f"Over-optimisation: after update {steps} the reward had risen on held-out prompts without the judge. "
+        f"{end}{gap}. Read the texts before you trust the reward."
+    )
 
 
 def _prices(s: Summary) -> list[Measure]:

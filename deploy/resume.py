@@ -79,8 +79,9 @@ def _shown(value: JsonValue) -> str:
 def rewind(folder: Path, step: int) -> None:
     """Bring the files of a run back to where they were after an update, as if nothing had come later.
 
-    Lines of later updates go from metrics.jsonl and samples.jsonl, and with them a last line that was cut short; so do
-    trajectories of later updates. Held-out samples go too: evaluation comes after PPO, so they are of another policy.
+    Lines of later updates go from metrics.jsonl, samples.jsonl and evaluations.jsonl, and with them a last line that
+    was cut short; so do trajectories of later updates. Held-out samples go too: evaluation comes after PPO, so they are
+    of another policy.
 
     Args:
         folder: of the run.
@@ -89,7 +90,7 @@ def rewind(folder: Path, step: int) -> None:
     Raises:
         DataError: a line before the last one makes no sense; names it.
     """
-    for name in ("metrics.jsonl", "samples.jsonl"):
+    for name in ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl"):
         _cut(folder / name, step)
     for path in (folder / "trajectories").glob("update_*"):
         match = _TRAJECTORIES.fullmatch(path.name)

@@ -4,32 +4,24 @@ It reads and never writes; who writes is told in each record. Absent files are N
 readers; a file that is there and cannot be understood is an error that names its line.
 """
 
-import json
 import math
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import Field, JsonValue, TypeAdapter
 
 from common.errors import DataError
+from deploy.checked_json import Numbers, Shape, read_json_as, read_jsonl, read_toml
+from deploy.evaluation_file import EvaluationLine, OverOptimisation, Rival, read_evaluations
 
-Numbers = Mapping[str, float | None]
 Ledger = Mapping[str, int | dict[str, int]]
-Record = TypeVar("Record")
 
 STAGE_ORDER = ("base", "pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
 
 
-class _Shape(BaseModel):
-    """Keys that are not known are left out, so that an older page can show a newer run."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
-
-
-class UpdateLine(_Shape):
+class UpdateLine(Shape):
     """One line of `metrics.jsonl`: one PPO update."""
 
     step: int
@@ -44,7 +36,7 @@ class UpdateLine(_Shape):
     """Samples by fate, from the start of the run."""
 
 
-class ExtremeLine(_Shape):
+class ExtremeLine(Shape):
     """One line of `samples.jsonl`: the best or worst sample of an update."""
 
     kind: Literal["best", "worst"]
@@ -55,7 +47,7 @@ class ExtremeLine(_Shape):
     kl_seq_sum: float | None = None
 
 
-class HeldoutLine(_Shape):
+class HeldoutLine(Shape):
     """One line of `samples.jsonl`: a held-out prompt, answered before and after PPO."""
 
     kind: Literal["heldout"]
@@ -69,14 +61,14 @@ class HeldoutLine(_Shape):
     judge_after: float | None = None
 
 
-class Histogram(_Shape):
+class Histogram(Shape):
     """Counts between edges, one more of these than of those."""
 
     edges: Sequence[float]
     counts: Sequence[int]
 
 
-class PreferenceNumbers(_Shape):
+class PreferenceNumbers(Shape):
     """What a classifier that learnt from preferences says of held-out pairs; see learner.preference_measures."""
 
     accuracy_by_source: Numbers = {}
@@ -99,7 +91,7 @@ class PreferenceNumbers(_Shape):
     length_spearman: float | None = None
 
 
-class Summary(_Shape):
+class Summary(Shape):
     """`summary.json`, written by the last stage; a key is None where its stage was not part of the run."""
 
     reward_before: float | None = None
@@ -125,9 +117,13 @@ class Summary(_Shape):
     ledger: Ledger | None = None
     seconds: Numbers | None = None
     tokens_per_second: Numbers | None = None
+    against: Mapping[str, Rival] = {}
+    """By the name that `evaluate.against` gives them."""
+    over_optimisation: OverOptimisation | None = None
+    """None where PPO was not evaluated while it learnt."""
 
 
-class StageFile(_Shape):
+class StageFile(Shape):
     """`stages/NAME.json`: what a stage left when it was done."""
 
     stage: str
@@ -150,6 +146,8 @@ class RunFiles:
     """Updates that were done again."""
     extremes: tuple[ExtremeLine, ...]
     heldout: tuple[HeldoutLine, ...]
+    evaluations: tuple[EvaluationLine, ...]
+    """Of held-out prompts while PPO learnt, in order of steps."""
     summary: Summary | None
     stages: tuple[StageFile, ...]
     """In the order in which stages run."""
@@ -163,20 +161,21 @@ def read_run(folder: Path) -> RunFiles:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder; name the folder of a run, as in runs/demo")
-    updates = list(_jsonl(folder / "metrics.jsonl", TypeAdapter(UpdateLine)))
+    updates = list(read_jsonl(folder / "metrics.jsonl", TypeAdapter(UpdateLine)))
     by_step = {update.step: update for update in updates}
-    samples = list(_jsonl(folder / "samples.jsonl", TypeAdapter(_Sample)))
-    stages = [_json(path, TypeAdapter(StageFile)) for path in sorted((folder / "stages").glob("*.json"))]
+    samples = list(read_jsonl(folder / "samples.jsonl", TypeAdapter(_Sample)))
+    stages = [read_json_as(path, TypeAdapter(StageFile)) for path in sorted((folder / "stages").glob("*.json"))]
     summary_path = folder / "summary.json"
     return RunFiles(
         name=folder.resolve().name,
         folder=folder,
-        config_text=_toml(folder / "config.toml"),
+        config_text=read_toml(folder / "config.toml"),
         updates=tuple(by_step[step] for step in sorted(by_step)),
         num_redone=len(updates) - len(by_step),
         extremes=tuple(dict.fromkeys(s for s in samples if isinstance(s, ExtremeLine))),
         heldout=tuple(dict.fromkeys(s for s in samples if isinstance(s, HeldoutLine))),
-        summary=_json(summary_path, TypeAdapter(Summary)) if summary_path.exists() else None,
+        evaluations=tuple(read_evaluations(folder)),
+        summary=read_json_as(summary_path, TypeAdapter(Summary)) if summary_path.exists() else None,
         stages=tuple(sorted(stages, key=lambda stage: _rank(stage.stage))),
     )
 
@@ -215,66 +214,3 @@ _Sample = Annotated[ExtremeLine | HeldoutLine, Field(discriminator="kind")]
 
 def _rank(stage: str) -> tuple[int, str]:
     return (STAGE_ORDER.index(stage) if stage in STAGE_ORDER else len(STAGE_ORDER), stage)
-
-
-def _jsonl(path: Path, adapter: TypeAdapter[Record]) -> Iterator[Record]:
-    for number, line in enumerate(_text(path).split("\n") if path.exists() else [], start=1):
-        if line.strip():
-            yield _parse(line, adapter, path, first_line=number)
-
-
-def _json(path: Path, adapter: TypeAdapter[Record]) -> Record:
-    return _parse(_text(path), adapter, path, first_line=1)
-
-
-def _parse(text: str, adapter: TypeAdapter[Record], path: Path, *, first_line: int) -> Record:
-    try:
-        loaded = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(
-            f"{path}:{first_line + error.lineno - 1}: not JSON: {error.msg} at column {error.colno}; "
-            "was the run stopped while writing? Delete the line, or run the stage again"
-        ) from error
-    try:
-        return adapter.validate_python(loaded)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        line = first_line + _line_of(first["loc"], text)
-        where = ".".join(str(part) for part in first["loc"]) or "the line"
-        raise DataError(f"{path}:{line}: {where}: {first['msg']}; got {_short(first['input'])}") from error
-
-
-def _line_of(location: Sequence[int | str], text: str) -> int:
-    """Index of the line in which the first key of `location` that the text holds is written, else 0."""
-    for key in reversed(location):
-        at = text.find(f'"{key}"')
-        if at >= 0:
-            return text.count("\n", 0, at)
-    return 0
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
-def _toml(path: Path) -> str | None:
-    if not path.exists():
-        return None
-    text = _text(path)
-    try:
-        tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        _, _, after = str(error).partition("at line ")
-        line = after.split(",")[0] if after else str(text.count("\n") + 1)
-        raise DataError(f"{path}:{line}: not TOML: {error}") from error
-    return text
-
-
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}:{line}: not UTF-8: {error.reason} at byte {error.start}") from error

@@ -60,9 +60,9 @@ class Runtime(Protocol):
         """Run a supervised stage where the learner's resources are; raises RunStopped if somebody asks for the end."""
 
     def members(
-        self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal
+        self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal, *, with_learner: bool = True
     ) -> AbstractContextManager[Members]:
-        """What PPO needs, or evaluation where `paths` names a judge; all is stopped at the end."""
+        """What PPO needs or, without a learner, evaluation; all is stopped at the end."""
 
     def close(self) -> None:
         """Leave nothing behind."""

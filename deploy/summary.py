@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from deploy.evaluation_file import read_evaluations
 from deploy.files import read_json, write_json
 from deploy.report_preferences import preference_numbers
 
@@ -24,7 +25,10 @@ FROM_EVALUATION = (
 
 
 def write_summary(folder: Path) -> dict[str, Any]:
-    """Gather the stages' results; a number whose stage was not run is null."""
+    """Gather the stages' results; a number whose stage was not run is null.
+
+    `against` and `over_optimisation` are there where rivals were met, and where PPO was evaluated while it learnt.
+    """
     records = {p.stem: read_json(p) for p in sorted((folder / "stages").glob("*.json"))}
     evaluated = records.get("evaluate", {}).get("inputs", {}).get("ppo")
     if evaluated != records.get("ppo", {}).get("output_hash"):
@@ -48,6 +52,14 @@ def write_summary(folder: Path) -> dict[str, Any]:
     pairs = preference_numbers(metrics.get("reward_model", {}))
     if pairs is not None:
         summary["rm_preferences"] = pairs.model_dump(mode="json")
+    if "against" in evaluation:
+        summary["against"] = evaluation["against"]
+    if evaluations := read_evaluations(folder):
+        summary["over_optimisation"] = {
+            "updates": [line.step for line in evaluations if line.over_optimised],
+            "at_the_end": evaluations[-1].over_optimised,
+            "gap": evaluations[-1].numbers.get("gap"),
+        }
     write_json(folder / "summary.json", summary)
     return summary
 

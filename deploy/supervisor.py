@@ -92,6 +92,10 @@ class Supervisor:
         """All that is generated from now on comes from these weights."""
         self.command(lambda now: self._perform(self.conductor.publish(weights, now)))
 
+    def weights(self) -> WeightsHandle:
+        """Those that were published last."""
+        return self.command(lambda now: self.conductor.current())
+
     def collect(self, num_samples: int) -> list[ChunkHandle]:
         """Exactly `num_samples` samples, generated and judged, in draw order.
 
@@ -108,9 +112,9 @@ class Supervisor:
         with self.watch.phase("collect"):
             return self._wait_for_batch(lambda now: self.conductor.begin_again(chunks, lost, now))
 
-    def sample(self, prompts: Sequence[Prompt]) -> list[ChunkHandle]:
-        """Generate and judge given prompts outside of training; what cannot be judged is missing."""
-        return self._wait_for_batch(lambda now: self.conductor.begin_given(prompts, now))
+    def sample(self, prompts: Sequence[Prompt], *, top_p: float = 1.0) -> list[ChunkHandle]:
+        """One response to each given prompt outside of training, evaluated; what cannot be judged is missing."""
+        return self._wait_for_batch(lambda now: self.conductor.begin_given(prompts, now, top_p=top_p))
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""

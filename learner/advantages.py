@@ -1,4 +1,4 @@
-"""From one score per response to an advantage per token: rewards, generalised advantage estimation, its diagnosis.
+"""From one score per response to advantages: rewards, then GAE by a value head, or comparison within a prompt's group.
 
 Pure maths on padded tensors, called by `ppo.py` once per update, before any gradient step. Not here: whitening
 (`common.masked.whiten`), the losses (`losses.py`), and who decides that a response was truncated (the worker: it is
@@ -7,7 +7,7 @@ Pure maths on padded tensors, called by `ppo.py` once per update, before any gra
 All results are constants of the losses: nothing here carries gradients. Dead slots may hold anything, NaN included;
 they change nothing and come back as 0. A NaN in a live slot spreads to the results of its row.
 
-Legend: B sequences, R response slots.
+Legend: B sequences, R response slots, K samples of one prompt; rows k * K … k * K + K - 1 are one group.
 """
 
 import torch
@@ -107,6 +107,76 @@ def gae(
         advantages[:, t] = torch.where(is_live, next_advantage, 0.0)
     returns = torch.where(response_mask, advantages + values, 0.0)
     return advantages, returns
+
+
+@torch.no_grad()
+def response_returns(rewards: Tensor, response_mask: Tensor) -> Tensor:
+    """What a whole response earned: score minus kl_coef times the sum of k1, undiscounted.
+
+    This is the R of arXiv:2402.14740: the response is one action, and the KL of its tokens is part of its
+    return, so that the baseline of the group covers it too and it counts once.
+
+    Args:
+        rewards: [B, R] float, from `token_rewards`.
+        response_mask: [B, R] bool.
+
+    Returns:
+        [B] float, summed in float64.
+    """
+    return torch.where(response_mask, rewards, 0.0).double().sum(dim=1).to(rewards.dtype)
+
+
+@torch.no_grad()
+def rloo(returns: Tensor, samples_per_prompt: int) -> Tensor:
+    """REINFORCE leave-one-out (RLOO, arXiv:2402.14740): R_i - mean of R_j over the others of the group.
+
+    It is an unbiased baseline, for it does not depend on the response itself.
+
+    Args:
+        returns: [B] float, groups in rows that stand together.
+        samples_per_prompt: K, at least 2.
+
+    Returns:
+        [B] float, one advantage per response.
+    """
+    groups = returns.double().view(-1, samples_per_prompt)
+    others = (groups.sum(dim=1, keepdim=True) - groups) / (samples_per_prompt - 1)
+    return (groups - others).flatten().to(returns.dtype)
+
+
+@torch.no_grad()
+def group_norm(returns: Tensor, samples_per_prompt: int, *, eps: float = 1e-4) -> Tensor:
+    """GRPO's advantage (arXiv:2402.03300, section 4.1.2): (R_i - mean of the group) / standard deviation of the group.
+
+    Prompts on which all responses do about equally well weigh as much as others: the division takes the size of a
+    difference away. The standard deviation is that of a sample (divided by K - 1).
+
+    Args:
+        returns: [B] float, groups in rows that stand together.
+        samples_per_prompt: K, at least 2.
+        eps: added to the standard deviation, so that equal returns give zeros.
+
+    Returns:
+        [B] float, one advantage per response.
+    """
+    groups = returns.double().view(-1, samples_per_prompt)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    return (centred / (groups.std(dim=1, keepdim=True) + eps)).flatten().to(returns.dtype)
+
+
+@torch.no_grad()
+def zero_std_share(scores: Tensor, samples_per_prompt: int) -> Tensor:
+    """Share of groups whose scores are all equal: such a prompt teaches nothing but its KL.
+
+    Args:
+        scores: [B] float, shaped; groups in rows that stand together.
+        samples_per_prompt: K.
+
+    Returns:
+        [] float, 0 … 1.
+    """
+    groups = scores.view(-1, samples_per_prompt)
+    return (groups == groups[:, :1]).all(dim=1).float().mean()
 
 
 @torch.no_grad()

@@ -64,9 +64,15 @@ def _pretrained(source: str, num_labels: int) -> tuple[PreTrainedModel, PreTrain
     """A classifier, or a language model whose output head becomes a new one of `num_labels` logits."""
     register_classifiers()
     with loading(source) as (name, at):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            name, revision=at, num_labels=num_labels, ignore_mismatched_sizes=num_labels == 1
+        model, loaded = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            revision=at,
+            num_labels=num_labels,
+            ignore_mismatched_sizes=num_labels == 1,
+            output_loading_info=True,
         )
+    if isinstance(model, ConvTextClassifier) and loaded["mismatched_keys"]:
+        model.head.reset_parameters()  # transformers leaves to the model what it does not load
     tokenizer = load_classifier_tokenizer(source)
     model.config.pad_token_id = tokenizer.pad_token_id  # those of the decoder kind look for the last word
     return model, tokenizer

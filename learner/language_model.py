@@ -24,11 +24,11 @@ from common.text import load_tokenizer, train_word_tokenizer
 from common.weighted_draws import WeightedDraws
 from learner.examples import Examples, Loaded, encode_source, load_source, pad_examples, split_source
 from learner.optimizers import build_optimizers
-from learner.supervised import Schedule, batches, train
+from learner.supervised import Schedule, batches, draws_by_weight, train
 
 EVALUATION_BATCH = 64
-_HELDOUT, _DRAWS = 11, 17
-"""Names of the choice of held-out texts, and of the draws by weight, among the run's random numbers."""
+_HELDOUT = 11
+"""Names the choice of held-out texts among the run's random numbers."""
 
 
 def perplexity(model: PreTrainedModel, examples: Sequence[Example]) -> float:
@@ -77,8 +77,8 @@ def train_language_model(
     model.to(accelerator.device)
     before = {name: perplexity(model, texts) for name, texts in heldout.items()} if source is not None else {}
     prepared = time.perf_counter()
-    schedule = _schedule(table, len(examples))
-    draws = _draws(encoded, table, config.seed)
+    schedule = schedule_of(table, len(examples))
+    draws = draws_by_weight({name: len(part) for name, part in encoded.items()}, table.weights, config.seed)
     yield from _train(model, examples, table, schedule, seed=config.seed, draws=draws, accelerator=accelerator)
     trained = time.perf_counter()
     after = {name: perplexity(model, texts) for name, texts in heldout.items()}
@@ -129,14 +129,6 @@ def _train(
     )
 
 
-def _draws(encoded: dict[str, Examples], table: LanguageModelTraining, seed: int) -> WeightedDraws | None:
-    """By weight, where the sources have one."""
-    if not table.weights:
-        return None
-    sizes = [len(part) for part in encoded.values()]
-    return WeightedDraws(sizes, [table.weights[name] for name in encoded], seed, _DRAWS)
-
-
 def _what_was_cut(encoded: dict[str, Examples], table: LanguageModelTraining) -> str:
     cut = sum(part.responses_cut for part in encoded.values())
     too_long = sum(part.too_long for part in encoded.values())
@@ -158,7 +150,8 @@ def _of_demonstrations(encoded: dict[str, Examples], learned: dict[str, Loaded])
     }
 
 
-def _schedule(table: LanguageModelTraining, num_documents: int) -> Schedule:
+def schedule_of(table: LanguageModelTraining, num_documents: int) -> Schedule:
+    """Rates and number of steps over so many examples."""
     steps = max(1, round(table.epochs * num_documents / min(table.batch_sequences, num_documents)))
     return Schedule(steps, table.warmup_fraction, table.decay_fraction, table.final_fraction)
 

@@ -7,18 +7,25 @@
 
 `rollouts` sends prompts to workers, has their responses scored, and hands back *handles*: the payloads stay where they
 were made until the learner fetches them. Whether workers are Ray actors or objects of this process is decided in
-`deploy`; this loop cannot tell. Workers may come, die and leave meanwhile: `rollouts` sees to it.
+`deploy`; this loop cannot tell. Workers may come, die and leave meanwhile: `rollouts` sees to it. `evaluations` asks
+the same workers about held-out prompts, now and then, and changes nothing of what is trained.
 
 What happens inside: generation in actors/engine.py, judging in reward_service/scorers.py, the update in learner/ppo.py,
 who does what in deploy/conductor.py, and what follows when the learner itself is lost in deploy/recovery.py.
 """
 
-from common.ports import Checkpoints, Learner, Recorder, Rollouts
+from common.ports import Checkpoints, Evaluations, Learner, Recorder, Rollouts
 from common.ppo_config import PPOConfig
 
 
 def train(
-    *, learner: Learner, rollouts: Rollouts, recorder: Recorder, checkpoints: Checkpoints, config: PPOConfig
+    *,
+    learner: Learner,
+    rollouts: Rollouts,
+    recorder: Recorder,
+    evaluations: Evaluations,
+    checkpoints: Checkpoints,
+    config: PPOConfig,
 ) -> None:
     """Run PPO until `config.updates` are done; every wait inside has a deadline.
 
@@ -30,6 +37,7 @@ def train(
         LedgerError: a sample was lost or counted twice.
     """
     rollouts.publish(learner.weights())
+    evaluations.at(learner.step)
     while learner.step < config.updates:
         trajectories = rollouts.collect(config.trajectories_per_update)
         while lost := learner.prepare(trajectories):
@@ -40,6 +48,7 @@ def train(
         if not report.is_finite:
             continue
         rollouts.publish(learner.weights())
+        evaluations.at(learner.step)
         if checkpoints.due(learner.step):
             checkpoints.save(learner, rollouts)
     checkpoints.wait()

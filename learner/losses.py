@@ -39,9 +39,14 @@ def policy_loss(
     mask: Tensor,
     *,
     clip_eps: float,
+    clip_eps_high: float | None = None,
+    dual_clip: float | None = None,
     denominator: Tensor | float,
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate, negated (arXiv:1707.06347, eq. 7): -min(ratio * A, clip(ratio, 1 ± eps) * A).
+
+    With `clip_eps_high` the upper bound is another one (clip-higher, arXiv:2503.14476). With `dual_clip` c and a
+    negative advantage it is -max(that minimum, c * A) (arXiv:1912.09729, eq. 5).
 
     Args:
         logprobs: [B, R] float, of the policy as it is now; gradients flow.
@@ -49,18 +54,27 @@ def policy_loss(
         advantages: [B, R] float; a constant.
         mask: [B, R] bool, the live tokens.
         clip_eps: beyond 1 ± this a ratio that the advantage already favours gains nothing, and has no gradient.
+        clip_eps_high: the same for the upper bound; None: clip_eps.
+        dual_clip: above 1; where the advantage is negative, a ratio beyond it costs no more, and has no gradient.
         denominator: live tokens of the whole optimizer step.
 
     Returns:
         [] loss, and `num_clipped` (tokens whose gradient the clip took), `approx_kl_k2_sum` and `approx_kl_k3_sum`
-        (KL(old || new) in nats, in two estimators), `ratio_max` (over live tokens).
+        (KL(old || new) in nats, in two estimators), `ratio_max` (over live tokens); with a dual clip also
+        `num_dual_clipped`, the tokens whose gradient that one took.
     """
     log_ratio = _live(logprobs, mask) - _live(old_logprobs.detach(), mask)
     ratio = log_ratio.exp()
     advantages = _live(advantages.detach(), mask)
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_eps, 1 + clip_eps)
-    loss = masked_sum(torch.maximum(unclipped, clipped), mask) / denominator
+    clipped = -advantages * ratio.clamp(1 - clip_eps, 1 + (clip_eps if clip_eps_high is None else clip_eps_high))
+    losses = torch.maximum(unclipped, clipped)
+    dual: Metrics = {}
+    if dual_clip is not None:
+        most = torch.where(advantages < 0, -advantages * dual_clip, torch.inf)
+        dual = {"num_dual_clipped": (losses > most).sum()}
+        losses = torch.minimum(losses, most)
+    loss = masked_sum(losses, mask) / denominator
     old_over_new = -log_ratio.detach()
     metrics = {
         "num_clipped": (clipped > unclipped).sum(),
@@ -68,7 +82,7 @@ def policy_loss(
         "approx_kl_k3_sum": k3(old_over_new).sum(),
         "ratio_max": _live(ratio.detach(), mask).amax(),
     }
-    return loss, metrics
+    return loss, metrics | dual
 
 
 def value_loss(

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from common.errors import CheckpointError, ConfigError
-from common.ppo_config import AdamW, Muon
-from common.ppo_config import Optimizer as OptimizerConfig
+from common.optimizer_config import AdamW, Muon
+from common.optimizer_config import Optimizer as OptimizerConfig
 
 Named = tuple[str, nn.Parameter]
 

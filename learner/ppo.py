@@ -4,7 +4,8 @@ One update (arXiv:1707.06347, algorithm 1; for language models arXiv:1909.08593)
 
     trajectories ─▶ Batch ─▶ old logprobs, values ─▶ rewards ─▶ advantages ─▶ epochs × minibatches × microbatches
 
-Read `update` first, then `_minibatch_step`. The maths is in advantages.py, kl.py and losses.py.
+Read `update` first, then `_minibatch_step`. The maths is in advantages.py, kl.py and losses.py; targets.py
+puts the first two together.
 
 Legend: B sequences of an update, R response slots.
 """
@@ -13,7 +14,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -21,40 +21,24 @@ from torch import Tensor
 from torch.func import functional_call
 
 from common.errors import CorruptWeightsError
-from common.masked import masked_mean, masked_var, whiten
+from common.masked import whiten
 from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
 from common.ppo_config import PPOConfig
 from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
 from common.seeds import permutation
 from common.weights import buffer_hash, flatten
-from learner.advantages import explained_variance, gae, token_rewards
 from learner.batch import Batch, in_order
-from learner.kl import k1, k3, kl_seq_sum, kl_token_mean, make_controller
+from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
 from learner.optimizers import build_optimizers, set_rate
+from learner.packing import by_sequences, by_tokens
+from learner.schedule import learning_rate_scale
 from learner.score_shaping import ScoreShaping
 from learner.tally import Tally, extremes, score_metrics
+from learner.targets import Targets, build_targets
 
 _SHUFFLE = 2
 """Names the purpose of the minibatch order among the run's random numbers."""
-
-
-@dataclass(frozen=True, slots=True)
-class Targets:
-    """What the epochs of one update learn from: constants, [B, R] float32."""
-
-    old_logprobs: Tensor
-    old_values: Tensor
-    ref_logprobs: Tensor | None
-    advantages: Tensor
-    returns: Tensor
-
-    def rows(self, index: Tensor, slots: int) -> "Targets":
-        """The chosen rows and the first `slots` columns."""
-        ref = None if self.ref_logprobs is None else self.ref_logprobs[index, :slots]
-        parts = (self.old_logprobs, self.old_values, self.advantages, self.returns)
-        logprobs, values, advantages, returns = (part[index, :slots] for part in parts)
-        return Targets(logprobs, values, ref, advantages, returns)
 
 
 class PPOLearner:
@@ -141,7 +125,8 @@ class PPOLearner:
             CorruptWeightsError: weights or optimizer state are not finite any more; load a checkpoint.
         """
         start = time.perf_counter()
-        ordered = in_order(trajectories, expected=self.identity)
+        samples = self.config.samples_per_prompt
+        ordered = in_order(trajectories, expected=self.identity, samples_per_prompt=samples)
         batch = Batch.of(ordered, self.accelerator.device)
         targets, measured = self._targets(batch)
         prepared = time.perf_counter()
@@ -186,51 +171,35 @@ class PPOLearner:
     @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[Targets, dict[str, float]]:
         """Everything that stays fixed over the epochs, and what is measured on the way."""
-        config, mask = self.config, batch.response_mask
         old = self._forward_all(batch)
         refs = batch.ref_logprobs
-        if config.reference == "shared_trunk":
+        if self.config.reference == "shared_trunk":
             refs = self._forward_all(batch, weights=self._ref_weights).logprobs
         scores, scores_seen = self.scores.shape(batch.scores, batch.is_truncated)
-        kl_coef = self.controller.coef
-        rewards = token_rewards(scores, mask, kl_coef=kl_coef, logprobs=old.logprobs, ref_logprobs=refs)
-        goes_on = batch.is_truncated & config.bootstrap_truncated
-        advantages, returns = gae(
-            rewards,
-            old.values,
-            mask,
-            gamma=config.gamma,
-            gae_lambda=config.gae_lambda,
-            bootstrap_values=torch.where(goes_on, old.last_values, 0.0),
+        targets, measured = build_targets(
+            batch, old, scores=scores, ref_logprobs=refs, kl_coef=self.controller.coef, config=self.config
         )
-        measured = scores_seen | {
-            "kl_coef": kl_coef,
-            "explained_variance": float(explained_variance(old.values, returns, mask)),
-            "return_mean": float(masked_mean(returns, mask)),
-            "advantage_std": float(masked_var(advantages, mask).sqrt()),
-            "logprob_gap_max": float(_live_max((old.logprobs - batch.behaviour_logprobs).abs(), mask)),
-        }
-        if refs is not None:
-            log_ratio = old.logprobs - refs
-            measured["kl_seq_sum"] = float(kl_seq_sum(k1(log_ratio), mask))
-            measured["kl_token_mean"] = float(kl_token_mean(k1(log_ratio), mask))
-            measured["kl_k3_token_mean"] = float(kl_token_mean(k3(log_ratio), mask))
-        if config.advantage_whitening == "batch":
-            advantages = whiten(advantages, mask)
-        return Targets(old.logprobs, old.values, refs, advantages, returns), measured
+        return targets, scores_seen | measured
 
     def _forward_all(self, batch: Batch, weights: dict[str, Tensor] | None = None) -> PolicyOutput:
         """One pass over all rows in microbatches; `weights` replace the trained layers' own."""
-        size = self.config.microbatch_sequences or self.config.minibatch_sequences
         slots = batch.num_slots
+        cuts = self._microbatches(batch.lengths, self.config.microbatch_sequences or self.config.minibatch_sequences)
         pieces = []
-        for index in torch.split(torch.arange(len(batch), device=self.accelerator.device), size):
+        for index in cuts:
             part = batch.rows(index)
             arguments = (part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots)
             out = functional_call(self.plain, weights or {}, (*arguments, self.config.temperature))
             pieces.append([_widen(out.logprobs, slots), _widen(out.entropy, slots), _widen(out.values, slots),
                            out.last_values])  # fmt: skip
-        return PolicyOutput(*(torch.cat(parts) for parts in zip(*pieces, strict=True)))
+        back = torch.argsort(torch.cat(cuts))
+        return PolicyOutput(*(torch.cat(parts)[back] for parts in zip(*pieces, strict=True)))
+
+    def _microbatches(self, lengths: Tensor, size: int) -> list[Tensor]:
+        """Positions of rows in pieces: of like length within the token budget, where there is one, else `size` each."""
+        budget = self.config.microbatch_tokens
+        pieces = by_sequences(len(lengths), size) if budget is None else by_tokens(lengths.cpu(), budget)
+        return [piece.to(self.accelerator.device) for piece in pieces]
 
     def _train(self, batch: Batch, targets: Targets) -> Tally:
         """All epochs; returns the sums of what was seen."""
@@ -248,12 +217,11 @@ class PPOLearner:
         mask, seen = batch.response_mask[index], Tally()
         tokens = mask.sum()
         advantages = targets.advantages[index]
-        if self.config.advantage_whitening == "minibatch":
+        if self.config.whitening == "minibatch":
             advantages = whiten(advantages, mask)
         world = self.accelerator.num_processes
         denominator = self.accelerator.reduce(tokens, "sum") / world  # gradients are averaged over processes
-        size = self.config.microbatch_sequences or len(index)
-        pieces = torch.split(torch.arange(len(index), device=index.device), size)
+        pieces = self._microbatches(batch.lengths[index], self.config.microbatch_sequences or len(index))
         total = torch.zeros((), device=index.device)
         for number, piece in enumerate(pieces):
             with self.accelerator.no_sync(self.model) if number + 1 < len(pieces) else nullcontext():
@@ -269,18 +237,27 @@ class PPOLearner:
         """[] the microbatch's share of the minibatch's loss."""
         config, mask = self.config, part.response_mask
         out = self.model(part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots, config.temperature)
-        critic, critic_seen = value_loss(
-            out.values, rows.old_values, rows.returns, mask, clip_eps=config.value_clip_eps, denominator=denominator
-        )
-        actor, actor_seen = policy_loss(
-            out.logprobs, rows.old_logprobs, advantages, mask, clip_eps=config.clip_eps, denominator=denominator
+        loss, seen = policy_loss(
+            out.logprobs,
+            rows.old_logprobs,
+            advantages,
+            mask,
+            clip_eps=config.clip_eps,
+            clip_eps_high=config.clip_eps_high,
+            dual_clip=config.dual_clip,
+            denominator=denominator,
         )
         bonus, bonus_seen = entropy_bonus(out.entropy, mask, denominator=denominator)
-        tally.add(policy_loss_sum=actor.detach() * denominator, value_loss_sum=critic.detach() * denominator)
-        tally.add(**actor_seen, **critic_seen, **bonus_seen)
-        if self.step < config.value_warmup_updates:
-            return config.value_coef * critic
-        loss = actor + config.value_coef * critic - config.entropy_coef * bonus
+        tally.add(policy_loss_sum=loss.detach() * denominator, **seen, **bonus_seen)
+        if config.uses_value_head:
+            critic, critic_seen = value_loss(
+                out.values, rows.old_values, rows.returns, mask, clip_eps=config.value_clip_eps, denominator=denominator
+            )
+            tally.add(value_loss_sum=critic.detach() * denominator, **critic_seen)
+            if self.step < config.value_warmup_updates:
+                return config.value_coef * critic
+            loss = loss + config.value_coef * critic
+        loss = loss - config.entropy_coef * bonus
         if config.kl_loss_coef > 0:
             assert rows.ref_logprobs is not None, "the configuration demands a reference for a KL loss"
             penalty, penalty_seen = kl_loss(out.logprobs, rows.ref_logprobs, mask, denominator=denominator)
@@ -309,17 +286,6 @@ class PPOLearner:
         return seen
 
 
-def learning_rate_scale(step: int, config: PPOConfig) -> float:
-    """Share of the peak rate in the update after `step` updates: linear warm-up, then linear to the final share."""
-    warmup = min(1.0, (step + 1) / (config.lr_warmup_updates + 1))
-    progress = step / max(1, config.updates - 1)
-    return warmup * (1 - (1 - config.lr_final_fraction) * progress)
-
-
 def _widen(narrow: Tensor, slots: int) -> Tensor:
     """[B, r] to [B, R] with zeros."""
     return torch.nn.functional.pad(narrow, (0, slots - narrow.shape[1]))
-
-
-def _live_max(values: Tensor, mask: Tensor) -> Tensor:
-    return torch.where(mask, values, 0.0).max()

@@ -47,7 +47,7 @@ def preference_loss(scores: Tensor, pairs: Pairs, *, margin_coef: float, centrin
     """Sum over rankings of the mean over their pairs of -log sigmoid(r_b - r_w - m) + c (r_b + r_w)^2.
 
     InstructGPT's eq. 1 (arXiv:2203.02155) with the margin of Llama 2's eq. 2 (arXiv:2307.09288) and the auxiliary loss
-    of arXiv:2312.09244, eq. 2.
+    of arXiv:2312.09244.
 
     Args:
         scores: [T] one per text.

@@ -23,11 +23,12 @@ from common.preferences import Preferences, load_preferences
 from common.records import Ids, Progress, StageResult
 from common.seeds import mix, seed_everything
 from common.text import encode_for_classifier
+from common.weighted_draws import WeightedDraws
 from learner.classifier import padded, start_classifier
 from learner.optimizers import build_optimizers
 from learner.preference_loss import pairs_of, preference_loss
 from learner.preference_measures import as_metrics, measure_pairs, measure_scores
-from learner.supervised import Schedule, batches, train
+from learner.supervised import Schedule, batches, draws_by_weight, train
 
 EVALUATION_BATCH = 128
 """Texts of one pass while measuring."""
@@ -69,7 +70,10 @@ def train_on_preferences(
     documents = encode_for_classifier(tokenizer, together.texts, table.max_tokens)
     model.to(accelerator.device)
     prepared = time.perf_counter()
-    yield from _train(model, documents, together, training, tokenizer, seed=config.seed, accelerator=accelerator)
+    draws = draws_by_weight({name: len(source) for name, source in learned.items()}, training.weights, config.seed)
+    yield from _train(
+        model, documents, together, training, tokenizer, seed=config.seed, draws=draws, accelerator=accelerator
+    )
     trained = time.perf_counter()
     heldout = {name: load_preferences(config.data[name], config.heldout_fraction, "heldout") for name in training.data}
     metrics = _measure(model, tokenizer, heldout, table)
@@ -106,6 +110,7 @@ def _train(
     tokenizer: PreTrainedTokenizerBase,
     *,
     seed: int,
+    draws: WeightedDraws | None,
     accelerator: Accelerator,
 ) -> Iterator[Progress]:
     def loss_of(wrapped: nn.Module, index: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -122,10 +127,9 @@ def _train(
         )
         return total, torch.tensor(len(index))
 
-    size = min(training.batch_rankings, len(data.rankings))
-    schedule = Schedule(max(1, training.epochs * (len(data.rankings) // size)), 0.0, 1.0, 0.0)
+    schedule = schedule_of(training, len(data.rankings))
     longest = [max(len(documents[i]) for i in ranking) for ranking in data.rankings]
-    order = batches(longest, batch_sequences=size, seed_parts=(seed, 7))
+    order = batches(longest, batch_sequences=training.batch_rankings, seed_parts=(seed, 7), draws=draws)
     yield from train(
         model,
         build_optimizers(training.optimizer, model.named_parameters()),
@@ -135,6 +139,12 @@ def _train(
         max_grad_norm=training.max_grad_norm,
         accelerator=accelerator,
     )
+
+
+def schedule_of(training: PreferenceTraining, num_rankings: int) -> Schedule:
+    """Rates and number of steps over so many rankings."""
+    size = min(training.batch_rankings, num_rankings)
+    return Schedule(max(1, training.epochs * (num_rankings // size)), 0.0, 1.0, 0.0)
 
 
 def _measure(

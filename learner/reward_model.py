@@ -28,11 +28,9 @@ from learner.calibration import expected_calibration_error
 from learner.classifier import padded, start_classifier
 from learner.optimizers import build_optimizers
 from learner.preference_model import train_on_preferences
-from learner.supervised import Schedule, batches, train
+from learner.supervised import Schedule, batches, draws_by_weight, train
 
 EVALUATION_BATCH = 256
-_DRAWS = 16
-"""Names the draws by weight among the run's random numbers."""
 
 
 def train_reward_model(
@@ -94,7 +92,8 @@ def _train_on_labels(
         start_from_naive_bayes(model, documents, labels, scale=training.naive_bayes_scale)
     model.to(accelerator.device)
     prepared = time.perf_counter()
-    draws = _draws(learned, training, config.seed)
+    sizes = dict(zip(corpora, map(len, learned), strict=False))  # repeat, which makes more of them, excludes weights
+    draws = draws_by_weight(sizes, training.weights, config.seed)
     yield from _train(
         model, documents, labels, training, tokenizer, seed=config.seed, draws=draws, accelerator=accelerator
     )
@@ -114,14 +113,6 @@ def _num_labels(config: RunConfig, training: LabelTraining) -> int:
     if len(numbers) > 1:
         raise ConfigError(f"data sources {training.data} have different num_labels {sorted(numbers)}; make them equal")
     return numbers.pop()
-
-
-def _draws(learned: Sequence[Corpus], training: LabelTraining, seed: int) -> WeightedDraws | None:
-    """By weight, where the sources have one; they then stand once in what is learned."""
-    if not training.weights:
-        return None
-    weights = [training.weights[name] for name in dict.fromkeys(training.data)]
-    return WeightedDraws([len(corpus) for corpus in learned], weights, seed, _DRAWS)
 
 
 def _labels(corpus: Corpus) -> npt.NDArray[np.int64]:
@@ -189,13 +180,19 @@ def _train(
         total = nn.functional.cross_entropy(logits, target, reduction="sum", label_smoothing=training.label_smoothing)
         return total, torch.tensor(len(index))
 
-    size = min(training.batch_sequences, len(documents))
-    schedule = Schedule(max(1, training.epochs * (len(documents) // size)), 0.0, 1.0, 0.0)
-    order = batches([len(d) for d in documents], batch_sequences=size, seed_parts=(seed, 7), draws=draws)
+    schedule = schedule_of(training, len(documents))
+    lengths = [len(d) for d in documents]
+    order = batches(lengths, batch_sequences=training.batch_sequences, seed_parts=(seed, 7), draws=draws)
     optimizers = build_optimizers(training.optimizer, model.named_parameters())
     yield from train(
         model, optimizers, loss_of, order, schedule=schedule, max_grad_norm=math.inf, accelerator=accelerator
     )
+
+
+def schedule_of(training: LabelTraining, num_texts: int) -> Schedule:
+    """Rates and number of steps over so many texts."""
+    size = min(training.batch_sequences, num_texts)
+    return Schedule(max(1, training.epochs * (num_texts // size)), 0.0, 1.0, 0.0)
 
 
 def _measure(

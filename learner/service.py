@@ -74,7 +74,8 @@ class LearnerService:
     def update(self, payloads: Sequence[Payload]) -> UpdateReport:
         """Train on the chunks' samples once and record them; see PPOLearner.update."""
         trajectories = [t for payload in payloads for t in join(*payload)]
-        ordered = in_order(trajectories, expected=self.learner.identity)
+        samples = self.learner.config.samples_per_prompt
+        ordered = in_order(trajectories, expected=self.learner.identity, samples_per_prompt=samples)
         path = trajectory_path(self.folder / "trajectories", self.learner.step + 1)
         write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
         return self.learner.update(ordered)

@@ -4,7 +4,7 @@ It is a generator: whoever runs it, in this process or through Ray, moves a prog
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,9 @@ from common.records import Progress
 from common.seeds import generator
 from common.weighted_draws import WeightedDraws
 from learner.optimizers import set_rate
+
+_DRAWS = 16
+"""Names the draws by weight among the run's random numbers."""
 
 POOL = 32
 """Batches among whose texts like lengths are put together: little padding, still a random order."""
@@ -70,6 +73,13 @@ def batches(
         for i in rng.permutation(len(whole)):
             yield whole[i]
         epoch += 1
+
+
+def draws_by_weight(sizes: Mapping[str, int], weights: Mapping[str, float], seed: int) -> WeightedDraws | None:
+    """Draws from sources that stand one after the other, in the order of `sizes`; None where they have no weights."""
+    if not weights:
+        return None
+    return WeightedDraws(list(sizes.values()), [weights[name] for name in sizes], seed, _DRAWS)
 
 
 def train(

@@ -52,6 +52,7 @@ class Tally:
             "entropy": "entropy_sum",
             "approx_kl": "approx_kl_k3_sum",
             "clip_fraction": "num_clipped",
+            "dual_clip_fraction": "num_dual_clipped",
             "value_clip_fraction": "num_value_clipped",
             "kl_loss": "ref_kl_k2_sum",
         }

@@ -1,9 +1,11 @@
 """The recorded trajectories of one update: one safetensors file, byte for byte the same for the same samples.
 
-Ragged rows lie end to end; `*_offsets` [N+1] say where each begins. Times, names of workers and the lineage are left
-out on purpose: the file must not depend on who generated a sample, nor on how often the run was cut off before.
+Ragged rows lie end to end; `*_offsets` [N+1] say where each begins. `samples_per_prompt` is there where it is above 1.
+Times, names of workers and the lineage are left out on purpose: the file must not depend on who generated a sample, nor
+on how often the run was cut off before.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,9 @@ def write_trajectories(path: Path, trajectories: Sequence[Trajectory]) -> None:
         "truncated": np.array([r.finish == "length" for r in rollouts], dtype=np.bool_),
         "score": np.array([t.judgement.score for t in trajectories], dtype=np.float64),
     }
+    group_sizes = Counter(r.draw_index for r in rollouts)
+    if max(group_sizes.values()) > 1:
+        columns["samples_per_prompt"] = np.array([group_sizes[r.draw_index] for r in rollouts], dtype=np.int64)
     for name in trajectories[0].judgement.parts:
         columns[f"score_part.{name}"] = np.array([t.judgement.parts[name] for t in trajectories], dtype=np.float64)
     columns |= _ragged("prompt_ids", [t.prompt.token_ids for t in trajectories])

@@ -1,6 +1,6 @@
 """From a configuration to a reward replica, in the process that calls this."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from common.classifier_config import RewardModelConfig
 from common.classifiers import load_classifier
@@ -22,7 +22,9 @@ from reward_service.service import RewardService
 def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> RewardService:
     """A replica with the scorers, the judge where `paths` names one, and the reference where it is kept here.
 
-    For evaluation (a judge is named) the reference is always here, for KL is measured whoever trained.
+    Where a judge is named, the reference is always here, for evaluations measure KL whoever computes it in training.
+    The judge is in a mixture of its own, which has no prompt baseline and shares the scorers: the numbers, and the
+    scorer version, of training are the same with and without it.
 
     Args:
         config: the run.
@@ -41,23 +43,42 @@ def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, st
         policy = load_policy(paths.policy, dtype=dtype)
         policy.to(device)
         reference = Reference(policy, temperature=ppo.temperature, batch_sequences=placement.batch_sequences)
-    return RewardService(build_mixture(config, paths, secrets), reference)
+    terms = _terms(config, paths, secrets)
+    evaluator = _evaluator(terms, config, paths) if paths.judge is not None else None
+    return RewardService(_mixture(terms, config, paths), reference, evaluator)
 
 
 def build_mixture(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> Mixture:
-    """The scorers alone, and the judge where `paths` names one; arguments and errors as of `build_service`."""
+    """The scorers alone, as training sees them; arguments and errors as of `build_service`."""
+    return _mixture(_terms(config, paths, secrets), config, paths)
+
+
+def _terms(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> list[Term]:
+    return [Term(_scorer(one, config, paths, secrets), one.weight) for one in config.reward_service.scorers]
+
+
+def _mixture(terms: Sequence[Term], config: RunConfig, paths: ModelPaths) -> Mixture:
     placement = config.reward_service
-    terms = [Term(_scorer(scorer, config, paths, secrets), scorer.weight) for scorer in placement.scorers]
-    if paths.judge is not None:
-        assert config.judge is not None, "the configuration demands a judge"
-        judge = ModelScorer("judge", text_classifier(placement, config.judge, paths.judge))
-        terms.append(Term(judge, 0.0))
     return Mixture(
         terms,
         load_tokenizer(paths.policy),
         budget_s=placement.scoring_budget_s,
         probe_budget_s=placement.sync_timeout_s / 2,
     )
+
+
+def _evaluator(terms: Sequence[Term], config: RunConfig, paths: ModelPaths) -> Mixture:
+    """The same scorers without a prompt baseline, and the judge at weight 0."""
+    assert config.judge is not None, "the configuration demands a judge"
+    assert paths.judge is not None, "whoever evaluates names the judge"
+    judge = ModelScorer("judge", text_classifier(config.reward_service, config.judge, paths.judge))
+    return _mixture([*(_without_baseline(term) for term in terms), Term(judge, 0.0)], config, paths)
+
+
+def _without_baseline(term: Term) -> Term:
+    """The same term, its number that of the whole text."""
+    scorer = term.scorer
+    return Term(ModelScorer(scorer.name, scorer.classifier), term.weight) if isinstance(scorer, ModelScorer) else term
 
 
 def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> Scorer:
@@ -69,7 +90,7 @@ def _scorer(scorer: ScorerConfig, config: RunConfig, paths: ModelPaths, secrets:
             return ModelScorer(
                 scorer.name,
                 text_classifier(config.reward_service, config.reward_model, paths.reward_model),
-                prompt_baseline=config.ppo.score_baseline == "prompt" and paths.judge is None,
+                prompt_baseline=config.ppo.score_baseline == "prompt",
             )
         case FunctionScorerConfig():
             function = FunctionScorer(scorer)

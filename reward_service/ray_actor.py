@@ -38,6 +38,11 @@ class RewardActor:
         return self._service.score(chunk)
 
     @ray.method(num_returns=2)
+    def evaluate(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
+        """Payload and stats, as two objects."""
+        return self._service.evaluate(chunk)
+
+    @ray.method(num_returns=2)
     def reference(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
         """Payload and stats, as two objects."""
         return self._service.reference(chunk)

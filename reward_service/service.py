@@ -1,4 +1,4 @@
-"""One reward replica: a plain class that scores chunks and computes their reference logprobs, in calls of their own."""
+"""One reward replica: a plain class that scores chunks, evaluates them, or computes reference logprobs: a call each."""
 
 from collections.abc import Mapping
 
@@ -14,15 +14,23 @@ class RewardService:
     Args:
         scorer: judges text.
         reference: None where the learner computes reference logprobs, or nobody does.
+        evaluator: the same scorers and the judge; None where nothing is evaluated. It closes nothing of its own.
     """
 
-    def __init__(self, scorer: Mixture, reference: Reference | None) -> None:
+    def __init__(self, scorer: Mixture, reference: Reference | None, evaluator: Mixture | None = None) -> None:
         self.scorer = scorer
         self._reference = reference
+        self._evaluator = evaluator
 
     def score(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
         """Judge a chunk; never fails for what a scorer does, see Mixture.judge."""
         return self.scorer.judge(chunk)
+
+    def evaluate(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
+        """Judge answers to held-out prompts: the judge's numbers are among the parts and count nothing in the score."""
+        if self._evaluator is None:
+            raise ConfigError("this replica holds no judge; only a run with an [evaluate] table asks for one")
+        return self._evaluator.judge(chunk)
 
     def reference(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
         """Reference logprobs of a chunk."""
@@ -36,7 +44,7 @@ class RewardService:
         Raises:
             MemberFailedError: a scorer gives no finite number for it; names the scorer.
         """
-        return self.scorer.probe()
+        return (self._evaluator or self.scorer).probe()
 
     def close(self) -> None:
         """End the processes and connections of the scorers."""

@@ -28,10 +28,10 @@ def seeds_of(count, run_seed=0):
     return [sample_seed(run_seed, i, 0) for i in range(count)]
 
 
-def sample(policy, prompts, limits, *, seeds=None, temperature=1.0, eos=frozenset({EOS})):
+def sample(policy, prompts, limits, *, seeds=None, temperature=1.0, eos=frozenset({EOS}), **more):
     engine = SamplingEngine(policy, eos)
     seeds = seeds_of(len(prompts)) if seeds is None else seeds
-    return engine.sample(prompts, max_new_tokens=limits, seeds=seeds, temperature=temperature)
+    return engine.sample(prompts, max_new_tokens=limits, seeds=seeds, temperature=temperature, **more)
 
 
 @torch.no_grad()
@@ -262,6 +262,15 @@ def test_sampled_tokens_are_distributed_as_the_softmax(table_policy, temperature
     counts = np.bincount([s.ids[0] for s in sampled], minlength=6)
     expected = p ** (1 / temperature)
     assert chisquare(counts, 6000 * expected / expected.sum()).pvalue > NEVER_BY_CHANCE
+
+
+def test_a_nucleus_is_sampled_from_as_its_truncated_distribution_and_keeps_its_logprobs(table_policy):
+    p = np.array([0.4, 0.3, 0.15, 0.1, 0.04, 0.01])
+    sampled = sample(table_policy([p] * 6), [np.array([0], dtype=np.int32)] * 6000, [1] * 6000, top_p=0.8, eos={9})
+    ids = np.array([s.ids[0] for s in sampled])
+    expected = p[:3] / p[:3].sum()
+    assert chisquare(np.bincount(ids), 6000 * expected).pvalue > NEVER_BY_CHANCE
+    np.testing.assert_allclose([s.logprobs[0] for s in sampled], np.log(expected)[ids], rtol=1e-5)
 
 
 def test_the_second_token_is_distributed_as_the_softmax_given_the_first(table_policy):

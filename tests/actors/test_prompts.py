@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from actors.prompts import LengthSampler, PromptStream
+from actors.prompts import LengthSampler, PromptShare, PromptStream
 from common.data_config import LengthRange
 from common.errors import DataError
 
@@ -160,3 +160,70 @@ def test_a_damaged_cursor_is_refused_and_the_stream_stays_where_it_was(state):
 def test_a_position_before_the_start_is_refused():
     with pytest.raises(ValueError, match="before the start"):
         stream().prompt_at(-1)
+
+
+# --- whole prompts, and several sources by weight -----------------------------------------------------------------
+
+
+def mixed(lengths, whole, *, prompt=(2, 6), seed=3, shares=()) -> PromptStream:
+    return PromptStream(
+        texts_of(*lengths),
+        prompt_tokens=LengthRange(min=prompt[0], max=prompt[1]),
+        response_tokens=LengthRange(min=4, max=15),
+        seed=seed,
+        whole=whole,
+        shares=[PromptShare(f"source {i}", num, weight) for i, (num, weight) in enumerate(shares)],
+    )
+
+
+def test_whole_prompts_are_drawn_as_they_are_and_too_long_ones_are_left_out_and_counted():
+    source = mixed((1, 6, 7, 9, 30), [True, True, True, True, False])
+    prompts = source.take(60)
+    assert source.num_too_long == 2
+    assert len(source) == 3
+    assert {p.prompt_id: len(p.token_ids) for p in prompts if p.prompt_id < 4} == {0: 1, 1: 6}
+    assert {len(p.token_ids) for p in prompts if p.prompt_id == 4} == {2, 3, 4, 5, 6}
+
+
+def test_texts_alone_are_drawn_as_ever_whatever_else_a_stream_can_do():
+    """The prompts of runs that know neither whole prompts nor weights stay theirs."""
+    lengths = (9, 12, 7, 30, 10)
+    assert same(mixed(lengths, [False] * 5).take(40), stream(lengths).take(40))
+    assert same(mixed(lengths, None, shares=[(5, 2.0)]).take(40), stream(lengths).take(40))
+
+
+def test_no_fitting_whole_prompt_is_an_error_with_the_numbers():
+    with pytest.raises(DataError, match=r"none of 2 whole prompts fits prompt_tokens\.max=6: the shortest has 8"):
+        mixed((9, 8), [True, True])
+
+
+def test_a_source_without_a_fitting_prompt_is_named():
+    with pytest.raises(DataError, match="none of 2 texts of source 1 gives a prompt of 2 to 6 tokens"):
+        mixed((9, 9, 1, 2), None, shares=[(2, 1.0), (2, 1.0)])
+
+
+@given(st.integers(0, 10**7), st.integers(0, 200))
+def test_the_source_of_a_draw_follows_from_seed_and_index_alone(seed, draw_index):
+    shares = [(3, 3.0), (4, 1.0)]
+    lengths, whole = (9, 1, 8, 5, 9, 30, 6), [False] * 3 + [True] * 4
+    one, other = (mixed(lengths, whole, seed=seed, shares=shares) for _ in range(2))
+    one.take(7)
+    assert same([one.prompt_at(draw_index)], [other.prompt_at(draw_index)])
+
+
+def test_sources_are_drawn_by_weight_and_each_runs_through_its_own_epochs():
+    """Text 1 is too short, text 5 too long: sources of two texts and of three."""
+    shares, whole = [(3, 3.0), (4, 1.0)], [False] * 3 + [True] * 4
+    ids = [p.prompt_id for p in mixed((9, 1, 8, 5, 6, 30, 6), whole, shares=shares).take(240)]
+    assert Counter(ids) == {0: 90, 2: 90, 3: 20, 4: 20, 6: 20}
+    for of_source, size in (([i for i in ids if i < 3], 2), ([i for i in ids if i >= 3], 3)):
+        epochs = [tuple(of_source[start : start + size]) for start in range(0, len(of_source), size)]
+        assert {tuple(sorted(epoch)) for epoch in epochs} == {tuple(sorted(set(of_source)))}
+        assert len(set(epochs)) > 1
+
+
+def test_a_weighted_stream_goes_on_from_its_cursor():
+    whole, resumed = (mixed((9, 9, 8, 8, 8), None, shares=[(2, 5.0), (3, 2.0)]) for _ in range(2))
+    whole.take(17)
+    resumed.load_state_dict(json.loads(json.dumps(whole.state_dict())))
+    assert same(resumed.take(30), whole.take(30))

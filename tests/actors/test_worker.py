@@ -71,11 +71,11 @@ def assert_generated_by(model, chunk):
 
 def test_rollouts_come_in_the_order_of_the_prompts_with_their_draws_and_weights(llama):
     handle = handle_of(llama(), step=4)
-    request = request_of(handle, attempt=2, sample_index=3)
+    request = request_of(handle, attempt=2)
     chunk, stats = worker_of(llama(seed=1)).generate(request)
     assert [r.draw_index for r in chunk.rollouts] == list(DRAWS)
     assert chunk.prompts == request.prompts
-    assert {(r.attempt, r.sample_index, r.identity) for r in chunk.rollouts} == {(2, 3, Identity(0, 4))}
+    assert {(r.attempt, r.sample_index, r.identity) for r in chunk.rollouts} == {(2, 0, Identity(0, 4))}
     for prompt, rollout in zip(chunk.prompts, chunk.rollouts, strict=True):
         assert 1 <= len(rollout.response_ids) <= prompt.max_new_tokens
     assert (stats.identity, stats.weights_hash) == (Identity(0, 4), handle.hash)
@@ -109,12 +109,38 @@ def test_fill_rows_are_thrown_away_and_change_nothing(llama, fill):
 def test_seeds_follow_from_run_seed_draw_and_sample_alone(llama):
     # Traps 19 and 20.
     handle, worker = handle_of(llama()), worker_of(llama())
-    chunk, _ = worker.generate(request_of(handle, run_seed=9, sample_index=1))
-    assert [r.seed for r in chunk.rollouts] == [sample_seed(9, d, 1) for d in DRAWS]
-    backwards, _ = worker.generate(request_of(handle, draws=DRAWS[::-1], chunk_index=8, sample_index=1))
-    assert tokens(backwards)[::-1] == tokens(chunk)
-    assert tokens(worker.generate(request_of(handle, run_seed=10, sample_index=1))[0]) != tokens(chunk)
-    assert tokens(worker.generate(request_of(handle, sample_index=2))[0]) != tokens(chunk)
+    chunk, _ = worker.generate(request_of(handle, run_seed=9, samples_per_prompt=2))
+    assert [r.seed for r in chunk.rollouts] == [sample_seed(9, d, k) for d in DRAWS for k in (0, 1)]
+    backwards, _ = worker.generate(request_of(handle, draws=DRAWS[::-1], chunk_index=8, samples_per_prompt=2))
+    by_sample = {(r.draw_index, r.sample_index): r.response_ids.tolist() for r in chunk.rollouts}
+    assert {(r.draw_index, r.sample_index): r.response_ids.tolist() for r in backwards.rollouts} == by_sample
+    other, _ = worker.generate(request_of(handle, run_seed=10, samples_per_prompt=2))
+    assert not set(map(tuple, tokens(other))) & {tuple(t) for t in tokens(chunk) if len(t) > 2}
+    alone, _ = worker.generate(request_of(handle))
+    assert tokens(alone) == tokens(chunk)[::2], "the first sample does not depend on how many there are"
+
+
+def test_a_group_stands_together_with_its_prompt_and_its_samples_differ(llama):
+    model = llama(initializer_range=0.05)
+    request = request_of(handle_of(model), samples_per_prompt=3, fill=2)
+    chunk, stats = worker_of(model).generate(request)
+    assert [(r.draw_index, r.sample_index) for r in chunk.rollouts] == [(d, k) for d in DRAWS for k in range(3)]
+    assert [p.draw_index for p in chunk.prompts] == [d for d in DRAWS for _ in range(3)]
+    assert stats.samples == request.num_samples == 3 * len(DRAWS)
+    assert stats.prompt_tokens == 3 * sum(len(p.token_ids) for p in request.prompts)
+    for start in range(0, len(chunk.rollouts), 3):
+        assert len({tuple(t) for t in tokens(chunk)[start : start + 3]}) == 3
+    assert_generated_by(model, chunk)
+
+
+def test_a_nucleus_is_sampled_from_with_its_own_logprobs(llama):
+    model = llama()
+    chunk, _ = worker_of(model).generate(request_of(handle_of(model), top_p=0.5))
+    for prompt, rollout in zip(chunk.prompts, chunk.rollouts, strict=True):
+        whole = plain_logprobs(model, prompt.token_ids, rollout.response_ids)
+        assert (rollout.logprobs >= whole - 1e-4).all(), "what is left out is shared among the rest"
+        assert (rollout.logprobs <= whole + np.log(2) + 1e-4).all(), "at least half is left"
+        assert rollout.logprobs.sum() > whole.sum() + 1e-3
 
 
 def test_equal_prompts_at_other_draws_get_other_responses(llama):

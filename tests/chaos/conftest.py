@@ -144,7 +144,9 @@ def break_a_run(tiny, tiny_run, tmp_path, ray_runtime):
         if not folder.exists():
             shutil.copytree(tiny_run, folder)
             again = True
-        config = tiny(*changes).model_copy(update={"evaluate": None})
+        config = tiny(*changes)
+        if not any(change.startswith("evaluate.") for change in changes):
+            config = config.model_copy(update={"evaluate": None})
         controls = RunControls(config.name, StopSignal())
         console = Console(file=io.StringIO(), width=200)
         pipeline = Pipeline(

@@ -1,6 +1,7 @@
 """Settings: what cannot be run is refused, and each message says what was got, what is legal and what to change."""
 
 import re
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -11,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from common import config as config_module
-from common import data_config, model_config, ppo_config, scorer_config
+from common import data_config, model_config, optimizer_config, ppo_config, scorer_config
 from common.config import RunConfig
 from common.config_base import Config
 from common.config_file import load_config
@@ -35,7 +36,7 @@ def ppo(**settings: Any) -> PPOConfig:
 
 
 def all_configs() -> list[type[Config]]:
-    modules = (config_module, data_config, model_config, ppo_config, scorer_config)
+    modules = (config_module, data_config, model_config, optimizer_config, ppo_config, scorer_config)
     found = {c for m in modules for c in vars(m).values() if isinstance(c, type) and issubclass(c, Config)}
     return sorted(found - {Config}, key=lambda c: c.__name__)
 
@@ -186,6 +187,102 @@ def test_kl_needs_a_reference(kl):
 
 def test_without_kl_no_reference_is_needed():
     assert load_config(TINY, ["ppo.reference=none", NO_KL]).ppo.reference == "none"
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3"])
+def test_only_k1_may_be_the_penalty_in_the_reward(estimator):
+    message = error(f"ppo.kl_estimator={estimator}")
+    assert f"kl_estimator='{estimator}' for a penalty in the reward: only k1 there gives the gradient" in message
+    assert "set kl_estimator = 'k1', or leave it out" in message
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_only_k2_may_be_the_penalty_in_the_loss(estimator):
+    message = error(f"ppo.kl_estimator={estimator}", NO_KL, "ppo.kl_loss_coef=0.1")
+    assert f"kl_estimator='{estimator}' for a penalty in the loss: only k2 there gives the gradient" in message
+    assert load_config(TINY, ["ppo.kl_estimator=k2", NO_KL, "ppo.kl_loss_coef=0.1"]).ppo.kl_estimator == "k2"
+
+
+def test_a_nucleus_is_refused_in_training_and_allowed_in_evaluation():
+    message = error("ppo.top_p=0.9")
+    assert "top_p=0.9 in training" in message
+    assert "the ratio and the KL of such samples do not exist; set ppo.top_p = 1" in message
+    assert load_config(TINY, ["evaluate.top_p=0.9", "ppo.top_p=1"]).evaluate.top_p == 0.9
+
+
+# --- groups
+
+
+FOUR = "ppo.samples_per_prompt=4"
+
+
+@pytest.mark.parametrize("kind", ["rloo", "group_norm"])
+def test_comparing_samples_needs_two_or_more(kind):
+    message = error(f"ppo.advantage={kind}")
+    assert f"advantage='{kind}' compares the samples of one prompt, and samples_per_prompt=1 leaves nothing" in message
+    assert "set samples_per_prompt to 2 or more" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("ppo.gamma=0.9", "gamma=0.9"),
+        ("ppo.bootstrap_truncated=true", "bootstrap_truncated=True"),
+        ("ppo.value_warmup_updates=1", "value_warmup_updates=1"),
+    ],
+)
+def test_what_only_a_value_head_can_do_is_refused_without_one(change, named):
+    message = error(FOUR, "ppo.advantage=rloo", change)
+    assert f"{named} is for a value head, and advantage='rloo' has none" in message
+    assert load_config(TINY, [FOUR, change]).ppo.advantage == "gae"
+
+
+@pytest.mark.parametrize(("kind", "whitening"), [("gae", "batch"), ("rloo", "none"), ("group_norm", "none")])
+def test_advantages_are_whitened_unless_groups_centre_them(kind, whitening):
+    assert load_config(TINY, [FOUR, f"ppo.advantage={kind}"]).ppo.whitening == whitening
+    told = load_config(TINY, [FOUR, f"ppo.advantage={kind}", "ppo.advantage_whitening=minibatch"])
+    assert told.ppo.whitening == "minibatch"
+
+
+@given(n=st.integers(1, 40), m=st.integers(1, 12), k=st.integers(1, 9))
+def test_every_suggested_number_of_samples_is_legal(n, m, k):
+    sizes = {"minibatch_sequences": m, "samples_per_prompt": k}
+    try:
+        ppo(trajectories_per_update=n * m, **sizes)
+    except ValueError as problem:
+        [suggested] = re.findall(
+            r"counts samples, and must divide by samples_per_prompt=\d+; try trajectories_per_update=(\d+)",
+            str(problem),
+        )
+        ppo(trajectories_per_update=int(suggested), **sizes)
+    else:
+        assert n * m % k == 0
+
+
+def test_a_chunk_holds_whole_groups():
+    message = error("ppo.samples_per_prompt=16")
+    assert "rollout.chunk_sequences=8 counts samples, and must divide by ppo.samples_per_prompt=16" in message
+    assert "try rollout.chunk_sequences=16" in message
+
+
+# --- schedule and microbatches
+
+
+def test_a_schedule_and_its_final_share_agree():
+    assert "never reaches lr_final_fraction=0.5" in error("ppo.lr_schedule=constant", "ppo.lr_final_fraction=0.5")
+    assert "never falls; set lr_final_fraction = 0" in error("ppo.lr_schedule=cosine")
+
+
+def test_microbatches_are_cut_by_samples_or_by_tokens():
+    message = error("ppo.microbatch_tokens=64")
+    assert "microbatch_sequences=8 and microbatch_tokens=64 both say how a minibatch is cut" in message
+    document = tomllib.loads(TINY.read_text())
+    del document["ppo"]["microbatch_sequences"]
+    document["ppo"]["microbatch_tokens"] = 10
+    with pytest.raises(ValueError, match=r"cannot hold one sample of up to 11 tokens .*set it to 11 or more"):
+        RunConfig.model_validate(document)
+    document["ppo"]["microbatch_tokens"] = 11
+    assert RunConfig.model_validate(document).ppo.microbatch_tokens == 11
 
 
 def test_staleness_is_not_built_yet():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from common.config import LanguageModelTraining, RunConfig
 from common.config_file import load_config, parse_config, to_toml
 from common.errors import ConfigError
-from common.ppo_config import AdamW
+from common.optimizer_config import AdamW
 
 CONFIGS = Path(__file__).parents[2] / "deploy" / "configs"
 TINY = CONFIGS / "tiny.toml"

@@ -60,3 +60,53 @@ def test_a_length_range_may_be_a_single_length():
         LengthRange(min=5, max=4)
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         LengthRange(min=0, max=4)
+
+
+DEMONSTRATIONS = {"type": "demonstrations"}
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({"type": "hub", "path": "a", "streaming": True}, "may never end; set take = 10000"),
+        ({"type": "inline", "texts": ["a"], "records": [{"prompt": "a"}]}, "1 texts and 1 records"),
+        ({"type": "inline", "records": [{"prompt": "a"}]}, "records need rows"),
+        ({"type": "inline", "texts": ["a"], "rows": DEMONSTRATIONS}, "rows need records"),
+        ({"type": "inline", "records": [{"a": 1}], "rows": DEMONSTRATIONS, "labels": [1]}, "labels and prepare are of"),
+        ({"type": "files", "paths": ["a"], "rows": DEMONSTRATIONS, "label_column": "b"}, "label_column is of texts"),
+        ({"type": "hub", "path": "a", "rows": DEMONSTRATIONS, "prepare": {"lowercase": True}}, "prepare is of texts"),
+        (
+            {"type": "hub", "path": "a", "rows": DEMONSTRATIONS | {"messages_column": "m", "prompt_column": "p"}},
+            "prompt_column='p' and messages_column='m' exclude each other",
+        ),
+        (
+            {"type": "hub", "path": "a", "rows": DEMONSTRATIONS | {"messages_column": "m", "use_chat_template": False}},
+            "cannot write the turns of a chat",
+        ),
+    ],
+)
+def test_a_source_that_contradicts_itself_is_refused(document, said):
+    with pytest.raises(ValidationError, match=said):
+        SOURCE.validate_python(document)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"type": "hub", "path": "a", "name": "b", "take": 3, "streaming": True, "where": {"x": 1}},
+        {"type": "hub", "path": "a", "rows": DEMONSTRATIONS | {"messages_column": "m"}},
+        {"type": "inline", "records": [{"prompt": "a", "response": ["b", {"c": 1.5}]}], "rows": DEMONSTRATIONS},
+    ],
+)
+def test_a_source_is_read_back_as_it_is_written_out(document):
+    source = SOURCE.validate_python(document)
+    assert SOURCE.validate_python(source.model_dump()) == source
+
+
+def test_the_columns_that_are_read_follow_from_the_rows():
+    def columns(**settings):
+        return SOURCE.validate_python({"type": "hub", "path": "a", "where": {"w": 1}, **settings}).column_names()
+
+    assert columns(label_column="l") == ["text", "l", "w"]
+    assert columns(rows=DEMONSTRATIONS) == ["prompt", "response", "w"]
+    assert columns(rows=DEMONSTRATIONS | {"messages_column": "m"}) == ["m", "w"]

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from common.logprobs import gather_response, log_distribution, response_positions, token_logprobs
+from common.logprobs import gather_response, log_distribution, nucleus, response_positions, token_logprobs
 
 NEXT = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7], [0.6, 0.3, 0.1]], dtype=torch.float64)
 """P(next symbol | this one): no two rows or columns are alike, so that a shift by one shows."""
@@ -87,3 +89,37 @@ def test_half_precision_logits_are_widened_before_the_softmax_and_double_stays()
 def test_gradients_of_logprobs_and_entropy_agree_with_finite_differences():
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: token_logprobs(x, torch.tensor([0, 3, 1]), 0.7), (logits,))
+
+
+# --- the nucleus
+
+
+def slow_nucleus(p, top_p):
+    """Token by token from the likeliest down, until the kept ones hold top_p."""
+    kept, mass = [], 0.0
+    for token in sorted(range(len(p)), key=lambda i: -p[i]):
+        if kept and mass >= top_p:
+            break
+        kept.append(token)
+        mass += p[token]
+    return [p[i] / mass if i in kept else 0.0 for i in range(len(p))]
+
+
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 12), top_p=st.floats(0.01, 0.99), temperature=st.floats(0.3, 2))
+def test_a_nucleus_holds_the_fewest_likeliest_tokens_that_reach_its_mass(seed, size, top_p, temperature):
+    logits = 3 * torch.randn(4, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    cut = log_distribution(logits, temperature, top_p).exp()
+    whole = log_distribution(logits, temperature).exp()
+    expected = [slow_nucleus(row, top_p) for row in whole.tolist()]
+    torch.testing.assert_close(cut, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-12)
+
+
+def test_a_nucleus_of_everything_is_the_distribution_bit_for_bit():
+    logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(log_distribution(logits, 0.7, 1.0), log_distribution(logits, 0.7))
+
+
+def test_the_likeliest_token_is_always_kept_and_ties_go_to_the_first():
+    log_p = torch.tensor([[0.25, 0.25, 0.25, 0.25]]).log()
+    assert nucleus(log_p, 1e-9).exp().tolist() == [[1, 0, 0, 0]]
+    assert nucleus(log_p, 0.5).exp().tolist() == [[0.5, 0.5, 0, 0]]

@@ -5,7 +5,7 @@ import math
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from common.metrics import UPDATE_GAUGES, RunMetrics
+from common.metrics import EVALUATION_GAUGES, UPDATE_GAUGES, RunMetrics
 from common.records import Identity, Stats, UpdateReport
 from common.supervision import Ledger
 
@@ -30,7 +30,7 @@ def report(**numbers):
 def test_every_name_has_the_prefix_a_unit_where_there_is_one_and_total_on_counters_only(metrics):
     metrics.member("rollout", "w0", Stats(response_tokens=1, seconds={"generate": 0.1}, identity=Identity(0, 0)))
     families = list(metrics.registry.collect())
-    assert len(families) == len(UPDATE_GAUGES) + 11
+    assert len(families) == len(UPDATE_GAUGES) + len(EVALUATION_GAUGES) + 13
     for family in families:
         assert family.name.startswith("minichatgpt_")
         assert family.documentation.endswith(".")
@@ -61,6 +61,15 @@ def test_an_update_sets_gauges_and_adds_to_counters(metrics, value):
 def test_every_declared_gauge_shows_its_own_number(metrics, value, key):
     metrics.update(report(**{other: 100.0 + i for i, other in enumerate(UPDATE_GAUGES)}))
     assert value(UPDATE_GAUGES[key][0]) == 100.0 + list(UPDATE_GAUGES).index(key)
+
+
+@pytest.mark.parametrize("key", EVALUATION_GAUGES)
+def test_an_evaluation_shows_every_declared_number_and_the_alarm(metrics, value, key):
+    metrics.evaluation(4, {key: 7.5}, over_optimised=True)
+    assert value(f"evaluation_{EVALUATION_GAUGES[key][0]}") == 7.5
+    assert (value("evaluation_step"), value("over_optimised")) == (4, 1)
+    metrics.evaluation(8, {}, over_optimised=False)
+    assert value("over_optimised") == 0
 
 
 def test_an_undefined_number_is_shown_as_undefined(metrics, value):

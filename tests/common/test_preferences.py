@@ -11,7 +11,8 @@ import pytest
 from common.corpus import load_corpus, split
 from common.data_config import FilesSource, InlineSource
 from common.errors import DataError
-from common.preferences import join_response, load_preferences
+from common.joining import join_response
+from common.preferences import load_preferences
 
 RANKED = {"type": "preferences", "prompt_column": "prompt"}
 

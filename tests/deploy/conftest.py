@@ -29,10 +29,11 @@ TINY = Path(deploy.__file__).with_name("configs") / "tiny.toml"
 
 
 def generate(request):
+    samples = [(p, k) for p in request.prompts for k in range(request.samples_per_prompt)]
     rollouts = tuple(
         Rollout(
             p.draw_index,
-            request.sample_index,
+            k,
             request.attempt,
             request.run_seed,
             p.token_ids[:1],
@@ -40,7 +41,7 @@ def generate(request):
             request.weights.identity,
             "length",
         )
-        for p in request.prompts
+        for p, k in samples
     )
     stats = Stats(
         samples=len(rollouts),
@@ -48,18 +49,21 @@ def generate(request):
         seconds={"generate": 0.25},
         identity=request.weights.identity,
     )
-    return RolloutChunk(request.prompts, rollouts), stats
+    return RolloutChunk(tuple(p for p, _ in samples), rollouts), stats
 
 
 def score(chunk, unscored=()):
+    def has_none(r):
+        return r.draw_index in unscored or (r.draw_index, r.sample_index) in unscored
+
     judgements = tuple(
-        None if r.draw_index in unscored else Judgement(r.draw_index, 0, r.draw_index / 10, {}, "v")
+        None if has_none(r) else Judgement(r.draw_index, r.sample_index, r.draw_index / 10, {}, "v")
         for r in chunk.rollouts
     )
     missing = tuple(
-        Unscored(r.draw_index, 0, "reward_nonfinite", f"draw {r.draw_index} scored nan")
+        Unscored(r.draw_index, r.sample_index, "reward_nonfinite", f"draw {r.draw_index} scored nan")
         for r in chunk.rollouts
-        if r.draw_index in unscored
+        if has_none(r)
     )
     return JudgementChunk(judgements), Stats(samples=len(judgements), seconds={"score": 0.5}, unscored=missing)
 
@@ -80,7 +84,7 @@ def answer(call, unscored=()):
             return Reply(call.call_id, {"reward_model": 0.5})
         case "heartbeat":
             return Reply(call.call_id, {"rss_bytes": 1})
-        case "score":
+        case "score" | "evaluate":
             return Reply(call.call_id, *score(call.argument, unscored))
         case "reference":
             return Reply(call.call_id, *reference(call.argument))
@@ -95,7 +99,7 @@ class Bench:
         seed: of the order in which members answer.
         silent: (slot, method) that never answers.
         failing: (slot, method) to the error with which it answers; or a function of the call.
-        unscored: draws that have no score.
+        unscored: draws, or (draw, sample), that have no score.
     """
 
     def __init__(self, conductor, *, seed=0, silent=(), failing=None, unscored=()):

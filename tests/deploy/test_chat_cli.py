@@ -85,7 +85,7 @@ def test_lines_of_a_pipe_are_prompts_and_empty_ones_are_none(tiny_run):
 
 
 def test_a_line_with_a_slash_from_a_pipe_is_no_command(endless):
-    (line,) = answered(endless, "--max-tokens", 3, lines="/quit\n")
+    (line,) = answered(endless, "--temperature", 0, "--max-tokens", 3, lines="/quit\n")
     assert (line["prompt"], line["ending"], line["response_tokens"]) == ("/quit", "length", 3)
 
 
@@ -97,7 +97,7 @@ def test_settings_of_the_command_line_come_before_those_of_the_run(tiny_run):
 
 
 def test_scores_are_given_where_they_are_asked_for(tiny_run):
-    (line,) = answered("tiny", "--runs", tiny_run.parent, "--prompt", "this film", "--score")
+    (line,) = answered("tiny", "--runs", tiny_run.parent, "--prompt", "this film", "--seed", 1, "--score")
     verdict = line["verdict"]
     assert verdict["score"] == pytest.approx(verdict["parts"]["reward_model"])
     assert 0 < verdict["judge_p_positive"] < 1
@@ -116,8 +116,9 @@ def test_which_weights_are_loaded_is_said(tiny_run, choice, words):
 
 
 def test_a_model_with_a_template_answers_and_continues_where_it_is_told_to(endless):
-    (answer,) = answered(endless, "--prompt", "the film", "--max-tokens", 4, "--system", "good")
-    (continued,) = answered(endless, "--prompt", "the film", "--max-tokens", 4, "--complete")
+    given = (endless, "--prompt", "the film", "--temperature", 0, "--max-tokens", 4)
+    (answer,) = answered(*given, "--system", "good")
+    (continued,) = answered(*given, "--complete")
     assert answer["prompt_tokens"] == 8, "system good <eos> user the film <eos> assistant"
     assert continued["prompt_tokens"] == 2
     assert not answer["response"].startswith(" ")

@@ -248,7 +248,7 @@ def test_a_setting_is_changed_and_all_are_shown(start, line):
         ("/set temperature -1", "greater than or equal to 0"),
         ("/set temperature warm", "valid number"),
         ("/set max_tokens 0", "greater than or equal to 1"),
-        ("/set temprature 1", "did you mean 'temperature'"),
+        ("/set temperatur 1", "did you mean 'temperature'"),
     ],
 )
 def test_a_setting_that_is_not_legal_is_refused(start, line, said):

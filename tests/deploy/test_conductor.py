@@ -21,7 +21,8 @@ def weights_of(step, lineage=0):
 
 
 def report_of(step, handles, **fields):
-    trained = tuple((draw, 0) for handle in handles for draw in handle.draw_indices)
+    trained = tuple((draw, k) for handle in handles for draw in handle.draw_indices
+                    for k in range(handle.samples_per_prompt))  # fmt: skip
     return UpdateReport(step, Identity(0, step), trained, {}, {}, **fields)
 
 
@@ -90,7 +91,8 @@ def test_requests_carry_the_published_weights_the_run_seed_and_the_temperature(m
     bench.collect(32)
     for request in bench.requests():
         assert request.weights == weights_of(0)
-        assert (request.run_seed, request.temperature, request.attempt, request.sample_index) == (77, 0.7, 0, 0)
+        assert (request.run_seed, request.temperature, request.attempt) == (77, 0.7, 0)
+        assert (request.samples_per_prompt, request.top_p) == (1, 1.0)
 
 
 def test_each_update_goes_on_in_the_stream_with_the_new_weights(make_bench):
@@ -112,11 +114,22 @@ def test_without_a_reference_in_the_service_none_is_asked_for(make_bench):
     assert "reference" not in {c.method for c in bench.sent}
 
 
+def test_outside_of_training_the_reference_is_asked_whoever_has_it_in_training(make_bench):
+    bench = make_bench("ppo.reference=shared_trunk", "ppo.trainable_layers=1")
+    handles = bench.sample(bench.conductor.prompts.take(4))
+    assert all(handle.reference is not None for handle in handles)
+    handles = bench.collect(32)
+    assert {handle.reference for handle in handles} == {None}, "and training goes on as before"
+    assert [c.method for c in bench.sent].count("evaluate") == 1
+
+
 def test_samples_outside_of_training_have_a_ledger_of_their_own_and_move_no_stream(make_bench):
     bench = make_bench(unscored={3})
     prompts = bench.conductor.prompts.take(12)
     cursor = bench.conductor.prompts.next_draw_index
     handles = bench.sample(prompts)
+    assert {call.method for call in bench.sent} >= {"evaluate", "reference"}
+    assert "score" not in {call.method for call in bench.sent}
     assert draws_of(handles) == [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11], "what has no score is missing, not replaced"
     assert bench.conductor.ledger.dispatched == 0
     assert bench.conductor.prompts.next_draw_index == cursor
@@ -269,6 +282,84 @@ def test_a_chunk_that_no_replica_can_judge_is_dropped_whole_and_its_other_call_f
     assert bench.conductor.ledger.dropped == {"reward_error": 8}
     assert not bench.conductor.reward.tasks
     assert len({c.member.slot for c in bench.sent if fail(c)}) == 2, "it was tried on the other replica too"
+
+
+# --- groups: several samples of one prompt
+
+
+FOUR = ("ppo.samples_per_prompt=4",)
+
+
+def samples_of(handles):
+    return [
+        (r.draw_index, r.sample_index) for h in handles for r in h.rollouts.rollouts if r.draw_index in h.draw_indices
+    ]
+
+
+def test_a_batch_counts_samples_and_takes_a_prompt_for_each_group(make_bench):
+    bench = make_bench(*FOUR)
+    handles = bench.collect(32)
+    assert samples_of(handles) == [(draw, k) for draw in range(8) for k in range(4)]
+    assert [(len(r.prompts), r.num_samples, r.fill) for r in bench.requests()] == [(2, 8, 0)] * 4
+    assert [h.num_samples for h in handles] == [8] * 4
+    ledger = bench.conductor.ledger
+    assert (ledger.dispatched, ledger.buffered, bench.conductor.prompts.next_draw_index) == (32, 32, 8)
+    bench.conductor.account(report_of(1, handles))
+    assert ledger.trained == 32
+
+
+def test_a_group_with_one_sample_without_a_score_is_dropped_whole_and_replaced_by_the_next_draw(make_bench):
+    bench = make_bench(*FOUR, unscored={(3, 2), (6, 0), (6, 1)})
+    handles = bench.collect(32)
+    assert samples_of(handles) == [(draw, k) for draw in (0, 1, 2, 4, 5, 7, 8, 9) for k in range(4)]
+    assert bench.conductor.ledger.dropped == {"reward_nonfinite": 3, "group_incomplete": 5}
+    last = bench.requests()[-1]
+    assert ([p.draw_index for p in last.prompts], last.fill) == ([8, 9], 0), "both in one chunk, in a second round"
+    assert bench.conductor.ledger.dispatched == 40
+
+
+def test_a_short_last_chunk_holds_whole_groups_and_is_filled_by_samples(make_bench):
+    bench = make_bench(*TWENTY, *FOUR)
+    handles = bench.collect(20)
+    requests = sorted(bench.requests(), key=lambda r: r.chunk_index)
+    assert [(len(r.prompts), r.fill) for r in requests] == [(2, 0), (2, 0), (1, 4)]
+    assert sum(h.num_samples for h in handles) == 20
+
+
+def test_lost_payloads_of_groups_are_made_once_more_as_groups(make_bench):
+    bench = make_bench(*FOUR)
+    handles = bench.collect(32)
+    bench.take(bench.conductor.begin_again(handles, [1], bench.now))
+    ledger = bench.conductor.ledger
+    assert (ledger.buffered, ledger.in_flight) == (24, 8)
+    again = bench.finish()
+    assert samples_of(again) == samples_of(handles)
+    bench.conductor.account(report_of(1, again))
+    assert (ledger.dispatched, ledger.trained) == (32, 32)
+
+
+def test_a_chunk_of_groups_that_no_replica_can_judge_counts_all_its_samples(make_bench):
+    def fail(call):
+        return ValueError("boom") if call.method == "score" and call.argument.rollouts[0].draw_index == 2 else None
+
+    bench = make_bench(*FOUR, failing=fail)
+    assert draws_of(bench.collect(32)) == [0, 1, *range(4, 10)]
+    assert bench.conductor.ledger.dropped == {"reward_error": 8}
+
+
+def test_evaluation_takes_one_sample_of_each_prompt_however_many_training_takes(make_bench):
+    bench = make_bench(*FOUR)
+    prompts = bench.conductor.prompts.take(12)
+    bench.take(bench.conductor.begin_given(prompts, bench.now, top_p=0.9))
+    assert samples_of(bench.finish()) == [(draw, 0) for draw in range(12)]
+    assert [(len(r.prompts), r.samples_per_prompt, r.top_p) for r in bench.requests()] == [(8, 1, 0.9), (4, 1, 0.9)]
+
+
+def test_a_part_of_a_group_cannot_be_asked_for(make_bench):
+    bench = make_bench(*FOUR)
+    with pytest.raises(LedgerError, match="30 samples asked for, which are no whole groups of 4"):
+        bench.collect(30)
+    assert bench.conductor.ledger.dispatched == 0
 
 
 # --- members that fail

@@ -39,9 +39,11 @@ class World(RuleBasedStateMachine):
         self.running = False
         self.killed = set()
 
-    @initialize(workers=st.integers(1, 3), replicas=st.integers(1, 3))
-    def start(self, workers, replicas):
-        bench = MAKE(*SETTINGS, workers=workers, replicas=replicas, published=False)
+    @initialize(workers=st.integers(1, 3), replicas=st.integers(1, 3), samples=st.sampled_from([1, 2, 4]))
+    def start(self, workers, replicas, samples):
+        self.samples = samples
+        group = f"ppo.samples_per_prompt={samples}"
+        bench = MAKE(*SETTINGS, group, workers=workers, replicas=replicas, published=False)
         self.conductor, self.open = bench.conductor, bench.open
         self.saved = [(0, self.conductor.state_dict())]
         self.publish()
@@ -79,8 +81,8 @@ class World(RuleBasedStateMachine):
         call = self.pick(data)
         if call is not None:
             del self.open[call.call_id]
-            draws = [r.draw_index for r in call.argument.rollouts] if call.method == "score" else []
-            self.say(ANSWER(call, {draws[i] for i in unscored if i < len(draws)}))
+            rows = call.argument.rollouts if call.method == "score" else ()
+            self.say(ANSWER(call, {(rows[i].draw_index, rows[i].sample_index) for i in unscored if i < len(rows)}))
 
     @precondition(is_fine)
     @rule()
@@ -157,14 +159,16 @@ class World(RuleBasedStateMachine):
             return
         self.running = False
         draws = [d for h in handles for d in h.draw_indices]
-        assert len(draws) == len(set(draws)) == BATCH
+        assert len(draws) == len(set(draws)) == BATCH // self.samples
+        held = [r for h in handles for r in h.rollouts.rollouts if r.draw_index in h.draw_indices]
+        assert [(r.draw_index, r.sample_index) for r in held] == [(d, k) for d in draws for k in range(self.samples)]
         assert not set(draws) & set().union(*self.trained), "trained once along the ancestry"
         identities = {r.identity for h in handles for r in h.rollouts.rollouts if r.draw_index in h.draw_indices}
         assert identities == {Identity(self.lineage, self.step)}, "by the current weights"
         if finite:
             self.step += 1
             self.trained.append(set(draws))
-        trained = tuple((d, 0) for d in draws) if finite else ()
+        trained = tuple((d, k) for d in draws for k in range(self.samples)) if finite else ()
         self.conductor.account(
             UpdateReport(self.step, Identity(self.lineage, self.step), trained, {}, {}, is_finite=finite)
         )

@@ -280,7 +280,7 @@ def test_evaluation_has_no_learner_and_all_members_end_with_the_block(tiny, tiny
     paths = ModelPaths(*(str(models / name) for name in ("sft", "reward_model", "judge")))
     before = set(threading.enumerate())
     runtime = LocalRuntime()
-    with runtime.members(tiny(), paths, tmp_path, StopSignal()) as members:
+    with runtime.members(tiny(), paths, tmp_path, StopSignal(), with_learner=False) as members:
         assert members.learner is None
         replies, there = [], threading.Event()
         members.transport.receive(lambda reply: (replies.append(reply), there.set()))

@@ -165,6 +165,7 @@ def test_trajectories_are_kept_whole(tiny, tiny_run):
         assert scores <= columns.keys()
         assert columns["draw_index"].tolist() == list(range(32 * update, 32 * (update + 1)))
         assert columns["sample_index"].tolist() == [0] * 32
+        assert "samples_per_prompt" not in columns, "there where it is above 1"
         assert columns["step"].tolist() == [update] * 32, "strictly on-policy"
         assert columns["seed"].tolist() == [sample_seed(tiny().seed, int(d), 0) for d in columns["draw_index"]]
         assert np.isfinite(columns["score"]).all()

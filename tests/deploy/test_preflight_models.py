@@ -213,3 +213,23 @@ def test_what_other_nodes_must_have_is_what_is_on_disk_here(pretrained, gpt2_fol
     pattern = str(tmp_path / "*.csv")
     change = f'data.mine={{type="files", paths=["{pattern}", "/nowhere/x.csv"]}}'
     assert input_paths(pretrained(gpt2_folder, change, 'sft.data=["mine"]')) == (pattern, str(gpt2_folder))
+
+
+def test_a_dataset_of_the_hub_is_looked_at_without_loading_it(tiny, tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text('{"text": "hello"}\n', encoding="utf-8")
+    monkeypatch.setattr("datasets.load_dataset", None)
+    config = tiny(f"data.mine={{type='hub', path='{tmp_path}'}}", 'sft.data=["mine"]')
+    assert not data_failures(config)
+    assert f"{tmp_path}, split train, version " in check_data(config)[-1].measured
+    assert input_paths(config) == (str(tmp_path),)
+
+
+def test_a_dataset_that_cannot_be_had_is_named(tiny):
+    config = tiny("data.mine={type='hub', path='stanfordnlp/imdb'}", 'sft.data=["mine"]')
+    (failure,) = data_failures(config)
+    assert failure.startswith("data.mine: cannot read stanfordnlp/imdb, split train")
+
+
+def test_inline_records_are_counted(tiny):
+    rows = "{type='inline', rows={type='demonstrations'}, records=[{prompt='a', response='b'}]}"
+    assert check_data(tiny(f"data.mine={rows}", 'sft.data=["mine"]'))[-1].measured == "1 inline records"

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
+from deploy.explain_model import policy_size
 from deploy.preflight_cluster import NodeFacts
 from deploy.preflight_models import policy_shape
-from deploy.preflight_room import Need, check_room, checkpoint_bytes, policy_on_meta, room_needed, trajectory_bytes
+from deploy.preflight_room import Need, check_room, room_needed
 from deploy.preflight_storage import check_storage
 from deploy.runtime_facts import RuntimeFacts
 from deploy.storage_probe import answer_probe, clear_notes, leave_note, open_place, read_note
-from learner.service import build_learner
 
 
 def node(node_id, cpus=8.0):
@@ -167,59 +167,9 @@ def test_a_note_is_read_only_with_its_content(tmp_path):
 # --- room
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        [],
-        ["ppo.trainable_layers=1"],
-        ['ppo.optimizer={type = "muon", lr = 1e-3, adamw_lr = 1e-3}'],
-        ["learner.dtype=bfloat16"],
-    ],
-)
-def test_a_checkpoint_is_as_large_as_foreseen(tiny, tiny_run, changes):
-    """Of the real learner after an update's worth of steps: weights and optimizer state, the value head left out."""
-    from common.records import ModelPaths
-
-    config = tiny(*changes)
-    models = tiny_run / "models"
-    paths = ModelPaths(str(models / "sft"), str(models / "reward_model"))
-    learner = build_learner(config, paths, tiny_run).learner
-    for parameter in learner.plain.parameters():
-        parameter.grad = parameter.detach().clone() if parameter.requires_grad else None
-    for optimizer in learner.optimizers:
-        optimizer.step()
-    real = sum(p.numel() * p.element_size() for p in learner.plain.parameters())
-    real += sum(
-        value.numel() * value.element_size()
-        for optimizer in learner.optimizers
-        for slots in optimizer.state.values()
-        for name, value in slots.items()
-        if name != "step"
-    )
-    real -= 3 * sum(p.numel() * p.element_size() for p in learner.plain.value_head.parameters())
-    policy = learner.plain.policy
-    fresh = policy_on_meta(policy.config, config)
-    assert checkpoint_bytes(fresh, config.ppo) == real
-
-
-def test_trajectories_are_no_larger_than_foreseen(tiny, tiny_run):
-    config = tiny()
-    files = list((tiny_run / "trajectories").iterdir())
-    real = sum(path.stat().st_size for path in files)
-    headers = 4096 * len(files)
-    assert real - headers < trajectory_bytes(config, config.ppo) < 4 * real
-
-
-def test_the_fresh_policy_is_foreseen_as_it_becomes(tiny, tiny_run):
-    config = tiny()
-    foreseen = policy_on_meta(policy_shape(config), config)
-    real = (tiny_run / "models" / "sft" / "model.safetensors").stat().st_size
-    assert real <= sum(p.numel() * p.element_size() for p in foreseen.parameters()) < 2 * real
-
-
 def test_what_is_needed_is_told_for_each_place(tiny, tmp_path):
     config = tiny("ppo.checkpoint_url=memory://run", "ppo.keep_last=5", "ppo.keep_best=2")
-    needs = {need.what: need for need in room_needed(config, tmp_path, policy_on_meta(policy_shape(config), config))}
+    needs = {need.what: need for need in room_needed(config, tmp_path, policy_size(policy_shape(config), config))}
     (checkpoints,) = [need for what, need in needs.items() if what.startswith("8 checkpoints of ")]
     assert checkpoints.place == "memory://run"
     assert needs["models"].total_bytes == 3 * needs["pre-trained model, for other runs"].total_bytes

@@ -22,6 +22,7 @@ from common.hashing import file_hash
 from common.records import Identity, ModelPaths, Progress, StageResult
 from common.weights import weights_of
 from deploy.fingerprint import folder_hash
+from deploy.local import LocalRuntime
 from deploy.pipeline import Pipeline
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
@@ -135,7 +136,8 @@ def test_weights_of_a_folder_travel_unchanged(tiny, tiny_run, ray_runtime):
     path = str(models / "ppo")
     here = weights_of(path, Identity(-1, 1))
     paths = ModelPaths(str(models / "sft"), str(models / "reward_model"), str(models / "judge"))
-    with ray_runtime.members(tiny("rollout.workers=1"), paths, tiny_run, StopSignal()) as members:
+    config = tiny("rollout.workers=1")
+    with ray_runtime.members(config, paths, tiny_run, StopSignal(), with_learner=False) as members:
         there = members.weights_of(path, Identity(-1, 1))
         assert (there.identity, there.hash, there.manifest) == (here.identity, here.hash, here.manifest)
         assert ray.get(there.ref, timeout=DEADLINE_S).tobytes() == here.ref.tobytes()
@@ -184,6 +186,16 @@ def test_any_number_of_workers_leaves_the_same_bytes(tiny, tiny_run, run_copy, r
     shutil.rmtree(run_copy / "trajectories")
     run_ppo(tiny(f"rollout.workers={workers}"), run_copy, ray_runtime)
     assert_same_bytes(tiny_run, run_copy)
+
+
+@pytest.mark.slow
+def test_groups_of_samples_on_ray_leave_the_bytes_of_one_process(tiny, run_copy, tmp_path, ray_runtime):
+    groups = ("ppo.samples_per_prompt=4", "ppo.advantage=rloo")
+    local = tmp_path / "local"
+    shutil.copytree(run_copy, local)
+    run_ppo(tiny(*groups), local, LocalRuntime())
+    run_ppo(tiny(*groups, "rollout.workers=4"), run_copy, ray_runtime)
+    assert_same_bytes(local, run_copy)
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import DataError
 from deploy.report import extremes, write_report
-from deploy.report_curves import GROUPS
+from deploy.report_curves import EVALUATIONS, GROUPS
 from deploy.report_figures import MAX_POINTS, draw, series, thinned
 from deploy.report_words import result_sentence
 from deploy.run_files import ExtremeLine, UpdateLine, final_ledger, read_run, stage_seconds
@@ -102,6 +102,23 @@ def test_page_tells_result_numbers_curves_and_texts(folder: Path) -> None:
         assert text in page, text
     assert "best of 2" not in page
     assert 'class="absent"' not in page
+
+
+def test_evaluations_and_the_alarm_are_on_the_page_where_there_are_any(folder: Path) -> None:
+    assert "Held-out prompts while it learnt" not in page_of(folder)
+    numbers = {key: 0.1 for curve in EVALUATIONS.curves for layer in curve.layers for key in layer.keys}
+    lines = [{"step": step, "numbers": {**numbers, "gap": 0.3}, "over_optimised": step == 4} for step in (0, 2, 4)]
+    write_lines(folder / "evaluations.jsonl", lines)
+    alarm = {"updates": [4], "at_the_end": True, "gap": 1.25}
+    summary = SUMMARY | {"over_optimisation": alarm, "against": {"<b>old</b>": {"win_rate": 0.61}}}
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    page = page_of(folder)
+    for curve in EVALUATIONS.curves:
+        assert f'aria-label="{curve.title} by update"' in page
+    assert "after update 4 the reward had risen on held-out prompts without the judge" in page
+    assert "It is on at the end, where the reward is +1.25 standard deviations ahead" in page
+    assert "Win rate against &lt;b&gt;old&lt;/b&gt;" in page
+    assert "61.0 %" in page
 
 
 def test_texts_and_names_are_escaped(folder: Path) -> None:

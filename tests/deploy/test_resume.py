@@ -94,6 +94,7 @@ def test_other_data_are_refused(settings_of):
         "ppo.checkpoint_url='memory://elsewhere'",
         "metrics.enabled=false",
         "evaluate.prompts=4",
+        "evaluate.every_updates=2",
         "judge.training.epochs=29",
     ],
 )
@@ -128,6 +129,7 @@ def row(step, **more):
 def folder(tmp_path):
     """A run that went on to update 4, has been evaluated, and was cut off while it wrote."""
     (tmp_path / "metrics.jsonl").write_text("".join(row(step) for step in range(1, 5)) + row(5)[:-9])
+    (tmp_path / "evaluations.jsonl").write_text("".join(row(step) for step in (0, 2, 4)))
     heldout = json.dumps({"kind": "heldout", "prompt": "p"}) + "\n"
     (tmp_path / "samples.jsonl").write_text(
         heldout + "".join(row(s, n=n) for s in range(1, 5) for n in (0, 1)) + heldout
@@ -145,6 +147,7 @@ def test_what_came_after_the_checkpoint_goes_and_the_rest_stays_byte_for_byte(fo
     rewind(folder, step)
     kept = range(1, min(step, 4) + 1)
     assert (folder / "metrics.jsonl").read_text() == "".join(row(s) for s in kept)
+    assert (folder / "evaluations.jsonl").read_text() == "".join(row(s) for s in (0, 2, 4) if s <= step)
     assert (folder / "samples.jsonl").read_text() == "".join(row(s, n=n) for s in kept for n in (0, 1))
     trajectories = sorted(path.name for path in (folder / "trajectories").iterdir())
     assert trajectories == ["notes.txt", *(f"update_{s:06d}.safetensors" for s in range(1, min(step, 5) + 1))]

@@ -93,20 +93,32 @@ def sample(score_of):
     """Trajectories of ragged prompts and responses, sampled by the engine and referenced by the reward service."""
 
     def draw(
-        policy, n=16, *, step=0, lineage=0, first_draw=0, reference=None, temperature=1.0, score=score_of, max_new=8
+        policy,
+        n=16,
+        *,
+        step=0,
+        lineage=0,
+        first_draw=0,
+        reference=None,
+        temperature=1.0,
+        score=score_of,
+        max_new=8,
+        samples_per_prompt=1,
     ):
         rng = np.random.default_rng(1000 + first_draw)
         identity = Identity(lineage, step)
-        prompts = tuple(
+        drawn = [
             Prompt(
                 draw_index=first_draw + i,
                 prompt_id=i,
                 token_ids=rng.integers(3, V, size=1 + i % 5).astype(np.int32),
                 max_new_tokens=1 + (3 * i) % max_new,
             )
-            for i in range(n)
-        )
-        seeds = [sample_seed(0, p.draw_index, 0) for p in prompts]
+            for i in range(n // samples_per_prompt)
+        ]
+        prompts = tuple(p for p in drawn for _ in range(samples_per_prompt))
+        indices = [i % samples_per_prompt for i in range(len(prompts))]
+        seeds = [sample_seed(0, p.draw_index, k) for p, k in zip(prompts, indices, strict=True)]
         sampled = SamplingEngine(copy.deepcopy(policy), frozenset({EOS})).sample(
             [p.token_ids for p in prompts],
             max_new_tokens=[p.max_new_tokens for p in prompts],
@@ -114,15 +126,15 @@ def sample(score_of):
             temperature=temperature,
         )
         rollouts = tuple(
-            Rollout(p.draw_index, 0, 0, seed, s.ids, s.logprobs, identity, s.finish)
-            for p, seed, s in zip(prompts, seeds, sampled, strict=True)
+            Rollout(p.draw_index, k, 0, seed, s.ids, s.logprobs, identity, s.finish)
+            for p, k, seed, s in zip(prompts, indices, seeds, sampled, strict=True)
         )
         refs = (None,) * n
         if reference is not None:
             service = Reference(copy.deepcopy(reference), temperature=temperature, batch_sequences=5)
             refs = service.logprobs(RolloutChunk(prompts, rollouts))[0].logprobs
         return [
-            Trajectory(p, r, Judgement(p.draw_index, 0, score(r.response_ids), {"even": 1.0}, "test"), ref)
+            Trajectory(p, r, Judgement(p.draw_index, r.sample_index, score(r.response_ids), {"even": 1.0}, "test"), ref)
             for p, r, ref in zip(prompts, rollouts, refs, strict=True)
         ]
 

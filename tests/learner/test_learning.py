@@ -18,6 +18,7 @@ from actors.worker import RolloutWorker
 from common.config import RunConfig
 from common.metrics import RunMetrics
 from common.records import Judgement, JudgementChunk, Stats
+from common.seeds import sample_seed
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
 from deploy.conductor import Conductor
@@ -27,6 +28,7 @@ from deploy.stopwatch import Stopwatch
 from deploy.supervisor import Supervisor
 from learner.loop import train
 from learner.service import LearnerService
+from learner.trajectory_file import read_trajectories
 from reward_service.reference import Reference
 from reward_service.service import RewardService
 
@@ -162,6 +164,30 @@ def test_a_random_policy_learns_to_emit_a_token(learn):
     assert time.monotonic() - start < 300
 
 
+@pytest.mark.parametrize("advantage", ["gae", "rloo", "group_norm"])
+def test_it_learns_from_groups_too(learn, advantage):
+    reports, service = learn(
+        updates=12,
+        advantage=advantage,
+        samples_per_prompt=4,
+        microbatch_tokens=200,
+        lr_schedule="cosine",
+        lr_final_fraction=0.2,
+        clip_eps_high=0.28,
+        dual_clip=3.0,
+    )
+    assert reports[0].metrics["score_mean"] < 0.15
+    assert last_scores(reports) > BAR
+    assert all(r.metrics["nonfinite_steps"] == 0 for r in reports)
+    head = service.learner.plain.value_head.weight.detach()
+    assert (float(head.abs().max()) > 0) == (advantage == "gae"), "without a value loss the head stays at zero"
+    columns = read_trajectories(service.folder / "trajectories" / "update_000002.safetensors")
+    assert columns["draw_index"].tolist() == [draw for draw in range(16, 32) for _ in range(4)]
+    assert columns["sample_index"].tolist() == [0, 1, 2, 3] * 16
+    assert columns["samples_per_prompt"].tolist() == [4] * BATCH
+    assert columns["seed"].tolist() == [sample_seed(0, draw, k) for draw in range(16, 32) for k in range(4)]
+
+
 def test_with_shuffled_scores_it_does_not(learn):
     reports, _ = learn(shuffle=True)
     assert last_scores(reports) < 0.2
@@ -172,11 +198,14 @@ def test_a_strong_kl_penalty_keeps_the_policy_with_its_reference(learn):
     assert bound[-1].metrics["kl_token_mean"] < 0.25 * free[-1].metrics["kl_token_mean"]
 
 
-def test_one_two_and_three_workers_give_the_same_bytes(learn):
+@pytest.mark.parametrize(
+    "groups", [{}, {"advantage": "rloo", "samples_per_prompt": 4}, {"advantage": "group_norm", "samples_per_prompt": 2}]
+)
+def test_one_two_and_three_workers_give_the_same_bytes(learn, groups):
     """Trap 19, 20: files and final weights, over updates whose weights differ."""
     files, weights = [], []
     for workers in (1, 2, 3):
-        _, service = learn(workers=workers, updates=3, name=f"workers-{workers}")
+        _, service = learn(workers=workers, updates=3, name=f"workers-{workers}", **groups)
         folder = service.folder / "trajectories"
         files.append({p.name: p.read_bytes() for p in sorted(folder.iterdir())})
         weights.append(service.weights().hash)

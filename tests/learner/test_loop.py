@@ -87,6 +87,17 @@ class Notebook:
         self.diary.append(("record", report.step))
 
 
+class Exam:
+    """Evaluations that are only noted down, every so many updates."""
+
+    def __init__(self, diary, every):
+        self.diary, self._every = diary, every
+
+    def at(self, step):
+        if self._every and step % self._every == 0:
+            self.diary.append(("evaluate", step))
+
+
 class Shelf:
     """Checkpoints that are only noted down."""
 
@@ -103,13 +114,14 @@ class Shelf:
         self.diary.append(("wait",))
 
 
-def run(config, *, step=0, due=(), diary=None, **faults):
+def run(config, *, step=0, due=(), every=0, diary=None, **faults):
     diary = Diary() if diary is None else diary
     rollouts = CountingRollouts(diary)
     train(
         learner=CountingLearner(diary, step, **faults),
         rollouts=rollouts,
         recorder=Notebook(diary),
+        evaluations=Exam(diary, every),
         checkpoints=Shelf(diary, due),
         config=config,
     )
@@ -132,6 +144,14 @@ def test_two_updates_in_order(ppo_config):
         ("save", 2),
         ("wait",),
     ]
+
+
+def test_what_is_evaluated_is_published_and_not_yet_saved(ppo_config):
+    """So that a checkpoint of an update never lacks its evaluation."""
+    diary = run(ppo_config(updates=2), every=2, due={2})
+    assert diary[:2] == [("publish", 0), ("evaluate", 0)]
+    assert diary[-4:] == [("publish", 2), ("evaluate", 2), ("save", 2), ("wait",)]
+    assert [event for event in diary if event[0] == "evaluate"] == [("evaluate", 0), ("evaluate", 2)]
 
 
 def test_a_learner_that_has_done_updates_does_only_the_rest(ppo_config):

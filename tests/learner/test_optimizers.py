@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from common.errors import CheckpointError
-from common.ppo_config import AdamW, Muon
+from common.optimizer_config import AdamW, Muon
 from learner.optimizers import build_optimizers, pack_state, set_rate, unpack_state
 
 MUON = Muon(lr=0.02, adamw_lr=1e-3, momentum=0.9, weight_decay=0.01)

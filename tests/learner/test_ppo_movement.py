@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.records import Identity
-from learner.ppo import learning_rate_scale
+from learner.schedule import learning_rate_scale
 
 # --- which weights move, and how fast
 
@@ -91,6 +91,23 @@ def test_rates_warm_up_and_fall_to_their_final_share(ppo_config):
     assert scales(lr_final_fraction=0.2) == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
     assert scales(lr_warmup_updates=1, lr_final_fraction=0) == pytest.approx([0.5, 0.75, 0.5, 0.25, 0])
     assert learning_rate_scale(0, ppo_config(updates=1, lr_final_fraction=0.5)) == 1
+
+
+def test_a_cosine_falls_slowly_at_both_ends_and_fastest_in_the_middle(ppo_config):
+    def scales(**changed):
+        config = ppo_config(updates=5, lr_schedule="cosine", **changed)
+        return [learning_rate_scale(step, config) for step in range(5)]
+
+    root = math.sqrt(0.5)
+    assert scales(lr_final_fraction=0) == pytest.approx([1, (1 + root) / 2, 0.5, (1 - root) / 2, 0])
+    assert scales(lr_final_fraction=0.5) == pytest.approx([1, 0.75 + root / 4, 0.75, 0.75 - root / 4, 0.5])
+    assert scales(lr_final_fraction=0, lr_warmup_updates=1)[:3] == pytest.approx([0.5, (1 + root) / 2, 0.5])
+    assert learning_rate_scale(0, ppo_config(updates=1, lr_schedule="cosine", lr_final_fraction=0)) == 1
+
+
+def test_a_constant_rate_only_warms_up(ppo_config):
+    config = ppo_config(updates=4, lr_schedule="constant", lr_warmup_updates=1)
+    assert [learning_rate_scale(step, config) for step in range(4)] == [0.5, 1, 1, 1]
 
 
 def test_the_scheduled_rate_is_the_one_that_is_used(tiny_policy, sample, make_learner, weights_of):

@@ -167,3 +167,15 @@ def test_a_classifier_of_two_classes_refuses_three(tmp_path):
     settings["data"]["reviews"] |= {"num_labels": 3, "labels": [*LABELS[:-1], 2]}
     with pytest.raises(ConfigError, match='classifier type "bag" tells two classes apart, got 3'):
         run(RunConfig.model_validate(settings), tmp_path / "rm")
+
+
+@pytest.mark.parametrize("favourite", ["straight", "turned"])
+def test_of_two_sources_that_contradict_each_other_the_one_of_more_weight_is_learned(tmp_path, favourite):
+    settings = config(data=["reviews"], naive_bayes_scale=0.0, epochs=30).model_dump()
+    straight = settings["data"].pop("reviews")
+    settings["data"] = {"straight": straight, "turned": straight | {"labels": [1 - label for label in LABELS]}}
+    other = {"straight": "turned", "turned": "straight"}[favourite]
+    weights = {favourite: 9.0, other: 1.0}
+    settings["reward_model"]["training"] |= {"data": ["straight", "turned"], "weights": weights}
+    metrics = run(RunConfig.model_validate(settings), tmp_path / "rm")
+    assert metrics["accuracy_by_source"] == {favourite: 1, other: 0}

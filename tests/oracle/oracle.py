@@ -95,3 +95,35 @@ def k1_sum(logprobs, ref_logprobs, live):
 def variance(xs):
     mean = sum(xs) / len(xs)
     return sum((x - mean) ** 2 for x in xs) / len(xs)
+
+
+def response_return(score, logprobs, ref_logprobs, live, kl_coef):
+    """arXiv:2402.14740: R(x, y) = r(x, y) - beta * log(pi(y | x) / pi_ref(y | x))."""
+    pairs = zip(dense(logprobs, live), dense(ref_logprobs, live), strict=True)
+    return score - kl_coef * sum(lp - ref for lp, ref in pairs)
+
+
+def leave_one_out(group):
+    """RLOO of arXiv:2402.14740, for the returns of one prompt's responses."""
+    out = []
+    for i, mine in enumerate(group):
+        others = [x for j, x in enumerate(group) if j != i]
+        out.append(mine - sum(others) / len(others))
+    return out
+
+
+def normalised(group, eps):
+    """arXiv:2402.03300, section 4.1.2, with the standard deviation of a sample."""
+    mean = sum(group) / len(group)
+    std = (sum((x - mean) ** 2 for x in group) / (len(group) - 1)) ** 0.5
+    return [(x - mean) / (std + eps) for x in group]
+
+
+def bounded_objective(lp, old, A, low, high, dual):
+    """Of a token: clip-higher (arXiv:2503.14476) in the dual clip (arXiv:1912.09729, eq. 5); and its slope."""
+    r = exp(lp - old)
+    clipped = clip(r, 1 - low, 1 + high)
+    value, slope = (r * A, r * A) if r * A <= clipped * A else (clipped * A, 0.0)
+    if A < 0 and dual is not None and dual * A > value:
+        return dual * A, 0.0
+    return value, slope

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from learner.advantages import explained_variance, gae, token_rewards
+from learner.advantages import explained_variance, gae, group_norm, response_returns, rloo, token_rewards
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 seeds = st.integers(0, 2**31)
@@ -87,3 +87,48 @@ def test_explained_variance_is_that_of_the_live_tokens(oracle, ragged, lengths, 
     v, r = values[mask].tolist(), returns[mask].tolist()
     expected = 1 - oracle.variance([b - a for a, b in zip(v, r, strict=True)]) / oracle.variance(r)
     assert explained_variance(values, returns, mask).item() == pytest.approx(expected, rel=1e-9)
+
+
+# --- groups
+
+group_shapes = st.tuples(st.integers(1, 4), st.integers(2, 6))
+
+
+@settings(max_examples=100, deadline=None)
+@given(lengths=lengths, seed=seeds, kl_coef=st.sampled_from([0.0, 0.1, 2.0]))
+def test_a_return_is_the_score_less_the_whole_kl_of_the_response(oracle, ragged, lengths, seed, kl_coef):
+    mask, (logprobs, ref_logprobs) = ragged(lengths, seed, 2)
+    scores = torch.linspace(-1, 2, len(lengths), dtype=torch.float64)
+    rewards = token_rewards(scores, mask, kl_coef=kl_coef, logprobs=logprobs, ref_logprobs=ref_logprobs)
+    rows = zip(scores.tolist(), logprobs.tolist(), ref_logprobs.tolist(), mask.tolist(), strict=True)
+    expected = [oracle.response_return(*row, kl_coef) for row in rows]
+    torch.testing.assert_close(response_returns(rewards, mask), f64(expected), **close)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shape=group_shapes, seed=seeds, offset=st.floats(-50, 50))
+def test_group_advantages_are_those_of_the_papers(oracle, shape, seed, offset):
+    returns = offset + torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    samples = shape[1]
+    left_out = [x for group in returns.tolist() for x in oracle.leave_one_out(group)]
+    scaled = [x for group in returns.tolist() for x in oracle.normalised(group, 1e-4)]
+    torch.testing.assert_close(rloo(returns.flatten(), samples), f64(left_out), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(group_norm(returns.flatten(), samples), f64(scaled), rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=group_shapes, seed=seeds, shift=st.floats(-20, 20))
+def test_what_all_samples_of_a_prompt_have_in_common_changes_no_advantage(shape, seed, shift):
+    returns = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    moved = returns.clone()
+    moved[0] += shift
+    for compare in (rloo, group_norm):
+        torch.testing.assert_close(compare(moved.flatten(), shape[1]), compare(returns.flatten(), shape[1]), **close)
+
+
+@settings(max_examples=50, deadline=None)
+@given(shape=group_shapes, seed=seeds)
+def test_rloo_is_the_centred_return_times_k_over_k_minus_one(shape, seed):
+    returns = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    centred = (returns - returns.mean(1, keepdim=True)) * shape[1] / (shape[1] - 1)
+    torch.testing.assert_close(rloo(returns.flatten(), shape[1]), centred.flatten(), **close)

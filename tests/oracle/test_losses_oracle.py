@@ -48,6 +48,41 @@ def test_policy_loss_and_gradient_are_those_of_the_paper(oracle, ragged, lengths
 
 
 @settings(max_examples=150, deadline=None)
+@given(
+    lengths=lengths,
+    seed=seeds,
+    low=st.sampled_from([0.1, 0.2]),
+    high=st.sampled_from([None, 0.28, 0.6]),
+    dual=st.sampled_from([None, 1.05, 1.5, 3.0]),
+)
+def test_clip_higher_and_dual_clip_are_those_of_the_papers(oracle, ragged, lengths, seed, low, high, dual):
+    mask, (logprobs, old, advantages) = ragged(lengths, seed, 3)
+    logprobs = torch.where(mask, old + 0.6 * logprobs, logprobs).requires_grad_()
+    bounds = {"clip_eps": low, "clip_eps_high": high, "dual_clip": dual}
+    loss, metrics = policy_loss(logprobs, old, advantages, mask, denominator=5, **bounds)
+    upper = low if high is None else high
+    tokens = [
+        oracle.bounded_objective(lp, before, A, low, upper, dual)
+        for lp, before, A in zip(logprobs[mask].tolist(), old[mask].tolist(), advantages[mask].tolist(), strict=True)
+    ]
+    assert loss.item() == pytest.approx(-sum(value for value, _ in tokens) / 5, rel=1e-9, abs=1e-10)
+    slopes = torch.tensor([-slope / 5 for _, slope in tokens], dtype=torch.float64)
+    torch.testing.assert_close(gradient_of(loss, logprobs)[mask], slopes, **close)
+    far = (logprobs - old).detach().exp()[mask] > (dual or math.inf)
+    assert metrics.get("num_dual_clipped", torch.tensor(0)).item() == (far & (advantages[mask] < 0)).sum().item()
+    assert ("num_dual_clipped" in metrics) == (dual is not None)
+
+
+def test_by_default_the_upper_bound_is_the_lower_one_and_nothing_is_clipped_twice(ragged):
+    mask, (logprobs, old, advantages) = ragged([5, 3, 7], 3, 3)
+    plain, _ = policy_loss(logprobs, old, advantages, mask, clip_eps=0.2, denominator=1)
+    told, _ = policy_loss(logprobs, old, advantages, mask, clip_eps=0.2, clip_eps_high=0.2, denominator=1)
+    far, _ = policy_loss(logprobs, old, advantages, mask, clip_eps=0.2, dual_clip=1e9, denominator=1)
+    assert torch.equal(plain, told)
+    assert torch.equal(plain, far)
+
+
+@settings(max_examples=150, deadline=None)
 @given(lengths=lengths, seed=seeds, eps=st.sampled_from([math.inf, 0.2, 1.0]), denominator=st.integers(1, 100))
 def test_value_loss_and_gradient_are_the_pessimistic_squares(oracle, ragged, lengths, seed, eps, denominator):
     mask, (values, old, returns) = ragged(lengths, seed, 3)

@@ -86,7 +86,25 @@ def evaluate(config, tiny_run, folder):
     paths = ModelPaths(*(str(models / name) for name in ("sft", "reward_model", "judge")))
     stop = StopSignal()
     place = Place(config, LocalRuntime(), folder, Console(file=io.StringIO()), stop, RunControls(config.name, stop))
-    return evaluate_stage(place, paths, str(models / "ppo")).metrics
+    return evaluate_stage(place, paths, str(models / "ppo"), {}).metrics
+
+
+@pytest.mark.slow
+def test_a_group_of_which_one_sample_has_no_score_is_dropped_whole(tiny, run_copy):
+    """`picky` leaves out about half of the samples; what is trained on are pairs of which both have a score."""
+    groups = ("ppo.samples_per_prompt=2", "ppo.advantage=rloo", "ppo.max_drops_per_update=1000")
+    config = without_reward_model(tiny(*groups), function("picky")).model_copy(update={"evaluate": None})
+    columns, _ = run(config, run_copy)
+    for update in columns:
+        assert update["sample_index"].tolist() == [0, 1] * 16
+        assert (update["draw_index"][::2] == update["draw_index"][1::2]).all()
+        assert np.isfinite(update["score"]).all()
+    ledger = json.loads((run_copy / "ledger.json").read_text(encoding="utf-8"))["ledger"]
+    assert ledger["trained"] == 96
+    dropped = ledger["dropped"]
+    assert dropped.keys() == {"reward_nonfinite", "group_incomplete"}
+    assert sum(dropped.values()) % 2 == 0, "in whole groups"
+    assert ledger["dispatched"] == 96 + sum(dropped.values())
 
 
 def test_prompts_without_a_score_are_left_out_of_both_sides_and_counted(tiny, tiny_run, tmp_path):

@@ -77,15 +77,18 @@ def until():
 def train(tiny, tiny_run, tmp_path, monkeypatch):
     """Runs PPO of `tiny` with changes; a second run of the same name goes on in the same folder.
 
-    `before_update` is called with the run's controls and the number of the update to come, by the thread of the loop.
+    The stage `evaluate` is left out, unless a change is about it. `before_update` is called with the run's controls and
+    the number of the update to come, by the thread of the loop.
     """
 
     def run(*changes, name="run", before_update=None, again=False):
+        evaluates = any(change.startswith("evaluate.") for change in changes)
         folder = tmp_path / name
         if not folder.exists():
             shutil.copytree(tiny_run, folder)
             again = True
-        config = tiny(f"ppo.updates={UPDATES}", *changes).model_copy(update={"evaluate": None})
+        config = tiny(f"ppo.updates={UPDATES}", *changes)
+        config = config if evaluates else config.model_copy(update={"evaluate": None})
         controls = RunControls(config.name, StopSignal())
         console = Console(file=io.StringIO(), width=500)
         pipeline = Pipeline(

@@ -1,0 +1,269 @@
+"""How many bytes a configuration holds, sends and writes: pure arithmetic over the size of the policy.
+
+The preflight asks it what a run needs on disk; `minichatgpt config explain` shows all of it.
+"""
+
+from dataclasses import dataclass
+
+from common.config import RunConfig
+from common.placement_config import DType
+from common.ppo_config import PPOConfig
+from deploy.explain_figures import Figure, Group, counts, longest_tokens, microbatch_rows
+from deploy.finding import show_bytes
+
+FLOAT_BYTES = 4  # published weights, logprobs and ids; the value head, whatever the policy's precision
+_SAMPLE_BYTES = 8 * 6 + 1  # draw, sample, prompt, seed, step and score; truncated
+_HEADER_BYTES = 100  # of safetensors, for each tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PolicySize:
+    """What is to be known of a policy; parameters that are tied count once."""
+
+    parameters: int
+    value_bytes: int
+    """Of one parameter in the learner."""
+    tensors: int
+    trained: int
+    """Parameters that the optimizer moves."""
+    trained_tensors: int
+    by_muon: int
+    """Of the trained ones, those of hidden matrices under Muon: one number of state each, not two."""
+    muon_tensors: int
+    width: int
+    """Of the residual stream; the value head has one parameter more."""
+    vocabulary: int
+    layers: int
+    """Of the decoder."""
+
+    @property
+    def weights_bytes(self) -> int:
+        """In the learner's precision."""
+        return self.parameters * self.value_bytes
+
+    @property
+    def head(self) -> int:
+        """Parameters of the value head."""
+        return self.width + 1
+
+
+@dataclass(frozen=True, slots=True)
+class PassSize:
+    """What passes through the policy hold."""
+
+    cache_values: int
+    """Numbers in the key-value cache per token, all layers."""
+    live_bytes: int
+    """What a pass over one microbatch of the longest samples keeps for its backward pass."""
+
+
+def bytes_of(dtype: DType) -> int:
+    """Of one number, at most: `auto` is 2 for workers on a GPU that computes in bfloat16."""
+    return 4 if dtype in ("auto", "float32") else 2
+
+
+def optimizer_bytes(size: PolicySize) -> int:
+    """AdamW keeps two numbers per trained parameter and a count per tensor, Muon one per weight of a hidden matrix."""
+    by_adamw = size.trained_tensors - size.muon_tensors + 2
+    return (2 * size.trained - size.by_muon) * size.value_bytes + (2 * size.head + by_adamw) * FLOAT_BYTES
+
+
+def checkpoint_bytes(size: PolicySize) -> int:
+    """Weights, value head and optimizer state of one checkpoint; its few kilobytes of JSON are left out."""
+    stored = size.tensors + 2 + 3 * (size.trained_tensors - size.muon_tensors + 2) + size.muon_tensors
+    return size.weights_bytes + size.head * FLOAT_BYTES + optimizer_bytes(size) + stored * _HEADER_BYTES
+
+
+def publish_bytes(size: PolicySize) -> int:
+    """The flat buffer: the policy in float32, without value head."""
+    return size.parameters * FLOAT_BYTES
+
+
+def trajectory_file_bytes(config: RunConfig, ppo: PPOConfig) -> int:
+    """One update's file, every prompt and response as long as it may be."""
+    per_token = 2 + (ppo.reference == "service")  # id, logprob, reference logprob
+    tokens = ppo.prompt_tokens.max + ppo.response_tokens.max * per_token
+    parts = len(config.reward_service.scorers)
+    if config.reward_service.has_model:
+        parts += 1 + (ppo.score_baseline == "prompt")  # probability of the positive class; logit of the prompt
+    sample = _SAMPLE_BYTES + 8 * parts + 8 * (1 + per_token)  # where each ragged column begins
+    columns = 7 + parts + 2 * (1 + per_token)
+    return ppo.trajectories_per_update * (sample + tokens * FLOAT_BYTES) + columns * _HEADER_BYTES
+
+
+def kept_checkpoints(ppo: PPOConfig) -> int:
+    """At the fullest moment."""
+    return ppo.keep_last + ppo.keep_best + 1  # one is written before another goes
+
+
+def copies_of_policy(config: RunConfig) -> int:
+    """Stages that leave a policy in models/."""
+    unpacked = config.model.type == "gguf"
+    return unpacked + sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo))
+
+
+def models_bytes(config: RunConfig, size: PolicySize) -> Figure:
+    """Policies that stages leave."""
+    copies, one = copies_of_policy(config), size.weights_bytes
+    cached = config.pretrain is not None
+    because = f"{counts(copies, 'stage')} of {show_bytes(one)}" + (", and one in runs/.cache" if cached else "")
+    return Figure("models_bytes", "policies in models/", (copies + cached) * one, because)
+
+
+def disk(config: RunConfig, ppo: PPOConfig, size: PolicySize) -> Group:
+    """What is written."""
+    file, one, number = trajectory_file_bytes(config, ppo), checkpoint_bytes(size), kept_checkpoints(ppo)
+    models = models_bytes(config, size)
+    files, checkpoints = ppo.updates * file, number * one
+    parts = (size.weights_bytes, size.head * FLOAT_BYTES, optimizer_bytes(size))
+    weights, head, state = map(show_bytes, parts)
+    figures = [
+        Figure(
+            "trajectory_file_bytes",
+            "trajectories of one update, at most",
+            file,
+            f"{ppo.trajectories_per_update:,} samples of {longest_tokens(ppo)} tokens, with logprobs"
+            + (", the reference's" if ppo.reference == "service" else "")
+            + " and scores",
+        ),
+        Figure(
+            "trajectories_bytes", "trajectories of all updates, at most", files, f"× {counts(ppo.updates, 'update')}"
+        ),
+        Figure("checkpoint_bytes", "one checkpoint", one, f"weights {weights} + value head {head} + optimizer {state}"),
+        Figure(
+            "checkpoints_bytes",
+            "checkpoints, at most",
+            checkpoints,
+            f"× {number}: keep_last {ppo.keep_last} + keep_best {ppo.keep_best} + one that is being written",
+        ),
+        models,
+        Figure(
+            "disk_bytes",
+            "disk in all, at most",
+            files + checkpoints + int(models.value or 0),
+            "trajectories, checkpoints and policies; classifiers, logs and curves come on top"
+            + (f"; of it, {show_bytes(checkpoints)} go to ppo.checkpoint_url" if ppo.checkpoint_url else ""),
+        ),
+    ]
+    return Group("disk", "Disk", figures)
+
+
+def traffic(config: RunConfig, size: PolicySize) -> Group:
+    """What goes from process to process."""
+    one, workers = publish_bytes(size), config.rollout.workers
+    figures = [
+        Figure("bytes_per_publish", "one publish of weights", one, f"{size.parameters:,} parameters × 4, as float32"),
+        Figure(
+            "publish_bytes_per_update",
+            "weights that travel per update",
+            workers * one,
+            f"one copy to each of {counts(workers, 'worker')}; those on one node share it",
+        ),
+    ]
+    return Group("traffic", "Weights on their way", figures)
+
+
+def memory_of_worker(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
+    """One rollout worker."""
+    value = bytes_of(config.rollout.dtype)
+    rows, tokens = config.rollout.chunk_sequences, longest_tokens(ppo) - 1
+    per_token = f"{passes.cache_values:,}" if passes else "?"
+    figures = [
+        Figure(
+            "weights_bytes",
+            "weights",
+            size.parameters * value,
+            f"{size.parameters:,} parameters in {config.rollout.dtype}",
+        ),
+        Figure(
+            "cache_bytes",
+            "key-value cache, at most",
+            rows * tokens * passes.cache_values * value if passes else None,
+            f"{rows} rows × {tokens} tokens × {per_token} numbers × {value} bytes; the last token is not read",
+        ),
+        Figure(
+            "sampling_bytes",
+            "logits and noise (estimate)",
+            4 * rows * size.vocabulary * FLOAT_BYTES,
+            f"about 4 tables of {rows} rows × vocabulary of {size.vocabulary:,} in float32",
+        ),
+    ]
+    return _summed("memory_worker", f"Memory of one rollout worker, × {config.rollout.workers}", figures)
+
+
+def memory_of_replica(config: RunConfig, ppo: PPOConfig, size: PolicySize | None, classifier: int | None) -> Group:
+    """One reward replica."""
+    figures = []
+    rows, tokens = min(config.reward_service.batch_sequences, config.rollout.chunk_sequences), longest_tokens(ppo)
+    if ppo.reference == "service":
+        figures = [
+            Figure(
+                "reference_bytes",
+                "the reference",
+                size.weights_bytes if size else None,
+                f"a frozen copy of the policy in {config.learner.dtype}",
+            ),
+            Figure(
+                "logits_bytes",
+                "its logits (estimate)",
+                2 * rows * tokens * size.vocabulary * FLOAT_BYTES if size else None,
+                f"about 2 tables of {rows} rows × {tokens} tokens × vocabulary of {size.vocabulary if size else '?'}",
+            ),
+        ]
+    if config.reward_service.has_model:
+        figures.append(
+            Figure(
+                "classifier_bytes",
+                "the reward model, at most",
+                None if classifier is None else classifier * FLOAT_BYTES,
+                "it is not on this machine" if classifier is None else f"{classifier:,} parameters in float32",
+            )
+        )
+    return _summed("memory_replica", f"Memory of one reward replica, × {config.reward_service.replicas}", figures)
+
+
+def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
+    """The learner."""
+    gradients = size.trained * size.value_bytes + size.head * FLOAT_BYTES
+    weights, state = size.weights_bytes + size.head * FLOAT_BYTES, optimizer_bytes(size)
+    dtype, rows, tokens = config.learner.dtype, microbatch_rows(ppo), longest_tokens(ppo)
+    muon = f", one for the {size.by_muon:,} of hidden matrices" if size.by_muon else ""
+    frozen = Figure(
+        "frozen_bytes", "frozen layers", gradients, "the trained layers as they were before PPO: the reference"
+    )
+    figures = [
+        Figure("weights_bytes", "weights", weights, f"{size.parameters:,} parameters in {dtype}, and the value head"),
+        Figure(
+            "gradients_bytes",
+            "gradients",
+            gradients,
+            f"one number for each of {size.trained:,} trained parameters, and the value head's",
+        ),
+        Figure(
+            "optimizer_bytes",
+            "optimizer state",
+            state,
+            f"{ppo.optimizer.type}: two numbers per trained parameter{muon}",
+        ),
+        *([frozen] if ppo.reference == "shared_trunk" else []),
+        Figure(
+            "activations_bytes",
+            "activations (estimate)",
+            passes.live_bytes if passes else None,
+            f"what one pass over {counts(rows, 'sample')} of {tokens} tokens keeps for its gradients",
+        ),
+        Figure("publish_buffer_bytes", "published copy", publish_bytes(size), "the flat float32 buffer, as it is made"),
+        Figure(
+            "snapshot_bytes", "copy for a checkpoint", weights + state, "weights and optimizer state, as one is written"
+        ),
+    ]
+    return _summed("memory_learner", "Memory of the learner", figures)
+
+
+def _summed(name: str, title: str, figures: list[Figure]) -> Group:
+    """With a sum, where there is one to be had."""
+    values = [figure.value for figure in figures if isinstance(figure.value, int)]
+    if values and len(values) == len(figures):
+        because = "and some hundred megabytes of Python and torch"
+        figures = [*figures, Figure("total_bytes", "in all, at most", sum(values), because)]
+    return Group(name, title, figures)

@@ -1,0 +1,44 @@
+"""How a minibatch is cut into microbatches: by samples, or by tokens with samples of like length together. Pure.
+
+    by tokens, at most 24          a a a a a a a a │ b b b b b · │ c c c
+                                   d d d d d d d d │ e e e e e e │ f f ·       · padding
+                                   g g g g g g g · │ h h h h · · │ i · ·
+
+Each microbatch's loss is a sum over tokens divided by the token count of the whole minibatch (learner/losses.py), so
+the gradient does not depend on the cut but for rounding.
+"""
+
+import torch
+from torch import Tensor
+
+
+def by_sequences(num_rows: int, size: int) -> list[Tensor]:
+    """Positions 0 … num_rows - 1 in pieces of `size`, the last one shorter where it does not divide."""
+    return list(torch.split(torch.arange(num_rows), size))
+
+
+def by_tokens(lengths: Tensor, max_tokens: int) -> list[Tensor]:
+    """Positions of rows, longest first, in pieces of which rows times longest row is at most `max_tokens`.
+
+    Longest first, so that what does not fit into memory shows in the first pass. Rows of one length keep their order.
+
+    Args:
+        lengths: [N] int64, tokens of each row, prompt included.
+        max_tokens: of a padded piece.
+
+    Returns:
+        Int64 positions, each in exactly one piece.
+
+    Raises:
+        ValueError: a row alone is longer than max_tokens.
+    """
+    ranked = torch.argsort(lengths, descending=True, stable=True)
+    longest = lengths[ranked].tolist()
+    if longest and longest[0] > max_tokens:
+        raise ValueError(f"a sample of {longest[0]} tokens exceeds microbatch_tokens={max_tokens}; raise it")
+    pieces, start = [], 0
+    for end in range(1, len(longest) + 1):
+        if end == len(longest) or (end + 1 - start) * longest[start] > max_tokens:
+            pieces.append(ranked[start:end])
+            start = end
+    return pieces

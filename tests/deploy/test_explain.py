@@ -1,0 +1,321 @@
+"""What `config explain` says before a run is what the run then reports."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import actors.engine
+from actors.engine import SamplingEngine
+from common.checkpoint import TENSORS
+from common.modeling import PolicyWithValueHead, load_policy
+from common.records import Identity, ModelPaths, Progress
+from common.weights import weights_of
+from deploy.explain import explain
+from deploy.explain_figures import chunks_per_update
+from deploy.explain_model import policy_size, saved_bytes
+from deploy.explain_sizes import PassSize, checkpoint_bytes, memory_of_learner, optimizer_bytes
+from deploy.explain_view import to_json
+from deploy.launch import launch
+from deploy.preflight_models import policy_shape
+from learner.service import build_learner
+from learner.stages import StageRequest, run_stage
+
+MUON = 'ppo.optimizer={type = "muon", lr = 1e-3, adamw_lr = 1e-3}'
+CHANGED = (
+    "ppo.trainable_layers=1",
+    "ppo.reference=shared_trunk",
+    MUON,
+    "ppo.microbatch_sequences=4",
+    "ppo.epochs=3",
+    "ppo.updates=2",
+    "ppo.checkpoint_every=1",
+    "ppo.trajectories_per_update=48",
+    "rollout.workers=3",
+    "rollout.chunk_sequences=7",
+)
+
+
+def told(config, **options):
+    """Values by group and name, as `--json` prints them."""
+    return json.loads(to_json(config.name, explain(config, read=False, **options)))
+
+
+class Passes:
+    """Counts the passes of learners: rows and tokens, with gradients and without."""
+
+    def __init__(self):
+        self.with_gradients, self.without = [], []
+
+    def __call__(self, module, arguments, output):
+        if isinstance(module, PolicyWithValueHead):
+            shape = arguments[0].shape
+            (self.with_gradients if torch.is_grad_enabled() else self.without).append(tuple(shape))
+
+
+@contextmanager
+def counted():
+    passes = Passes()
+    handle = torch.nn.modules.module.register_module_forward_hook(passes)
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+@pytest.fixture(scope="module", params=[(), CHANGED], ids=["tiny", "changed"])
+def finished(request, tiny, tiny_run, tmp_path_factory):
+    """What is told of a configuration, and a run of it: PPO and evaluation anew, the rest as in `tiny`."""
+    config = tiny(*request.param)
+    folder = tmp_path_factory.mktemp("explained") / "tiny"
+    shutil.copytree(tiny_run, folder)
+    with counted() as passes:
+        launch(config, folder, local=True, address=None, again=frozenset({"ppo"}))
+    return SimpleNamespace(said=told(config), folder=folder, passes=passes)
+
+
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def stage(folder, name):
+    return json.loads((folder / "stages" / f"{name}.json").read_text(encoding="utf-8"))["metrics"]
+
+
+def test_supervised_stages_take_the_steps_that_are_told(finished):
+    said, folder = finished.said, finished.folder
+    for name in ("pretrain", "sft"):
+        assert (said[name]["texts"], said[name]["steps"]) == (
+            stage(folder, name)["texts"],
+            stage(folder, name)["steps"],
+        )
+    for name in ("reward_model", "judge"):
+        assert said[name]["texts"] == stage(folder, name)["texts"]
+
+
+def test_ppo_takes_the_steps_and_samples_that_are_told(finished):
+    said, folder = finished.said, finished.folder
+    rows = rows_of(folder)
+    assert len(rows) == said["sampling"]["updates"]
+    assert [row["metrics"]["optimizer_steps"] for row in rows] == [said["optimizing"]["steps_per_update"]] * len(rows)
+    assert sum(row["metrics"]["optimizer_steps"] for row in rows) == said["optimizing"]["steps"]
+    assert rows[-1]["ledger"]["trained"] == said["sampling"]["trajectories"]
+    tokens = [row["metrics"]["response_tokens"] for row in rows]
+    assert 0 < max(tokens) <= said["sampling"]["response_tokens_per_update"]
+    assert sum(tokens) <= said["sampling"]["response_tokens"]
+
+
+def test_passes_of_the_learner_are_as_many_and_as_large_as_told(finished):
+    said, passes = finished.said, finished.passes
+    optimizing = said["optimizing"]
+    assert len(passes.with_gradients) == optimizing["steps"] * optimizing["passes_per_step"]
+    largest = max(rows * tokens for rows, tokens in passes.with_gradients)
+    assert 0.7 * optimizing["tokens_per_pass"] <= largest <= optimizing["tokens_per_pass"]
+    read = sum(rows for rows, _ in passes.with_gradients)
+    read += sum(rows for rows, tokens in passes.without if tokens != 12)  # those of 12 are probes
+    assert read == optimizing["learner_forwards_per_sequence"] * said["sampling"]["trajectories"]
+
+
+def test_the_policy_has_the_parameters_that_are_told(finished):
+    said, folder = finished.said, finished.folder
+    assert said["model"]["parameters"] == stage(folder, "pretrain")["parameters"]
+    published = weights_of(str(folder / "models" / "ppo"), Identity(0, 0))
+    assert published.ref.nbytes == said["traffic"]["bytes_per_publish"]
+
+
+def test_files_are_as_large_as_told(finished):
+    said, folder = finished.said, finished.folder
+    files = list((folder / "trajectories").iterdir())
+    assert len(files) == said["sampling"]["updates"]
+    for file in files:
+        assert (
+            0.6 * said["disk"]["trajectory_file_bytes"] < file.stat().st_size <= said["disk"]["trajectory_file_bytes"]
+        )
+    kept = sorted((folder / "checkpoints").iterdir())
+    assert len(kept) <= said["optimizing"]["checkpoints_written"]
+    size = (kept[-1] / TENSORS).stat().st_size
+    assert size == pytest.approx(said["disk"]["checkpoint_bytes"], rel=0.01)
+
+
+def test_parameters_of_a_checkpoint_are_those_that_are_trained(finished):
+    said, folder = finished.said, finished.folder
+    (newest,) = sorted((folder / "checkpoints").iterdir())[-1:]
+    with safe_open(newest / TENSORS, "np") as tensors:
+        sizes = {name: np.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    policy = sum(size for name, size in sizes.items() if name.startswith("model.policy."))
+    head = sum(size for name, size in sizes.items() if name.startswith("model.value_head."))
+    first = sum(size for name, size in sizes.items() if name.endswith((".exp_avg", ".momentum_buffer")))
+    assert (policy, head) == (said["model"]["parameters"], said["model"]["value_head_parameters"])
+    assert first - head == said["model"]["trained_parameters"]
+
+
+LABELS = ("reward_model.training.epochs=4", "reward_model.training.batch_sequences=5")
+PAIRS = (
+    'data.reviews.rows={type = "label_pairs"}',
+    'reward_model.training={type = "preferences", data = ["reviews"], half = "a", epochs = 3, batch_rankings = 4, '
+    'optimizer = {type = "adamw", lr = 1e-2}}',
+)
+
+
+@pytest.mark.parametrize("changes", [LABELS, PAIRS, (*PAIRS, "reward_model.training.batch_rankings=1000")])
+def test_a_reward_model_takes_the_steps_that_are_told(tiny, tmp_path, changes):
+    config = tiny(*changes)
+    items = list(run_stage(StageRequest("reward_model", config, None, str(tmp_path / "model"))))
+    progress = [item for item in items if isinstance(item, Progress)][-1]
+    said = told(config)["reward_model"]
+    assert said["steps"] == progress.step == progress.total
+    metrics = items[-1].metrics
+    assert said["texts"] == metrics.get("texts", metrics.get("rankings"))
+
+
+def test_demonstrations_are_counted_as_the_learner_counts_them(tiny, tiny_run, tmp_path):
+    rows = ", ".join(
+        f'{{prompt = "the film {word}", response = "is good"}}' for word in ("i", "it", "a", "the", "good")
+    )
+    source = f'data.chats={{type = "inline", rows = {{type = "demonstrations"}}, records = [{rows}]}}'
+    config = tiny(source, 'sft.data=["reviews", "chats"]', "sft.epochs=3", "sft.weights={reviews = 1, chats = 2}")
+    request = StageRequest("sft", config, str(tiny_run / "models" / "pretrained"), str(tmp_path / "model"))
+    metrics = list(run_stage(request))[-1].metrics
+    said = told(config)["sft"]
+    assert (said["texts"], said["steps"]) == (metrics["texts"], metrics["steps"])
+
+
+# --- memory
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [],
+        ["ppo.trainable_layers=1"],
+        ["ppo.trainable_layers=1", "ppo.reference=shared_trunk"],
+        [MUON],
+        ["learner.dtype=bfloat16"],
+        [MUON, "learner.dtype=bfloat16", "ppo.trainable_layers=2"],
+    ],
+)
+def test_the_learner_holds_what_is_told(tiny, tiny_run, changes):
+    """Of the real learner after a step: weights, gradients, optimizer state."""
+    config = tiny(*changes)
+    models = tiny_run / "models"
+    learner = build_learner(config, ModelPaths(str(models / "sft"), str(models / "reward_model")), tiny_run).learner
+    for parameter in learner.plain.parameters():
+        parameter.grad = parameter.detach().clone() if parameter.requires_grad else None
+    for optimizer in learner.optimizers:
+        optimizer.step()
+    parameters = list(learner.plain.parameters())
+    state = [value for o in learner.optimizers for slots in o.state.values() for value in slots.values()]
+    size = policy_size(learner.plain.policy.config, config)
+    said = {f.name: f.value for f in memory_of_learner(config, config.ppo, size, PassSize(0, 0)).figures}
+    assert said["weights_bytes"] == sum(p.nbytes for p in parameters)
+    assert said["gradients_bytes"] == sum(p.grad.nbytes for p in parameters if p.grad is not None)
+    assert said["optimizer_bytes"] == optimizer_bytes(size) == sum(value.nbytes for value in state)
+    frozen = learner._ref_weights or {}
+    assert said.get("frozen_bytes", 0) == sum(value.nbytes for value in frozen.values())
+    assert checkpoint_bytes(size) > said["weights_bytes"] + said["optimizer_bytes"]
+
+
+def test_a_worker_holds_the_cache_that_is_told(tiny, tiny_run, monkeypatch):
+    caches = []
+
+    class Recorded(actors.engine.DynamicCache):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            caches.append(self)
+
+    monkeypatch.setattr(actors.engine, "DynamicCache", Recorded)
+    config = tiny()
+    rows, ppo = config.rollout.chunk_sequences, config.ppo
+    engine = SamplingEngine(load_policy(str(tiny_run / "models" / "sft")), frozenset())
+    engine.sample(
+        [np.ones(ppo.prompt_tokens.max, np.int32)] * rows,
+        max_new_tokens=[ppo.response_tokens.max] * rows,
+        seeds=list(range(rows)),
+        temperature=1.0,
+    )
+    real = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches[0].layers)
+    assert told(config)["memory_worker"]["cache_bytes"] == real
+
+
+@pytest.mark.parametrize("changes", [[], ["ppo.trainable_layers=1"], ["ppo.microbatch_sequences=16"]])
+def test_activations_are_near_to_what_a_real_pass_keeps(tiny, tiny_run, changes):
+    """An estimate, for kernels differ; on the CPU within a tenth."""
+    config = tiny(*changes)
+    ppo = config.ppo
+    paths = ModelPaths(str(tiny_run / "models" / "sft"), None)
+    model = build_learner(config, paths, tiny_run).learner.plain
+    rows, prompt, response = ppo.microbatch_sequences, ppo.prompt_tokens.max, ppo.response_tokens.max
+    with saved_bytes(model) as saved:
+        lengths = torch.full((rows,), prompt), torch.full((rows,), response)
+        model(torch.zeros(rows, prompt + response, dtype=torch.int64), *lengths, response, 1.0)
+    assert told(config)["memory_learner"]["activations_bytes"] == pytest.approx(sum(saved.values()), rel=0.1)
+
+
+# --- what is dispatched
+
+
+@pytest.mark.parametrize("chunk", [5, 8, 32, 100])
+def test_chunks_are_dispatched_as_told(tiny, make_bench, chunk):
+    change = f"rollout.chunk_sequences={chunk}"
+    bench = make_bench(change)
+    bench.collect(32)
+    requests, config = bench.requests(), tiny(change)
+    assert len(requests) == chunks_per_update(config, config.ppo) == told(config)["sampling"]["chunks_per_update"]
+    assert all(len(r.prompts) + r.fill == chunk for r in requests)
+
+
+@pytest.mark.parametrize(("workers", "busiest"), [(1, 4), (2, 2), (3, 2), (4, 1), (9, 1)])
+def test_the_busiest_worker_gets_its_share(tiny, workers, busiest):
+    said = told(tiny(f"rollout.workers={workers}"))
+    assert said["sampling"]["chunks_per_worker"] == busiest
+    assert said["sampling"]["sequences_per_worker"] == 8 * busiest
+    assert said["traffic"]["publish_bytes_per_update"] == workers * said["traffic"]["bytes_per_publish"]
+
+
+# --- what cannot be known
+
+
+def test_a_fresh_policy_whose_data_are_not_read_is_told_from_above(tiny, tiny_run):
+    real = (tiny_run / "models" / "sft" / "model.safetensors").stat().st_size
+    assert real <= policy_size(policy_shape(tiny()), tiny()).weights_bytes < 2 * real
+
+
+def test_a_model_that_is_not_here_leaves_its_bytes_out(tiny):
+    from common.config import RunConfig
+
+    settings = tiny().model_dump() | {"model": {"type": "pretrained", "path": "nobody/nothing"}, "pretrain": None}
+    groups = {group.name: group for group in explain(RunConfig.model_validate(settings), read=False)}
+    (figure,) = groups["model"].figures
+    assert (figure.value, figure.shown) == (None, "?")
+    assert "nobody/nothing is not on this machine" in figure.because
+    assert groups["optimizing"].figures, "what needs no model is told all the same"
+    assert not groups.keys() & {"memory_learner", "traffic", "disk"}
+
+
+def test_files_are_read_only_when_asked_for(tiny, tmp_path):
+    (tmp_path / "a.csv").write_text("text\n" + "\n".join(f"a good film {i}" for i in range(40)), encoding="utf-8")
+    change = f'data.mine={{type="files", paths=["{tmp_path / "a.csv"}"]}}'
+    config = tiny(change, 'sft.data=["mine"]', 'ppo.data=["mine"]')
+    groups = {g.name: {f.name: f for f in g.figures} for g in explain(config, read=False)}
+    assert groups["sft"]["steps"].value is None
+    assert "--read" in groups["data"]["mine_train"].because
+    read = {g.name: {f.name: f for f in g.figures} for g in explain(config, read=True)}
+    texts = read["data"]["mine_train"].value
+    assert texts + read["data"]["mine_heldout"].value == 40
+    assert read["sft"]["texts"].value == texts
+    assert read["sft"]["steps"].value == max(1, round(2 * texts / 8))
+
+
+@pytest.mark.parametrize("missing", ["ppo", "evaluate", "sft", "judge"])
+def test_a_run_without_a_stage_is_explained_without_it(tiny, missing):
+    gone = {"judge": {"judge": None, "evaluate": None}, "ppo": {"ppo": None, "evaluate": None}}
+    config = tiny().model_copy(update=gone.get(missing, {missing: None}))
+    said = told(config)
+    assert missing not in said
+    assert said["disk"]["models_bytes"] > 0
+    assert ("sampling" in said) == (missing != "ppo")
