@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from common.chat import Message, encode_chat
 from common.errors import DataError
 from common.records import Ids
-from common.text import encode
+from common.text import encode, opening_ids
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +83,9 @@ def ask_text(tokenizer: PreTrainedTokenizerBase, text: str, *, room: int | None)
     ids = encode(tokenizer, [text])[0]
     if not len(ids):
         raise DataError("there is no word to go on from; write the beginning of a text")
-    dropped = 0 if room is None else max(0, len(ids) - room)
-    return Asked(ids[dropped:], dropped, unknown_words(tokenizer, text))
+    opening = opening_ids(tokenizer)
+    dropped = 0 if room is None else max(0, len(opening) + len(ids) - room)
+    return Asked(np.concatenate([opening, ids[dropped:]]), dropped, unknown_words(tokenizer, text))
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from common.evaluate_config import EvaluateConfig
 from common.metrics import RunMetrics
 from common.ports import Transport
 from common.records import ChunkHandle, Identity, ModelPaths, Prompt, WeightsHandle
-from common.text import decode, load_tokenizer, tokenizer_eos_ids
+from common.text import decode, eos_token_ids, load_tokenizer
 from deploy.answers import Answer, fetch_answers, heldout_prompts, judged, kl_of, numbers_of, scores, why_unscored
 from deploy.evaluation_file import EvaluationLine, read_evaluations
 from deploy.fingerprint import folder_hash
@@ -49,6 +49,8 @@ class Heldout:
     prompts: Sequence[Prompt]
     tokenizer: PreTrainedTokenizerBase
     """The policy's."""
+    eos_ids: frozenset[int]
+    """That end its responses, and are no words."""
     judge_hash: str
     """Evaluations by another judge, or of other prompts, are not compared."""
 
@@ -60,7 +62,9 @@ def heldout_of(config: RunConfig, models: ModelPaths) -> Heldout | None:
     assert config.evaluate is not None, "whoever evaluates has a table that says how"
     _, prompts = heldout_prompts(config, models, config.evaluate.num_in_training)
     folder = Path(models.judge)
-    return Heldout(prompts, load_tokenizer(models.policy), folder_hash(folder) if folder.is_dir() else models.judge)
+    tokenizer = load_tokenizer(models.policy)
+    judge_hash = folder_hash(folder) if folder.is_dir() else models.judge
+    return Heldout(prompts, tokenizer, eos_token_ids(models.policy, tokenizer), judge_hash)
 
 
 class NoEvaluations:
@@ -149,8 +153,7 @@ class HeldoutEvaluations:
             )
             return
         ordered = [answers[draw] for draw in sorted(answers)]
-        ignore = tokenizer_eos_ids(self.heldout.tokenizer)
-        numbers = {**numbers_of(ordered, ignore=ignore), **kl_of(ordered), **compared}
+        numbers = {**numbers_of(ordered, ignore=self.heldout.eos_ids), **kl_of(ordered), **compared}
         points = [*(point_of(line) for line in lines), Point(step, numbers["reward_z"], numbers["judge_z"])]
         is_too_far = is_over_optimised(points, self.config.alarm)
         append_json(

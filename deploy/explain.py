@@ -15,7 +15,7 @@ from common.classifier_config import LabelTraining, PreferenceTraining
 from common.config import LanguageModelTraining, RunConfig
 from common.errors import ConfigError
 from common.ppo_config import PPOConfig
-from deploy.explain_figures import Figure, Group, counts, optimizing, sampling
+from deploy.explain_figures import Figure, Group, counts, evaluation, optimizing, sampling
 from deploy.explain_model import classifier_parameters, pass_size, policy_size
 from deploy.explain_sizes import (
     disk,
@@ -54,6 +54,8 @@ def explain(config: RunConfig, *, read: bool) -> list[Group]:
         groups += _ppo(config, config.ppo, shape)
     elif shape is not None:
         groups.append(Group("disk", "Disk", [models_bytes(config, policy_size(shape, config))]))
+    if config.ppo is not None and config.evaluate is not None:
+        groups.append(evaluation(config.ppo, config.evaluate))
     return groups
 
 
@@ -111,23 +113,15 @@ def _data(config: RunConfig, texts: Texts) -> Group:
             Figure(f"{name}_train", f"examples of {name} to train on", learned, why),
             Figure(f"{name}_heldout", f"examples of {name} that are held out", heldout, why),
         ]
-    if config.evaluate is not None:
-        figures.append(
-            Figure(
-                "evaluation_responses",
-                "responses of the evaluation",
-                2 * config.evaluate.prompts,
-                f"{counts(config.evaluate.prompts, 'held-out prompt')}, before and after PPO",
-            )
-        )
     return Group("data", "Data", figures)
 
 
 def _model(config: RunConfig, shape: PretrainedConfig | None, texts: Texts) -> Group:
     if shape is None:
-        assert config.model.type != "fresh", "the shape of a fresh model is known"
-        named = config.model.path or (config.model.package if config.model.type == "gguf" else None)
-        because = f"{named} is not on this machine, and nothing is downloaded here"
+        model = config.model
+        assert model.type != "fresh", "the shape of a fresh model is known"
+        name = model.path if model.type == "pretrained" else model.path or f"{model.file} of {model.package}"
+        because = f"{name} is not on this machine, and nothing is downloaded here"
         return Group("model", "Policy", [Figure("parameters", "parameters", None, because)])
     size, is_bound = policy_size(shape, config), config.model.type == "fresh" and texts.vocabulary is None
     source = "model.vocabulary_size; the data may hold fewer words" if is_bound else "rows of the embedding"

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.config import RunConfig
+from common.evaluate_config import EvaluateConfig
 from common.ppo_config import PPOConfig
 from deploy.finding import show_bytes
 
@@ -67,8 +68,18 @@ def steps_per_update(ppo: PPOConfig) -> int:
 
 
 def microbatch_rows(ppo: PPOConfig) -> int:
-    """Samples of one forward and backward pass."""
+    """Samples of one forward and backward pass, all as long as they may be."""
+    if ppo.microbatch_tokens is not None:
+        return min(ppo.minibatch_sequences, ppo.microbatch_tokens // longest_tokens(ppo))
     return ppo.microbatch_sequences or ppo.minibatch_sequences
+
+
+def tokens_per_pass(ppo: PPOConfig) -> int:
+    """Most tokens of one forward and backward pass, padding included."""
+    most = ppo.minibatch_sequences * longest_tokens(ppo)
+    if ppo.microbatch_tokens is not None:
+        return min(most, ppo.microbatch_tokens)
+    return microbatch_rows(ppo) * longest_tokens(ppo)
 
 
 def longest_tokens(ppo: PPOConfig) -> int:
@@ -90,6 +101,12 @@ def sampling(config: RunConfig, ppo: PPOConfig) -> Group:
     figures = [
         Figure("updates", "updates", ppo.updates, "ppo.updates"),
         Figure("trajectories", "trajectories in all", ppo.updates * n, f"{ppo.updates:,} updates × {n:,}"),
+        Figure(
+            "prompts_per_update",
+            "prompts per update",
+            n // ppo.samples_per_prompt,
+            f"{n:,} trajectories ÷ {counts(ppo.samples_per_prompt, 'sample')} per prompt",
+        ),
         Figure(
             "chunks_per_update",
             "chunks per update",
@@ -158,8 +175,7 @@ def judging(config: RunConfig, ppo: PPOConfig) -> list[Figure]:
 def optimizing(ppo: PPOConfig) -> Group:
     """What the learner does with an update's samples."""
     n, size = ppo.trajectories_per_update, ppo.minibatch_sequences
-    minibatches, steps, rows = n // size, steps_per_update(ppo), microbatch_rows(ppo)
-    longest = longest_tokens(ppo)
+    minibatches, steps = n // size, steps_per_update(ppo)
     before = 1 + (ppo.reference == "shared_trunk")
     figures = [
         Figure("minibatches_per_epoch", "minibatches per epoch", minibatches, f"{n:,} trajectories ÷ {size}"),
@@ -171,19 +187,7 @@ def optimizing(ppo: PPOConfig) -> Group:
         ),
         Figure("steps", "optimizer steps in all", ppo.updates * steps, f"{ppo.updates:,} updates × {steps:,}"),
         Figure("sequences_per_step", "sequences per optimizer step", size, "ppo.minibatch_sequences"),
-        Figure(
-            "passes_per_step",
-            "forward and backward passes per optimizer step",
-            size // rows,
-            f"{counts(size, 'sequence')} ÷ {rows} (ppo.microbatch_sequences); gradients add up",
-        ),
-        Figure(
-            "tokens_per_pass",
-            "most tokens of one pass",
-            rows * longest,
-            f"{counts(rows, 'row')} × {longest} tokens: prompt of {ppo.prompt_tokens.max} and response of "
-            f"{ppo.response_tokens.max}, padding included",
-        ),
+        *passes(ppo),
         Figure(
             "trained_tokens_per_update",
             "most response tokens trained on per update",
@@ -201,6 +205,22 @@ def optimizing(ppo: PPOConfig) -> Group:
         *schedule(ppo),
     ]
     return Group("optimizing", "PPO: what is optimized", figures)
+
+
+def passes(ppo: PPOConfig) -> list[Figure]:
+    """How an optimizer step is cut."""
+    size, rows, longest = ppo.minibatch_sequences, microbatch_rows(ppo), longest_tokens(ppo)
+    sample = f"prompt of {ppo.prompt_tokens.max} and response of {ppo.response_tokens.max}"
+    if ppo.microbatch_tokens is None:
+        cut = f"{counts(size, 'sequence')} ÷ {rows} (ppo.microbatch_sequences); gradients add up"
+        most = f"{counts(rows, 'row')} × {longest} tokens: {sample}, padding included"
+    else:
+        cut = f"at most: {rows} of the longest samples ({sample}) fit, and more of shorter ones; gradients add up"
+        most = "ppo.microbatch_tokens, padding included, or the whole minibatch"
+    return [
+        Figure("passes_per_step", "forward and backward passes per optimizer step", -(-size // rows), cut),
+        Figure("tokens_per_pass", "most tokens of one pass", tokens_per_pass(ppo), most),
+    ]
 
 
 def schedule(ppo: PPOConfig) -> list[Figure]:
@@ -224,3 +244,33 @@ def schedule(ppo: PPOConfig) -> list[Figure]:
             + f"; the {ppo.keep_last} newest and the {ppo.keep_best} best are kept",
         ),
     ]
+
+
+def evaluation(ppo: PPOConfig, evaluate: EvaluateConfig) -> Group:
+    """What is answered on held-out prompts."""
+    every, policies = evaluate.every_updates, 2 + len(evaluate.against)
+    times = 1 + ppo.updates // every if every else 0
+    others = f", and by {counts(len(evaluate.against), 'other')}" if evaluate.against else ""
+    figures = [
+        Figure(
+            "responses",
+            "responses after PPO",
+            policies * evaluate.prompts,
+            f"{counts(evaluate.prompts, 'held-out prompt')}, by the policy before and after PPO{others}",
+        ),
+        Figure(
+            "evaluations_in_training",
+            "evaluations while PPO learns",
+            times,
+            f"one before the first update, then every {counts(every, 'update')}"
+            if every
+            else "evaluate.every_updates is 0",
+        ),
+        Figure(
+            "responses_in_training",
+            "responses while PPO learns",
+            times * evaluate.num_in_training,
+            f"{counts(times, 'evaluation')} × {counts(evaluate.num_in_training, 'held-out prompt')}",
+        ),
+    ]
+    return Group("evaluation", "Evaluation", figures)

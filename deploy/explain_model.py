@@ -57,6 +57,7 @@ def policy_size(shape: PretrainedConfig, config: RunConfig) -> PolicySize:
         trained_tensors=len(trained),
         by_muon=sum(p.numel() for p in matrices),
         muon_tensors=len(matrices),
+        trains_head=config.ppo is None or config.ppo.uses_value_head,
         width=text.hidden_size,
         vocabulary=text.vocab_size,
         layers=len(decoder_layers(policy)),
@@ -77,8 +78,9 @@ def pass_size(shape: PretrainedConfig, config: RunConfig) -> PassSize | None:
 
 def _fake_policy(shape: PretrainedConfig, config: RunConfig) -> PreTrainedModel:
     """To be called with fake tensors on: each FakeTensorMode knows its own only."""
-    dtype = resolve_dtype(config.learner.dtype, torch.device("cpu"), serves=False)
-    policy = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+    policy = AutoModelForCausalLM.from_config(
+        shape, dtype=resolve_dtype(config.learner.dtype, torch.device("cpu"), serves=False)
+    )
     if config.ppo is not None and config.ppo.trainable_layers is not None:
         freeze_below(policy, config.ppo.trainable_layers)
     return policy

@@ -32,6 +32,8 @@ class PolicySize:
     muon_tensors: int
     width: int
     """Of the residual stream; the value head has one parameter more."""
+    trains_head: bool
+    """Whether the value head learns: not with advantages that need none."""
     vocabulary: int
     layers: int
     """Of the decoder."""
@@ -46,6 +48,16 @@ class PolicySize:
         """Parameters of the value head."""
         return self.width + 1
 
+    @property
+    def trained_head(self) -> int:
+        """Those of them that learn."""
+        return self.head if self.trains_head else 0
+
+    @property
+    def by_adamw(self) -> int:
+        """Tensors, weight and bias of the value head included."""
+        return self.trained_tensors - self.muon_tensors + 2 * self.trains_head
+
 
 @dataclass(frozen=True, slots=True)
 class PassSize:
@@ -58,19 +70,23 @@ class PassSize:
 
 
 def bytes_of(dtype: DType) -> int:
-    """Of one number, at most: `auto` is 2 for workers on a GPU that computes in bfloat16."""
-    return 4 if dtype in ("auto", "float32") else 2
+    """Of one number."""
+    return 4 if named(dtype) == "float32" else 2
+
+
+def named(dtype: DType) -> str:
+    """The precision that is counted: where `auto` is left to the machine, the larger one."""
+    return "float32" if dtype == "auto" else dtype
 
 
 def optimizer_bytes(size: PolicySize) -> int:
     """AdamW keeps two numbers per trained parameter and a count per tensor, Muon one per weight of a hidden matrix."""
-    by_adamw = size.trained_tensors - size.muon_tensors + 2
-    return (2 * size.trained - size.by_muon) * size.value_bytes + (2 * size.head + by_adamw) * FLOAT_BYTES
+    return (2 * size.trained - size.by_muon) * size.value_bytes + (2 * size.trained_head + size.by_adamw) * FLOAT_BYTES
 
 
 def checkpoint_bytes(size: PolicySize) -> int:
     """Weights, value head and optimizer state of one checkpoint; its few kilobytes of JSON are left out."""
-    stored = size.tensors + 2 + 3 * (size.trained_tensors - size.muon_tensors + 2) + size.muon_tensors
+    stored = size.tensors + 2 + 3 * size.by_adamw + size.muon_tensors
     return size.weights_bytes + size.head * FLOAT_BYTES + optimizer_bytes(size) + stored * _HEADER_BYTES
 
 
@@ -97,9 +113,8 @@ def kept_checkpoints(ppo: PPOConfig) -> int:
 
 
 def copies_of_policy(config: RunConfig) -> int:
-    """Stages that leave a policy in models/."""
-    unpacked = config.model.type == "gguf"
-    return unpacked + sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo))
+    """Policies in models/: of stages, and of a GGUF file that was unpacked."""
+    return sum(stage is not None for stage in (config.pretrain, config.sft, config.ppo)) + (config.model.type == "gguf")
 
 
 def models_bytes(config: RunConfig, size: PolicySize) -> Figure:
@@ -173,7 +188,7 @@ def memory_of_worker(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes
             "weights_bytes",
             "weights",
             size.parameters * value,
-            f"{size.parameters:,} parameters in {config.rollout.dtype}",
+            f"{size.parameters:,} parameters in {named(config.rollout.dtype)}",
         ),
         Figure(
             "cache_bytes",
@@ -201,7 +216,7 @@ def memory_of_replica(config: RunConfig, ppo: PPOConfig, size: PolicySize | None
                 "reference_bytes",
                 "the reference",
                 size.weights_bytes if size else None,
-                f"a frozen copy of the policy in {config.learner.dtype}",
+                f"a frozen copy of the policy in {named(config.learner.dtype)}",
             ),
             Figure(
                 "logits_bytes",
@@ -224,9 +239,9 @@ def memory_of_replica(config: RunConfig, ppo: PPOConfig, size: PolicySize | None
 
 def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
     """The learner."""
-    gradients = size.trained * size.value_bytes + size.head * FLOAT_BYTES
+    gradients = size.trained * size.value_bytes + size.trained_head * FLOAT_BYTES
     weights, state = size.weights_bytes + size.head * FLOAT_BYTES, optimizer_bytes(size)
-    dtype, rows, tokens = config.learner.dtype, microbatch_rows(ppo), longest_tokens(ppo)
+    dtype, rows, tokens = named(config.learner.dtype), microbatch_rows(ppo), longest_tokens(ppo)
     muon = f", one for the {size.by_muon:,} of hidden matrices" if size.by_muon else ""
     frozen = Figure(
         "frozen_bytes", "frozen layers", gradients, "the trained layers as they were before PPO: the reference"
@@ -237,7 +252,8 @@ def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passe
             "gradients_bytes",
             "gradients",
             gradients,
-            f"one number for each of {size.trained:,} trained parameters, and the value head's",
+            f"one number for each of {size.trained:,} trained parameters"
+            + (", and the value head's" if size.trains_head else ""),
         ),
         Figure(
             "optimizer_bytes",

@@ -125,7 +125,7 @@ class TextReader:
             except ConfigError:
                 return None
         table = self._config.pretrain
-        if table is None or model.type != "fresh" or not self._may_read(table.data):
+        if table is None or model.type == "gguf" or not self._may_read(table.data):
             return None
         parts = [self._split(name, "train") for name in table.data]
         texts = [text for part in parts if isinstance(part, Corpus) for text in part.texts]

@@ -18,7 +18,7 @@ from common.hub import loading
 from common.metrics import RunMetrics
 from common.records import Identity, ModelPaths, Prompt
 from common.supervision import Ledger
-from common.text import decode, encode, eos_token_ids, load_tokenizer, tokenizer_eos_ids
+from common.text import decode, encode, eos_token_ids, load_tokenizer, opening_ids, tokenizer_eos_ids, with_opening
 from deploy.answers import Answer, fetch_answers, in_both, judged, numbers_of, why_unscored
 from deploy.event_log import EventLog
 from deploy.place import Place
@@ -66,16 +66,16 @@ def reencoded(
     """
     if ours.get_vocab() == theirs.get_vocab():
         return list(prompts)
-    special = set(ours.all_special_ids)
+    special, begin = set(ours.all_special_ids), len(opening_ids(ours))
     texts = [decode(ours, prompt.token_ids) for prompt in prompts]
-    ids = encode(theirs, texts)
+    ids = with_opening(theirs, encode(theirs, texts))
     unknown = None if theirs.unk_token_id in tokenizer_eos_ids(theirs) else theirs.unk_token_id
     return [
         replace(prompt, token_ids=new)
         for prompt, text, new in zip(prompts, texts, ids, strict=True)
         if len(new)
         and unknown not in new
-        and special.isdisjoint(prompt.token_ids.tolist())
+        and special.isdisjoint(prompt.token_ids[begin:].tolist())
         and _plain(decode(theirs, new)) == _plain(text)
     ]
 

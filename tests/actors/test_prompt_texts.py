@@ -3,12 +3,9 @@
 from collections import Counter
 
 import pytest
-from tokenizers import processors
-from transformers import LlamaConfig
 
 from actors.prompt_texts import build_prompts
 from common.config import RunConfig
-from common.corpus import load_corpus
 from common.records import ModelPaths
 from common.text import decode, load_tokenizer, train_word_tokenizer
 
@@ -99,20 +96,3 @@ def test_texts_and_demonstrations_are_mixed_by_weight(policy):
     stream = build_prompts(config(data=["told", "asked"], weights={"told": 1, "asked": 3}), paths(folder))
     kinds = Counter(text.split()[0] for text in texts_of(stream, folder, 400))
     assert kinds == {"it": 100, "what": 300}
-
-
-@pytest.mark.parametrize("with_bos", [False, True])
-def test_prompts_begin_with_the_bos_token_where_the_tokenizer_writes_it(tiny, tmp_path, with_bos):
-    run = tiny()
-    tokenizer = train_word_tokenizer(load_corpus(run.data["reviews"]).texts, vocabulary_size=64, max_tokens=32)
-    if with_bos:
-        tokenizer.bos_token = "<eos>"  # as in GPT-2, one token for both
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<eos> $A", special_tokens=[("<eos>", 2)]
-        )
-    tokenizer.save_pretrained(tmp_path)
-    LlamaConfig(eos_token_id=2).save_pretrained(tmp_path)
-    prompts = build_prompts(run, ModelPaths(str(tmp_path), None, None)).take(64)
-    assert {int(prompt.token_ids[0]) == 2 for prompt in prompts} == {with_bos}
-    assert not any((prompt.token_ids[1:] == 2).any() for prompt in prompts)
-    assert {len(prompt.token_ids) for prompt in prompts} == {1, 2, 3}

@@ -2,14 +2,13 @@
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from common.dialogue import encode_demonstration, encode_prompt, truncate
 from common.errors import ConfigError
 from common.joining import cut_joined, join_response
 from common.row_config import DemonstrationRows
-from common.text import train_word_tokenizer
 
 PLAIN, CHAT = DemonstrationRows(use_chat_template=False), DemonstrationRows(messages_column="m")
 TEMPLATE = (
@@ -143,33 +142,3 @@ def test_truncation_keeps_the_beginning_of_the_response_and_says_where_nothing_i
 def test_prompt_and_response_are_cut_before_the_blank_between_them(prompt, response, head, rest):
     assert cut_joined(prompt, response) == (head, rest)
     assert head + rest == join_response(prompt, response)
-
-
-FILM = [turn("user", "how was it"), turn("assistant", "good film")]
-
-
-@pytest.mark.parametrize("with_bos", [False, True])
-def test_a_demonstration_begins_with_the_bos_token_where_the_tokenizer_writes_it(with_bos):
-    tokenizer = train_word_tokenizer(["how was it good film"], vocabulary_size=16, max_tokens=32)
-    if with_bos:
-        tokenizer.bos_token = "<pad>"
-        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-            single="<pad> $A", special_tokens=[("<pad>", 0)]
-        )
-    example = encode_demonstration(tokenizer, FILM, DemonstrationRows())
-    prompt = encode_prompt(tokenizer, FILM, DemonstrationRows())
-    words = tokenizer("how was it good film", add_special_tokens=False)["input_ids"]
-    assert example.ids.tolist() == [0] * with_bos + words + [2]
-    assert example.learned.tolist() == [False] * (3 + with_bos) + [True] * 3
-    assert prompt.tolist() == example.ids[: 3 + with_bos].tolist()
-
-
-def test_a_chat_that_ends_at_its_end_of_turn_gets_no_other_eos_token():
-    tokenizer = train_word_tokenizer(["how was it good film"], vocabulary_size=16, max_tokens=32)
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
-    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<end>{% endfor %}"
-    example = encode_demonstration(tokenizer, FILM, DemonstrationRows())
-    end = tokenizer.convert_tokens_to_ids("<end>")
-    assert example.ids[-1] == end
-    assert example.learned[-1]
-    assert 2 not in example.ids.tolist()

@@ -13,6 +13,7 @@ from safetensors import safe_open
 import actors.engine
 from actors.engine import SamplingEngine
 from common.checkpoint import TENSORS
+from common.config import RunConfig
 from common.modeling import PolicyWithValueHead, load_policy
 from common.records import Identity, ModelPaths, Progress
 from common.weights import weights_of
@@ -38,7 +39,17 @@ CHANGED = (
     "ppo.trajectories_per_update=48",
     "rollout.workers=3",
     "rollout.chunk_sequences=7",
+    "evaluate.every_updates=1",
 )
+
+
+GROUPS = {
+    "samples_per_prompt": 4,
+    "advantage": "rloo",
+    "microbatch_sequences": None,
+    "microbatch_tokens": 40,
+    "updates": 1,
+}
 
 
 def told(config, **options):
@@ -68,15 +79,19 @@ def counted():
         handle.remove()
 
 
-@pytest.fixture(scope="module", params=[(), CHANGED], ids=["tiny", "changed"])
+@pytest.fixture(scope="module", params=["tiny", "changed", "groups"])
 def finished(request, tiny, tiny_run, tmp_path_factory):
     """What is told of a configuration, and a run of it: PPO and evaluation anew, the rest as in `tiny`."""
-    config = tiny(*request.param)
+    config = tiny(*(CHANGED if request.param == "changed" else ()))
+    if request.param == "groups":
+        settings = tiny().model_dump()
+        config = RunConfig.model_validate(settings | {"ppo": settings["ppo"] | GROUPS})
     folder = tmp_path_factory.mktemp("explained") / "tiny"
     shutil.copytree(tiny_run, folder)
     with counted() as passes:
         launch(config, folder, local=True, address=None, again=frozenset({"ppo"}))
-    return SimpleNamespace(said=told(config), folder=folder, passes=passes)
+    by_tokens = config.ppo.microbatch_tokens is not None
+    return SimpleNamespace(said=told(config), folder=folder, passes=passes, by_tokens=by_tokens)
 
 
 def rows_of(folder):
@@ -113,7 +128,8 @@ def test_ppo_takes_the_steps_and_samples_that_are_told(finished):
 def test_passes_of_the_learner_are_as_many_and_as_large_as_told(finished):
     said, passes = finished.said, finished.passes
     optimizing = said["optimizing"]
-    assert len(passes.with_gradients) == optimizing["steps"] * optimizing["passes_per_step"]
+    number, most = len(passes.with_gradients), optimizing["steps"] * optimizing["passes_per_step"]
+    assert number == most or (finished.by_tokens and 0.5 * most < number < most)
     largest = max(rows * tokens for rows, tokens in passes.with_gradients)
     assert 0.7 * optimizing["tokens_per_pass"] <= largest <= optimizing["tokens_per_pass"]
     read = sum(rows for rows, _ in passes.with_gradients)
@@ -151,7 +167,7 @@ def test_parameters_of_a_checkpoint_are_those_that_are_trained(finished):
     head = sum(size for name, size in sizes.items() if name.startswith("model.value_head."))
     first = sum(size for name, size in sizes.items() if name.endswith((".exp_avg", ".momentum_buffer")))
     assert (policy, head) == (said["model"]["parameters"], said["model"]["value_head_parameters"])
-    assert first - head == said["model"]["trained_parameters"]
+    assert first - (0 if finished.by_tokens else head) == said["model"]["trained_parameters"]
 
 
 LABELS = ("reward_model.training.epochs=4", "reward_model.training.batch_sequences=5")
@@ -183,6 +199,14 @@ def test_demonstrations_are_counted_as_the_learner_counts_them(tiny, tiny_run, t
     metrics = list(run_stage(request))[-1].metrics
     said = told(config)["sft"]
     assert (said["texts"], said["steps"]) == (metrics["texts"], metrics["steps"])
+
+
+def test_evaluations_are_as_many_as_told(finished):
+    said, file = finished.said["evaluation"], finished.folder / "evaluations.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    assert said["evaluations_in_training"] == len(lines)
+    assert said["responses_in_training"] == sum(json.loads(line)["prompts"] for line in lines)
+    assert said["responses"] == 2 * stage(finished.folder, "evaluate")["prompts"]
 
 
 # --- memory
@@ -286,8 +310,6 @@ def test_a_fresh_policy_whose_data_are_not_read_is_told_from_above(tiny, tiny_ru
 
 
 def test_a_model_that_is_not_here_leaves_its_bytes_out(tiny):
-    from common.config import RunConfig
-
     settings = tiny().model_dump() | {"model": {"type": "pretrained", "path": "nobody/nothing"}, "pretrain": None}
     groups = {group.name: group for group in explain(RunConfig.model_validate(settings), read=False)}
     (figure,) = groups["model"].figures
