@@ -188,7 +188,7 @@ class Bench:
             console=Console(quiet=True),
         )
 
-    def sample(self, prompts):
+    def sample(self, prompts, *, top_p):
         self.asked += 1
         rollouts = [
             Rollout(p.draw_index, 0, 0, 0, np.array([7, 8], np.int32), np.zeros(2, np.float32), Identity(0, 0), "stop")
