@@ -77,8 +77,9 @@ def ray_runtime(tiny: Tiny) -> Iterator[object]:
         def close(self) -> None:
             """The fixture closes it."""
 
+    others = psutil.Process().children(recursive=True)
     runtime = SharedRuntime(tiny("rollout.workers=4"))
-    started = psutil.Process().children(recursive=True)
+    started = [process for process in psutil.Process().children(recursive=True) if process not in others]
     yield runtime
     RayRuntime.close(runtime)
     _, alive = psutil.wait_procs(started, timeout=60)
