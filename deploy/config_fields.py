@@ -86,7 +86,7 @@ def _section(table: type[Config], places: tuple[str, ...]) -> Section:
 def tag_of(table: type[Config]) -> str:
     """The value of `type` by which a table is told from others of its union; empty if it has none."""
     field = table.model_fields.get("type")
-    return str(field.default) if field is not None else ""
+    return str(get_args(field.annotation)[0]) if field is not None else ""
 
 
 def _field(name: str, field: FieldInfo) -> Field:

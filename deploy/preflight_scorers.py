@@ -11,7 +11,9 @@ from common.scorer_config import FunctionScorerConfig
 from deploy.finding import Finding
 from reward_service.function_scorer import FunctionScorer
 from reward_service.mixture import PROBE
-from reward_service.scorers import Failure, Outcome, checked
+from reward_service.scorers import Failure, Outcome, Text, checked
+
+SECOND = Text("The plot", " is thin.", "The plot is thin.")
 
 
 def check_scorers(config: RunConfig, *, may_differ: bool) -> list[Finding]:
@@ -53,6 +55,14 @@ def _score_probe(scorer: FunctionScorerConfig) -> Outcome:
     function = FunctionScorer(scorer)
     try:
         function.start()
-        return checked(function.score([PROBE], time.monotonic() + scorer.timeout_s)[0])
+        outcome = checked(function.score([PROBE], time.monotonic() + scorer.timeout_s)[0])
+        if isinstance(outcome, Failure) or scorer.batch_sequences == 1:
+            return outcome
+        both = function.ask([PROBE, SECOND], time.monotonic() + scorer.timeout_s)  # as `score` does, but not one by one
+        if isinstance(both, Failure) and both.reason == "reward_shape":
+            raise ConfigError(
+                f"{scorer.callable}, asked for two texts: {both.detail}; give one number for each response"
+            )
+        return outcome
     finally:
         function.close()

@@ -260,6 +260,8 @@ def result_sentence(run: RunFiles) -> str:
         parts.append(f"an independent judge says {_percents(s.judge_p_positive_before, s.judge_p_positive_after)}")
     if finite(s.kl_token_mean) is not None:
         parts.append(f"KL {s.kl_token_mean:.2f} nats per token")
+    if not parts and not updates:
+        return "PPO has made no update; what each stage measured is below."
     if not parts:
         return f"{done} there is no result to tell: {WHY_ABSENT['evaluate']}."
     return f"{done}, {'; '.join(parts)}."

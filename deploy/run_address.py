@@ -3,6 +3,7 @@
 run.json is there while the run lasts. Nobody else writes these files.
 """
 
+import difflib
 import os
 import socket
 from collections.abc import Iterator
@@ -109,9 +110,16 @@ def find_folder(name: str, runs: Path) -> Path:
     """The folder of a run that is named by its name or by its folder; raises DataError with those that are there."""
     folder = Path(name) if Path(name).is_dir() else runs / name
     if not folder.is_dir():
-        there = ", ".join(sorted(p.name for p in runs.glob("[!.]*"))) if runs.is_dir() else ""
-        raise DataError(f"{folder} does not exist; runs in {runs}: {there or 'none'}")
+        raise DataError(f"{folder} does not exist; {runs_near(name, runs)}")
     return folder
+
+
+def runs_near(name: str, runs: Path) -> str:
+    """For an error: the runs that are there, the one that may be meant first."""
+    there = sorted(p.name for p in runs.glob("[!.]*") if p.is_dir())
+    close = difflib.get_close_matches(name, there, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}runs in {runs}: {', '.join(there) or 'none'}"
 
 
 def _end_of(error: BaseException | None) -> RunEnd:

@@ -54,7 +54,7 @@ class FunctionScorer:
         return HostProcess.start(self.config.callable, self.config.arguments, timeout_s)
 
     def _batch(self, texts: Sequence[Text], deadline: float) -> Iterator[Outcome]:
-        answer = self._ask(texts, deadline)
+        answer = self.ask(texts, deadline)
         if not isinstance(answer, Failure):
             yield from answer
         elif len(texts) == 1:
@@ -63,7 +63,7 @@ class FunctionScorer:
             for text in texts:
                 yield from self._batch([text], deadline)
 
-    def _ask(self, texts: Sequence[Text], deadline: float) -> list[Outcome] | Failure:
+    def ask(self, texts: Sequence[Text], deadline: float) -> list[Outcome] | Failure:
         """One call of the function; raises ConfigError if its process cannot be started."""
         if self.host is not None and not self.host.is_running:  # it died between two calls: not these texts' fault
             self.close()

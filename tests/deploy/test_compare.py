@@ -199,7 +199,7 @@ def test_the_page_balances_its_tags(two):
     ("arguments", "told"),
     [
         (["one"], "got 1 run to compare; name two or more"),
-        (["one", "tow"], r"tow does not exist; runs in .*: one, two"),
+        (["one", "tow"], r"tow does not exist; did you mean 'two'\? runs in .*: one, two"),
     ],
 )
 def test_errors_name_what_is_there(two, arguments, told):

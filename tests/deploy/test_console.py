@@ -79,7 +79,7 @@ def test_no_line_is_wider_than_the_terminal_and_no_number_is_cut(folder: Path, w
 
 def test_an_empty_folder_is_told_part_by_part(tmp_path: Path) -> None:
     flat = " ".join(printed(tmp_path).split())
-    assert "there is no result to tell" in flat
+    assert "PPO has made no update" in flat
     assert "Win rate" in flat
     assert "no stage has finished" in flat
     assert "Texts before and after: not recorded" in flat

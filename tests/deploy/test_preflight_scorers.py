@@ -52,6 +52,11 @@ def test_every_function_scores_the_probe_text_and_nothing_of_it_reaches_this_pro
             "the probe text 'This film is good, and I like the story.' cannot be scored: reward_shape: "
             "tiny_rewards:one_number: it returned float, not a list of 1 numbers; a scorer must give it one finite",
         ),
+        (
+            "always_one",
+            "",
+            "tiny_rewards:always_one, asked for two texts: got 1 scores for 2 texts; give one number for each response",
+        ),
     ],
 )
 def test_a_function_that_cannot_score_says_why(config_of, function, more, why):

@@ -163,7 +163,7 @@ def test_a_missing_file_is_told_with_its_reason(folder: Path, file: str, told: s
 
 def test_an_empty_folder_gives_a_page(tmp_path: Path) -> None:
     page = page_of(tmp_path)
-    assert "After 0 updates there is no result to tell" in page
+    assert "PPO has made no update; what each stage measured is below." in page
     assert page.count('class="absent"') == 7
 
 
