@@ -55,7 +55,7 @@ def test_every_function_scores_the_probe_text_and_nothing_of_it_reaches_this_pro
         (
             "always_one",
             "",
-            "tiny_rewards:always_one, asked for two texts: got 1 scores for 2 texts; give one number for each response",
+            "tiny_rewards:always_one, asked for two texts: got 1 scores for 2 texts; give each one number",
         ),
     ],
 )
