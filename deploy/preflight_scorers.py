@@ -60,9 +60,7 @@ def _score_probe(scorer: FunctionScorerConfig) -> Outcome:
             return outcome
         both = function.ask([PROBE, SECOND], time.monotonic() + scorer.timeout_s)  # as `score` does, but not one by one
         if isinstance(both, Failure) and both.reason == "reward_shape":
-            raise ConfigError(
-                f"{scorer.callable}, asked for two texts: {both.detail}; give one number for each response"
-            )
+            raise ConfigError(f"{scorer.callable}, asked for two texts: {both.detail}; give each one number")
         return outcome
     finally:
         function.close()
