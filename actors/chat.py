@@ -2,8 +2,8 @@
 
     prompt ids ─▶ Speaker.answer ─▶ Reply: piece, piece, … ─▶ Answer
 
-Noise, race and distribution are those of the engine: at top_p = 1, an answer is what a rollout worker would sample with
-the same seed. What is said before the prompt, and what is left out of it, is decided in `conversation.py`.
+Noise, race and distribution are those of the engine: an answer is what a rollout worker would sample with the same seed
+and top_p. What is said before the prompt, and what is left out of it, is decided in `conversation.py`.
 
 Legend: V vocabulary.
 """
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase, TopPLogitsWarper
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from actors.engine import race
 from common.config_base import Config
@@ -188,8 +188,6 @@ class Speaker:
         """[1] the id that is drawn from [1, V] logits."""
         if sampling.temperature == 0:
             return logits.argmax(-1)
-        log_p = log_distribution(logits, sampling.temperature)
-        if sampling.top_p < 1:
-            log_p = TopPLogitsWarper(sampling.top_p)(None, log_p)
+        log_p = log_distribution(logits, sampling.temperature, sampling.top_p)
         noise = uniform_noise(np.array([seed], np.uint64), np.array([slot]), log_p.shape[-1], self.device)
         return race(log_p, noise)

@@ -20,8 +20,10 @@ from transformers.utils import is_gguf_available
 
 from common.errors import ConfigError
 from common.model_config import GgufModel
+from common.modeling import name_ends
 from common.records import Progress, StageResult
 from common.table_files import file_of_package
+from common.text import load_tokenizer
 
 MAGIC = b"GGUF"
 EOS_KEY = "tokenizer.ggml.eos_token_id"
@@ -94,6 +96,8 @@ def import_gguf(path: Path, folder: Path) -> Iterator[Progress | StageResult]:
         )
     yield Progress(3, 4, "writing the folder")
     model.save_pretrained(partial)
+    name_ends(model, load_tokenizer(str(partial)))
+    model.generation_config.save_pretrained(partial)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     yield Progress(4, 4, "done")

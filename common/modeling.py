@@ -4,6 +4,7 @@ Legend: B sequences, T tokens of a padded sequence, R response slots, H width, V
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from common.hub import loading
 from common.logprobs import gather_response, token_logprobs
 from common.model_config import FreshModel
 from common.placement_config import DType
+from common.text import tokenizer_eos_ids
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -70,6 +72,21 @@ def load_policy(path: str, *, dtype: torch.dtype = torch.float32) -> PreTrainedM
     with loading(path) as (name, revision):
         model = AutoModelForCausalLM.from_pretrained(name, revision=revision, dtype=dtype)
     return without_dropout(model)
+
+
+def save_policy(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Leave model and tokenizer in Hugging Face's format; whoever generates with them ends where our workers end."""
+    name_ends(policy, tokenizer)
+    policy.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def name_ends(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put the ids of `common.text.eos_token_ids` into the model's generation configuration, the end of a turn too."""
+    named = [policy.config.get_text_config().eos_token_id, policy.generation_config.eos_token_id]
+    lists = [ids if isinstance(ids, list) else [ids] for ids in named if ids is not None]
+    ends = sorted(tokenizer_eos_ids(tokenizer).union(*lists))
+    policy.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
 
 
 def without_dropout(model: Network) -> Network:

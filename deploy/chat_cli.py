@@ -77,9 +77,10 @@ def chat(
     with_score: Annotated[
         bool, typer.Option("--score", help="With --prompt or a pipe: what the run's reward model and judge say, too.")
     ] = False,
-    complete: Annotated[
-        bool, typer.Option("--complete", help="Go on with the text, though the model has a chat template.")
-    ] = False,
+    is_chat: Annotated[
+        bool | None,
+        typer.Option("--chat/--complete", help="A conversation, or go on with the text. Default: as PPO was asked."),
+    ] = None,
     system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message of a conversation.")] = None,
     temperature: Annotated[
         float | None, typer.Option(metavar="T", help="0: the likeliest token. Default: as in the run's PPO, or 0.8.")
@@ -92,7 +93,9 @@ def chat(
     device: Annotated[DeviceChoice, typer.Option(help="auto: the GPU where there is one.")] = DeviceChoice.auto,
     runs: RunsOption = Path("runs"),
 ) -> None:
-    """Talk with a policy: in a conversation if it has a chat template, else it goes on with what you write.
+    """Talk with a policy: in a conversation, or it goes on with what you write.
+
+    Of a run, as the prompts of its PPO were; of a model, a conversation if it has a chat template.
 
     With --prompt, or lines from a pipe, each is answered by itself.
     """
@@ -107,7 +110,7 @@ def chat(
         prompts=tuple(prompts or ()),
         as_json=as_json,
         with_score=with_score,
-        complete=complete,
+        is_chat=is_chat,
         system=system,
         settings={key: value for key, value in settings.items() if value is not None},
         device=device.value,

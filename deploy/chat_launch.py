@@ -13,9 +13,9 @@ import transformers
 from rich.console import Console
 
 from actors.chat import Answer
-from common.chat import has_chat_template
 from common.errors import ConfigError
 from common.modeling import resolve_device
+from deploy.chat_manner import Manner, manner_of
 from deploy.chat_open import Opened, open_policy
 from deploy.chat_run import RunView, speaker_of
 from deploy.chat_session import ChatSession, changed
@@ -37,8 +37,8 @@ class ChatRequest:
     """To be answered; empty: lines from standard input, a terminal's as a talk."""
     as_json: bool
     with_score: bool
-    complete: bool
-    """Continue texts, whatever the model is made for."""
+    is_chat: bool | None
+    """A conversation, or texts that are continued; None: what the model was trained for."""
     system: str | None
     settings: Mapping[str, float]
     """Of Sampling, where given."""
@@ -61,12 +61,14 @@ def launch_chat(request: ChatRequest) -> None:
     remarks = Console(stderr=not is_talk)
     with remarks.status("loading"):
         opened = open_policy(request.name, request.runs, model=request.model, checkpoint=request.checkpoint)
-    session = _session(request, opened, Terminal(StringIO() if request.as_json else sys.stdout, remarks))
+    manner = manner_of(opened, request.is_chat)
+    screen = Terminal(StringIO() if request.as_json else sys.stdout, remarks)
+    session = _session(request, opened, screen, is_chat=manner.is_chat)
     try:
         words = f"{request.name}: {opened.policy.words}"
         session.screen.note(words)
         if is_talk:
-            session.screen.note(_greeting(session))
+            session.screen.note(_greeting(session, manner))
             talk(session, read_line)
         else:
             lines = request.prompts or (line.rstrip("\n") for line in sys.stdin)
@@ -76,26 +78,25 @@ def launch_chat(request: ChatRequest) -> None:
             session.view.close()
 
 
-def _session(request: ChatRequest, opened: Opened, screen: Terminal) -> ChatSession:
+def _session(request: ChatRequest, opened: Opened, screen: Terminal, *, is_chat: bool) -> ChatSession:
     policy, run = opened.policy, opened.run
     speaker = speaker_of(policy, resolve_device(request.device, 1.0))
     sampling = opened.sampling.model_copy(update={"seed": secrets.randbelow(2**31)})
     for name, value in request.settings.items():
         sampling = changed(sampling, name, value)
     view = None if run is None else RunView(run, policy, speaker, request.environ)
-    is_chat = has_chat_template(policy.tokenizer) and not request.complete
     session = ChatSession(speaker, screen, sampling, is_chat=is_chat, view=view)
     if request.system is not None:
         session.set_system(request.system)
     return session
 
 
-def _greeting(session: ChatSession) -> str:
+def _greeting(session: ChatSession, manner: Manner) -> str:
     sampling = session.sampling
     how = "It answers" if session.is_chat else "It goes on with what you write"
     return (
-        f"{how}: temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, at most {sampling.max_tokens} tokens. "
-        "/help lists the commands."
+        f"{how}{manner.why}: temperature {sampling.temperature:g}, top_p {sampling.top_p:g}, "
+        f"at most {sampling.max_tokens} tokens. /help lists the commands."
     )
 
 

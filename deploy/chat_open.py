@@ -5,6 +5,7 @@ from pathlib import Path
 
 from actors.chat import Sampling
 from common.errors import ConfigError
+from common.gguf_file import MAGIC
 from common.modeling import load_policy
 from common.text import load_tokenizer
 from deploy.files import read_json
@@ -38,6 +39,7 @@ def open_policy(name: str, runs: Path, *, model: PolicyName | None, checkpoint: 
     """
     if model is not None and checkpoint is not None:
         raise ConfigError(f"--model {model} and --checkpoint {checkpoint} name two policies; leave one of them out")
+    _refuse_gguf(Path(name))
     folder = find_local(name, runs)
     if folder is None or not (folder / RUN).is_file():
         if model is not None or checkpoint is not None:
@@ -64,6 +66,19 @@ def find_local(name: str, runs: Path) -> Path | None:
     if folders:
         raise ConfigError(f"{folders[0]} is neither a run (it has no {RUN}) nor a model (it has no {MODEL})")
     return None
+
+
+def _refuse_gguf(path: Path) -> None:
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise ConfigError(f"{path} is a file; name a run, or the folder of a model")
+    raise ConfigError(
+        f"{path} is a GGUF file, which can be talked with once it is unpacked: `minichatgpt run` does so for a "
+        f'configuration with [model] type = "gguf" and path = "{path}", then take `minichatgpt chat RUN '
+        "--model pretrained`; without a run, see docs/chat.md"
+    )
 
 
 def _as_in_ppo(run: RunModels) -> Sampling:

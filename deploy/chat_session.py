@@ -200,7 +200,9 @@ class ChatSession:
     def set_system(self, text: str | None) -> None:
         """Say how the model shall behave; raises ConfigError where there is no conversation."""
         if not self.is_chat:
-            raise ConfigError("a system message needs a chat template, and here texts are continued")
+            raise ConfigError(
+                "a system message needs a chat template, and here texts are continued; where it has one: --chat"
+            )
         self.system = text
 
     def _system(self, text: str) -> None:

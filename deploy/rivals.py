@@ -26,13 +26,15 @@ from deploy.pools import supervised
 
 RIVAL = Identity(-1, 2)
 """Weights of an evaluation belong to no lineage of training."""
+CLASSIFIERS = ("reward_model", "judge")
+"""Folders of a run's models that do not speak."""
 
 
 def rival_path(name: str, runs: Path) -> str:
     """The model that `evaluate.against` names: a model folder, what PPO left in a run folder, or a name on the hub.
 
     Args:
-        name: a path; or the name of a run.
+        name: a path; or the name of a run, or of one of its models, as `RUN/models/sft`.
         runs: where the runs are.
 
     Raises:
@@ -48,10 +50,11 @@ def rival_path(name: str, runs: Path) -> str:
         return str(folder)
     if (folder / "models" / "ppo" / "config.json").is_file():
         return str(folder / "models" / "ppo")
-    models = ", ".join(sorted(p.parent.relative_to(folder).as_posix() for p in folder.rglob("config.json")))
+    found = sorted(p.parent for p in folder.rglob("config.json") if p.parent.name not in CLASSIFIERS)
+    models = ", ".join(f"{name}/{p.relative_to(folder).as_posix()}" for p in found)
     raise ConfigError(
-        f"evaluate.against: {name} is no model folder, and no run that has finished PPO (models/ppo is absent); models "
-        f"in it: {models or 'none'}"
+        f"evaluate.against: {name} is no model folder, and no run that has finished PPO (models/ppo is absent); name "
+        f"one of its policies: {models or 'there is none'}"
     )
 
 

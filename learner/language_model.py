@@ -17,7 +17,7 @@ from common.demonstrations import Demonstrations
 from common.dialogue import Example
 from common.errors import DataError
 from common.logprobs import next_token_loss
-from common.modeling import fresh_policy, load_policy
+from common.modeling import fresh_policy, load_policy, save_policy
 from common.records import Progress, StageResult
 from common.seeds import mix, permutation, seed_everything
 from common.text import load_tokenizer, train_word_tokenizer
@@ -82,8 +82,7 @@ def train_language_model(
     yield from _train(model, examples, table, schedule, seed=config.seed, draws=draws, accelerator=accelerator)
     trained = time.perf_counter()
     after = {name: perplexity(model, texts) for name, texts in heldout.items()}
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_policy(model, tokenizer, Path(folder))
     yield StageResult(
         {
             "perplexity_before": before,

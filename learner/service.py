@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from common.checkpoint import ShardFiles, read_shard, write_shard
 from common.config import RunConfig
 from common.errors import CheckpointError
-from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype
+from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype, save_policy
 from common.records import (
     JudgementChunk,
     ModelPaths,
@@ -165,8 +165,7 @@ class LearnerService:
 
     def export(self, folder: Path) -> None:
         """Leave the policy, without value head, and its tokenizer in Hugging Face's format."""
-        self.learner.plain.policy.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_policy(self.learner.plain.policy, self.tokenizer, folder)
 
 
 def _copy(tensor: Tensor) -> Tensor:

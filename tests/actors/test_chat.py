@@ -81,15 +81,18 @@ def test_a_mark_after_the_prompt_stands_close_to_it(words):
 # --- tokens
 
 
-@pytest.mark.parametrize("temperature", [0.7, 1.0])
-def test_an_answer_is_what_a_rollout_worker_samples(architecture, words, temperature):
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.0, 1.0), (1.0, 0.5)])
+def test_an_answer_is_what_a_rollout_worker_samples(architecture, words, temperature, top_p):
     policy = architecture(vocab_size=len(words))
-    prompt, sampling = np.array([5, 9, 6], np.int32), Sampling(temperature=temperature, max_tokens=20, seed=11)
+    prompt, sampling = (
+        np.array([5, 9, 6], np.int32),
+        Sampling(temperature=temperature, top_p=top_p, max_tokens=20, seed=11),
+    )
     speaker = Speaker(policy, words, EOS)
     reply = speaker.answer(prompt, sampling, 4, continues=True)
     text = "".join(reply)
     (sampled,) = SamplingEngine(policy, speaker.eos_ids).sample(
-        [prompt], max_new_tokens=[20], seeds=[mix(11, 4)], temperature=temperature
+        [prompt], max_new_tokens=[20], seeds=[mix(11, 4)], temperature=temperature, top_p=top_p
     )
     answer = reply.answer()
     assert answer.response_ids.tolist() == sampled.ids.tolist()
@@ -132,6 +135,17 @@ def test_top_p_leaves_the_unlikely_out(table_policy, words):
     assert drawn(0.3) == {5}
     assert drawn(0.85) == {5, 6}
     assert drawn(1.0) >= {3, 4, 5, 6, 7}
+
+
+def test_of_tokens_that_are_equally_likely_the_nucleus_is_that_of_the_engine(table_policy, words):
+    policy, prompt = table_policy(np.full((8, 8), 1 / 8)), np.array([5], np.int32)
+    reply = Speaker(policy, words, frozenset()).answer(
+        prompt, Sampling(temperature=1, top_p=0.3, max_tokens=60), 1, continues=True
+    )
+    (sampled,) = SamplingEngine(policy, frozenset({99})).sample(
+        [prompt], max_new_tokens=[60], seeds=[mix(0, 1)], temperature=1, top_p=0.3
+    )
+    assert list(reply._tokens) == sampled.ids.tolist()
 
 
 # --- how it ends

@@ -39,6 +39,15 @@ def test_a_file_becomes_a_folder_with_its_weights_its_tokenizer_and_its_template
     assert decode(tokenizer, ids) == "the cat"
 
 
+def test_whoever_generates_from_the_folder_ends_at_the_end_of_a_turn_too(tiny_gguf, tmp_path):
+    path, eos = tmp_path / "two.gguf", b"tokenizer.ggml.eos_token_id\x04\0\0\0"
+    raw = tiny_gguf[0].read_bytes()
+    path.write_bytes(raw.replace(eos + b"\1", eos + b"\0"))  # <|endoftext|>, as many chat models say
+    list(import_gguf(path, tmp_path / "base"))
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "base").generation_config.eos_token_id
+    assert found == [0, 1] == sorted(eos_token_ids(str(tmp_path / "base"), load_tokenizer(str(tmp_path / "base"))))
+
+
 def test_an_import_that_is_cut_off_leaves_the_former_folder(tiny_gguf, tmp_path):
     folder = tmp_path / "base"
     folder.mkdir()

@@ -126,6 +126,16 @@ def test_a_model_with_a_template_answers_and_continues_where_it_is_told_to(endle
     assert continued["response"].startswith(" ")
 
 
+def test_a_run_that_learned_on_texts_continues_them_though_its_tokenizer_has_a_template(run_copy):
+    for folder in (run_copy / "models").iterdir():
+        (folder / "chat_template.jinja").write_text(TURNS, encoding="utf-8")
+    given = (run_copy, "--prompt", "this film", "--temperature", 0)
+    (continued,), (answer,) = answered(*given), answered(*given, "--chat")
+    assert continued["prompt_tokens"] == 2 < answer["prompt_tokens"]
+    refused = chat(*given, "--system", "good")
+    assert "where it has one: --chat" in str(refused.exception)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [

@@ -64,3 +64,12 @@ def test_only_a_run_has_stages_and_checkpoints(tiny_run, tmp_path, choice):
 def test_two_choices_at_once_are_refused(tiny_run):
     with pytest.raises(ConfigError, match="name two policies"):
         opened("tiny", tiny_run.parent, model="sft", checkpoint="3")
+
+
+def test_a_gguf_file_is_refused_with_how_it_is_unpacked(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\x03")
+    with pytest.raises(ConfigError, match=r'type = "gguf" and path = ".*x\.gguf", then take .*--model pretrained'):
+        opened(tmp_path / "x.gguf", tmp_path)
+    (tmp_path / "weights.bin").write_bytes(b"PK12")
+    with pytest.raises(ConfigError, match=r"weights\.bin is a file; name a run, or the folder of a model"):
+        opened(tmp_path / "weights.bin", tmp_path)

@@ -9,12 +9,14 @@ import sysconfig
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from actors.chat import Sampling, Speaker
 from common.classifiers import load_classifier, register_classifiers
+from common.config import RunConfig
 from common.modeling import load_policy
-from common.text import encode, load_tokenizer
+from common.text import encode, eos_token_ids, load_tokenizer
+from deploy.launch import launch
 
 ROOMS = ("actors", "common", "deploy", "learner", "reward_service")
 PROMPT = "this film is"
@@ -104,3 +106,36 @@ def test_a_classifier_of_ours_is_read_by_transformers_once_it_is_registered(tiny
         logits, ours = model(**inputs).logits, load_classifier(folder)(**inputs).logits
     assert torch.equal(logits, ours)
     assert logits[0, 1] > logits[1, 1], "the good one has the higher score"
+
+
+@pytest.fixture(scope="module")
+def chat_run(tiny, tiny_run, tmp_path_factory):
+    """A run from a model whose turns end with a token that its settings do not name."""
+    runs = tmp_path_factory.mktemp("chat")
+    policy, tokenizer = (load(str(tiny_run / "models" / "pretrained")) for load in (load_policy, load_tokenizer))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<end>"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}<end>{% endfor %}"
+    policy.resize_token_embeddings(len(tokenizer))
+    policy.save_pretrained(runs / "model")
+    tokenizer.save_pretrained(runs / "model")
+    parts = {
+        "pretrain": None,
+        "judge": None,
+        "evaluate": None,
+        "model": {"type": "pretrained", "path": str(runs / "model")},
+    }
+    config = RunConfig.model_validate(tiny("ppo.updates=1").model_dump() | parts)
+    launch(config, runs / "run", local=True, address=None, again=frozenset())
+    return runs / "run"
+
+
+@pytest.mark.parametrize("name", ["sft", "ppo"])
+def test_plain_generation_ends_where_the_run_ended_at_the_end_of_a_turn_too(chat_run, name):
+    folder = str(chat_run / "models" / name)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    end = tokenizer.convert_tokens_to_ids("<end>")
+    assert set(model.generation_config.eos_token_id) == {2, end} == eos_token_ids(folder, load_tokenizer(folder))
+    bias = {(end,): 1000.0}  # so that it is said at once
+    encoded = tokenizer(PROMPT, return_tensors="pt")
+    spoken = model.generate(input_ids=encoded["input_ids"], max_new_tokens=8, do_sample=False, sequence_bias=bias)
+    assert spoken[0, encoded["input_ids"].shape[1] :].tolist() == [end]

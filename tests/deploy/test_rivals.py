@@ -20,7 +20,7 @@ WORDS = ["the film is good and i like it", "the cast is bad"]
 @pytest.fixture
 def runs(tmp_path):
     """A run that has finished PPO and one that has not, and a model folder."""
-    for name in ("done/models/ppo", "begun/models/sft", "model"):
+    for name in ("done/models/ppo", "begun/models/sft", "begun/models/judge", "model"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.json").write_text("{}", encoding="utf-8")
     return tmp_path
@@ -29,6 +29,7 @@ def runs(tmp_path):
 def test_a_rival_is_a_run_a_model_folder_or_a_name_on_the_hub(runs):
     assert rival_path("done", runs) == rival_path(str(runs / "done"), runs) == str(runs / "done" / "models" / "ppo")
     assert rival_path(str(runs / "begun" / "models" / "sft"), runs).endswith("begun/models/sft")
+    assert rival_path("begun/models/sft", runs) == str(runs / "begun" / "models" / "sft")
     assert rival_path("model", runs) == str(runs / "model")
     assert rival_path("org/name", runs) == "org/name"
 
@@ -36,7 +37,10 @@ def test_a_rival_is_a_run_a_model_folder_or_a_name_on_the_hub(runs):
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("begun", r"no run that has finished PPO \(models/ppo is absent\); models in it: models/sft"),
+        (
+            "begun",
+            r"no run that has finished PPO \(models/ppo .*\); name one of its policies: begun/models/sft$",
+        ),
         ("/nowhere/run", r"/nowhere/run does not exist; runs in .*: begun, done, model"),
     ],
 )

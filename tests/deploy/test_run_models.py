@@ -8,7 +8,8 @@ import torch
 from common.checkpoint import read_shard, write_shard
 from common.checkpoint_store import CheckpointStore
 from common.errors import CheckpointError, ConfigError
-from common.modeling import load_policy
+from common.modeling import load_policy, save_policy
+from deploy.rivals import rival_path
 from deploy.run_lock import run_lock
 from deploy.run_models import RunModels, load_from_checkpoint
 
@@ -143,3 +144,11 @@ def test_a_configuration_of_another_version_says_how_to_go_on(run_copy):
     with pytest.raises(ConfigError, match="unheard_of") as caught:
         RunModels(run_copy)
     assert f"{run_copy}/models/ppo" in caught.value.__notes__[0]
+
+
+def test_a_checkpoint_of_an_unfinished_run_is_left_as_a_folder_that_a_run_can_be_evaluated_against(
+    unfinished, tiny_run, tmp_path
+):
+    policy = RunModels(unfinished).checkpoint("latest")
+    save_policy(policy.model, policy.tokenizer, tmp_path / "at-latest")
+    assert is_equal(load_policy(rival_path("at-latest", tmp_path)), tiny_run / "models" / "ppo")
