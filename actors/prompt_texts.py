@@ -9,7 +9,7 @@ from common.config import RunConfig
 from common.corpus import load_corpus, split
 from common.data_config import DataSource
 from common.demonstrations import load_demonstrations, split_demonstrations
-from common.dialogue import encode_prompt
+from common.dialogue import encode_prompt, prompt_text
 from common.errors import DataError
 from common.records import Ids, ModelPaths
 from common.row_config import DemonstrationRows
@@ -22,6 +22,8 @@ class _Texts:
     """Of one data source."""
 
     ids: list[Ids]
+    plain: list[str | None]
+    """Of each, as in `Prompt.text`."""
     are_whole: bool
 
 
@@ -54,6 +56,7 @@ def build_prompts(config: RunConfig, paths: ModelPaths, *, heldout: bool = False
         response_tokens=ppo.response_tokens,
         seed=config.seed + (1 << 32 if heldout else 0),
         whole=[texts.are_whole for _, texts in sources for _ in texts.ids],
+        plain=[text for _, texts in sources for text in texts.plain],
         shares=[PromptShare(name, len(texts.ids), ppo.weights[name]) for name, texts in sources if ppo.weights],
     )
 
@@ -63,14 +66,20 @@ def _read(
 ) -> _Texts:
     if isinstance(source.rows, DemonstrationRows):
         chosen = split_demonstrations(load_demonstrations(source), heldout_fraction, which)
-        prompts = [encode_prompt(tokenizer, chat, chosen.rows) for chat in chosen.chats]
-        return _Texts(list({ids.tobytes(): ids for ids in prompts}.values()), are_whole=True)
+        different: dict[bytes, tuple[Ids, str | None]] = {}
+        for chat in chosen.chats:
+            ids = encode_prompt(tokenizer, chat, chosen.rows)
+            different.setdefault(ids.tobytes(), (ids, prompt_text(tokenizer, chat, chosen.rows)))
+        prompts = list(different.values())
+        return _Texts([ids for ids, _ in prompts], [plain for _, plain in prompts], are_whole=True)
     texts = split(load_corpus(source), heldout_fraction, which).texts
-    return _Texts(with_opening(tokenizer, encode(tokenizer, texts, max_tokens=max_tokens + 1)), are_whole=False)
+    beginnings = with_opening(tokenizer, encode(tokenizer, texts, max_tokens=max_tokens + 1))
+    return _Texts(beginnings, [None] * len(beginnings), are_whole=False)
 
 
 def _known(texts: _Texts, tokenizer: PreTrainedTokenizerBase) -> _Texts:
     """Those without a word outside of the vocabulary."""
     if tokenizer.unk_token_id is None or tokenizer.unk_token_id in tokenizer_eos_ids(tokenizer):
         return texts
-    return _Texts([ids for ids in texts.ids if tokenizer.unk_token_id not in ids], texts.are_whole)
+    kept = [i for i, ids in enumerate(texts.ids) if tokenizer.unk_token_id not in ids]
+    return _Texts([texts.ids[i] for i in kept], [texts.plain[i] for i in kept], texts.are_whole)

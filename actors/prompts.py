@@ -58,6 +58,7 @@ class PromptStream:
             None: all are cut.
         shares: Sources that are drawn from by weight, each through epochs of its own, in the order of their texts;
             none: all texts are one source.
+        plain: [N] what scorers read as the prompt, as in `Prompt.text`. None: the ids of each, decoded.
 
     Raises:
         DataError: no text is of a fitting length, or none of a source's is.
@@ -72,9 +73,11 @@ class PromptStream:
         seed: int,
         whole: Sequence[bool] | None = None,
         shares: Sequence[PromptShare] = (),
+        plain: Sequence[str | None] | None = None,
     ) -> None:
         self._texts = texts
         self._whole = [False] * len(texts) if whole is None else whole
+        self._plain = [None] * len(texts) if plain is None else plain
         fits = [
             1 <= len(text) <= prompt_tokens.max if is_whole else len(text) > prompt_tokens.min
             for text, is_whole in zip(texts, self._whole, strict=True)
@@ -117,6 +120,7 @@ class PromptStream:
             prompt_id=prompt_id,
             token_ids=np.array(text[:num_tokens], dtype=np.int32),
             max_new_tokens=self._response_lengths.draw(self._seed, _RESPONSE_TOKENS, draw_index),
+            text=self._plain[prompt_id],
         )
 
     def take(self, num_prompts: int) -> tuple[Prompt, ...]:

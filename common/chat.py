@@ -18,6 +18,16 @@ class Message(TypedDict):
     content: str
 
 
+def plain_text(messages: Sequence[Message]) -> str:
+    """A conversation without a template: the contents of its turns, each on a line of its own, without role names.
+
+    It is what stands as the prompt in data without messages, so that both kinds agree. A system message says how to
+    answer and is of no turn: it is left out, unless there is nothing else.
+    """
+    turns = [message for message in messages if message["role"] != "system"]
+    return "\n".join(message["content"] for message in turns or messages)
+
+
 def has_chat_template(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the model was made for conversations; without a template it only continues texts."""
     return bool(tokenizer.chat_template)

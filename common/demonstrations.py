@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
-from common.chat import Message
+from common.chat import Message, plain_text
 from common.corpus_cache import Cells, cache_entry, cached
 from common.data_config import DataSource, InlineSource
 from common.errors import DataError
 from common.row_config import DemonstrationRows
 from common.source_tables import WHERE_IT_IS, Table, content_hashes, read_tables
-from common.splits import Which, rows_of_split
+from common.splits import Which, prompt_id, rows_of_split
 
 ROLES = ("system", "user", "assistant")
 
@@ -32,7 +31,8 @@ class Demonstrations:
     rows: DemonstrationRows
     """How they are written."""
     document_ids: npt.NDArray[np.uint64]
-    """[N] xxh3-64 of what stands before the first response; equal prompts share it, whatever their responses."""
+    """[N] `prompt_id` of what stands before the first response; equal prompts share it, whatever their responses, and
+    preferences of the same prompt do."""
 
     def __len__(self) -> int:
         return len(self.chats)
@@ -78,8 +78,7 @@ def _prepare(source: DataSource, rows: DemonstrationRows) -> Cells:
 
 def _document_id(chat: Sequence[Message]) -> int:
     roles = [message["role"] for message in chat]
-    before = [f"{m['role']}\0{' '.join(m['content'].lower().split())}" for m in chat[: roles.index("assistant")]]
-    return xxhash.xxh3_64_intdigest("\0\0".join(before).encode())
+    return prompt_id(plain_text(chat[: roles.index("assistant")]))
 
 
 @dataclass(frozen=True, slots=True)

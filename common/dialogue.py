@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from common.chat import Message, chat_text, encode_chat, has_chat_template
+from common.chat import Message, chat_text, encode_chat, has_chat_template, plain_text
 from common.errors import ConfigError
 from common.joining import cut_joined
 from common.records import Ids
@@ -58,6 +58,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], r
         return encode_chat(tokenizer, chat[:-1], ask=True)
     head, _ = cut_joined(chat[-2]["content"], chat[-1]["content"])
     return with_opening(tokenizer, encode(tokenizer, [head]))[0]
+
+
+def prompt_text(tokenizer: PreTrainedTokenizerBase, chat: Sequence[Message], rows: DemonstrationRows) -> str | None:
+    """What `common.records.Prompt.text` holds for the prompt of a chat; arguments as in `encode_prompt`."""
+    return plain_text(chat[:-1]) if _uses_template(tokenizer, rows) else None
 
 
 def encode_demonstration(

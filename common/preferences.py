@@ -22,7 +22,7 @@ from common.joining import join_response
 from common.label_pairs import match_by_length, turned_round
 from common.row_config import LabelPairRows, PreferenceRows
 from common.source_tables import Table, read_tables
-from common.splits import Half, Which, rows_of_split
+from common.splits import Half, Which, first_held_out, normal, prompt_id, rows_of_split
 
 Integers = npt.NDArray[np.int64]
 
@@ -60,8 +60,9 @@ def load_preferences(
 ) -> Preferences:
     """Read, check and split a data source of preferences.
 
-    Rankings that share a prompt or a text, be it by others between them, are always in the same split; pairs that are
-    derived from labels are made of texts of one split.
+    Rankings that share a prompt or a text, be it by others between them, are always in the same split, and held out if
+    any of their prompts is, here or in demonstrations; pairs that are derived from labels are made of texts of one
+    split.
 
     Args:
         source: with rows of type `preferences` or `label_pairs`.
@@ -167,7 +168,11 @@ def _short(value: object) -> str:
 
 
 def _group_ids(rankings: Sequence[_Ranking]) -> npt.NDArray[np.uint64]:
-    """[N] one id for all rankings that share a prompt or a text, be it by others between them: its least hash."""
+    """[N] one id for all rankings that share a prompt or a text, be it by others between them.
+
+    It is the prompt's, as in demonstrations, and of several prompts that which is held out first, so that a group is
+    held out if any of its prompts is; without prompts it is the least hash of the texts.
+    """
     parent: dict[int, int] = {}
 
     def root(key: int) -> int:
@@ -177,19 +182,22 @@ def _group_ids(rankings: Sequence[_Ranking]) -> npt.NDArray[np.uint64]:
         return key
 
     firsts: list[int] = []
+    prompts: list[int | None] = []
     for ranking in rankings:
-        named = [f"prompt\0{_normal(ranking.prompt)}"] if ranking.prompt.strip() else []
-        named += [f"text\0{_normal(join_response(ranking.prompt, response))}" for response in ranking.responses]
-        roots = {root(xxhash.xxh3_64_intdigest(name.encode())) for name in named}
+        asked = prompt_id(ranking.prompt) if ranking.prompt.strip() else None
+        named = [f"text\0{normal(join_response(ranking.prompt, response))}" for response in ranking.responses]
+        keys = [xxhash.xxh3_64_intdigest(name.encode()) for name in named] + ([] if asked is None else [asked])
+        roots = {root(key) for key in keys}
         least = min(roots)  # the least of a group stays its root, whatever the order of the rows
         parent.update(dict.fromkeys(roots, least))
         firsts.append(least)
-    return np.array([root(first) for first in firsts], dtype=np.uint64)
-
-
-def _normal(text: str) -> str:
-    """Texts that differ in case and blanks only are the same text."""
-    return " ".join(text.lower().split())
+        prompts.append(asked)
+    prompts_of: dict[int, set[int]] = {}
+    for first, asked in zip(firsts, prompts, strict=True):
+        if asked is not None:
+            prompts_of.setdefault(root(first), set()).add(asked)
+    ids = {group: first_held_out(asked) for group, asked in prompts_of.items()}
+    return np.array([ids.get(root(first), root(first)) for first in firsts], dtype=np.uint64)
 
 
 def _gathered(rows: Sequence[_Ranking]) -> Preferences:

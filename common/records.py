@@ -1,4 +1,5 @@
-"""Exactly what crosses a process boundary: frozen records of compact numpy arrays. No text, logits or torch tensors.
+"""Exactly what crosses a process boundary: frozen records of compact numpy arrays. No logits, no torch tensors, and no
+text but `Prompt.text`.
 
     Prompt ─▶ actors ─▶ Rollout ─▶ reward_service ─▶ Judgement ─▶ learner ─▶ UpdateReport
        ▲                                                            │
@@ -48,6 +49,9 @@ class Prompt:
     """[P] token ids, without padding."""
     max_new_tokens: int
     """Most response tokens; drawn with the prompt, so that it does not depend on who generates."""
+    text: str | None = None
+    """What scorers read as the prompt where a chat template wrote `token_ids`; None: `token_ids`, decoded. The one text
+    in these records, for a template cannot be undone from ids: role names are left where special tokens are skipped."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """Which documents are held out, and which half they are in, by a hash of each: whatever their order and neighbours."""
 
 import math
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from common.errors import DataError
 from common.seeds import mix
@@ -13,6 +15,21 @@ Which = Literal["train", "heldout"]
 Half = Literal["all", "a", "b"]
 
 _HELDOUT, _HALF = 0x68656C64, 0x68616C66  # purposes of the split hashes; another number would move every document
+
+
+def prompt_id(prompt: str) -> int:
+    """What a prompt is split by, whatever kind of row it stands in: xxh3-64 of its words, in lower case."""
+    return xxhash.xxh3_64_intdigest(f"user\0{normal(prompt)}".encode())
+
+
+def normal(text: str) -> str:
+    """Texts that differ in case and blanks only are the same text."""
+    return " ".join(text.lower().split())
+
+
+def first_held_out(document_ids: Iterable[int]) -> int:
+    """Of at least one id, that which is held out at the least share: by it all are held out as soon as any is."""
+    return min(document_ids, key=lambda document: (mix(_HELDOUT, document), document))
 
 
 def rows_of_split(

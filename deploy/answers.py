@@ -108,6 +108,12 @@ def heldout_prompts(config: RunConfig, models: ModelPaths, number: int) -> tuple
     """
     assert config.ppo is not None, "held-out prompts are of the data of a PPO stage"
     stream = build_prompts(config, models, heldout=True)
+    if len(stream) < number and config.ppo.weights:
+        raise DataError(
+            f"evaluate.prompts={number}, but drawn by ppo.weights a held-out text of {', '.join(config.ppo.data)} "
+            f"comes again after {len(stream)} draws; lower it, raise heldout_fraction, or give sources of few texts "
+            "less weight"
+        )
     if len(stream) < number:
         raise DataError(
             f"evaluate.prompts={number}, but {', '.join(config.ppo.data)} hold only {len(stream)} "

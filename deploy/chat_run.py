@@ -12,11 +12,11 @@ import torch
 from actors.chat import Answer, Speaker
 from common.errors import ConfigError, DataError
 from common.records import Finish, Identity, ModelPaths, Prompt, Rollout, RolloutChunk
-from common.text import decode, eos_token_ids
+from common.text import eos_token_ids
 from deploy.run_models import Policy, RunModels
 from deploy.scorer_secrets import scorer_secrets
 from reward_service.build import build_mixture, text_classifier
-from reward_service.mixture import Mixture
+from reward_service.mixture import Mixture, text_of
 from reward_service.model_scorer import TextClassifier
 from reward_service.reference import Reference
 
@@ -72,12 +72,13 @@ class RunView:
             )
         return self._start()
 
-    def score(self, answer: Answer, by: Speaker) -> Verdict:
+    def score(self, answer: Answer, by: Speaker, plain: str | None = None) -> Verdict:
         """Judge an answer as PPO would.
 
         Args:
             answer: to a prompt.
             by: who gave it: its KL to the policy before PPO is measured.
+            plain: the conversation before the answer as scorers read it, as in `Prompt.text`; None: its ids, decoded.
 
         Raises:
             ConfigError: the run has no PPO, or its reward model is not there yet.
@@ -87,7 +88,7 @@ class RunView:
             raise DataError("there is no word to be scored")
         mixture, ppo = self._scorers(), self.run.config.ppo
         assert ppo is not None, "scorers are of a PPO stage"
-        chunk = _chunk(answer)
+        chunk = _chunk(answer, plain)
         judgements, stats = mixture.judge(chunk)
         judgement = judgements.judgements[0]
         if judgement is None:
@@ -97,7 +98,7 @@ class RunView:
             for speaker in (by, self._start())
         )
         kl = float((now - before).sum())
-        return Verdict(judgement.score, judgement.parts, self._judged(answer), kl, kl / len(now))
+        return Verdict(judgement.score, judgement.parts, self._judged(chunk), kl, kl / len(now))
 
     def close(self) -> None:
         """End what scorers started."""
@@ -121,14 +122,14 @@ class RunView:
             self._mixture = build_mixture(config, paths, scorer_secrets(config, self._environ))
         return self._mixture
 
-    def _judged(self, answer: Answer) -> float | None:
+    def _judged(self, chunk: RolloutChunk) -> float | None:
         table, path = self.run.config.judge, self.run.classifier("judge")
         if table is None or path is None:
             return None
         if self._judge is None:
             self._judge = text_classifier(self.run.config.reward_service, table, path)
-        whole = decode(self.speaker.tokenizer, np.concatenate([answer.prompt_ids, answer.response_ids]))
-        _, chances = self._judge.judge([whole])
+        text = text_of(self.speaker.tokenizer, chunk.prompts[0], chunk.rollouts[0])
+        _, chances = self._judge.judge([text.whole])
         return float(chances[0])
 
 
@@ -138,9 +139,9 @@ def speaker_of(policy: Policy, device: torch.device) -> Speaker:
     return Speaker(policy.model, policy.tokenizer, eos_token_ids(policy.source, policy.tokenizer))
 
 
-def _chunk(answer: Answer) -> RolloutChunk:
+def _chunk(answer: Answer, plain: str | None) -> RolloutChunk:
     """The answer as a rollout worker would hand it on; scorers and reference read no logprobs of it."""
-    prompt = Prompt(0, 0, answer.prompt_ids, len(answer.response_ids))
+    prompt = Prompt(0, 0, answer.prompt_ids, len(answer.response_ids), plain)
     finish: Finish = "stop" if answer.ending == "stop" else "length"
     logprobs = np.zeros(len(answer.response_ids), dtype=np.float32)
     return RolloutChunk((prompt,), (Rollout(0, 0, 0, 0, answer.response_ids, logprobs, NOBODY, finish),))

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from actors.chat import Answer, Reply, Sampling, Speaker
 from actors.conversation import Asked, ask_chat, ask_text, prompt_room
-from common.chat import Message
+from common.chat import Message, plain_text
 from common.errors import ConfigError, DataError, MiniChatGPTError
 from common.records import Ids
 from common.text import decode
@@ -222,7 +222,11 @@ class ChatSession:
 
     def score(self) -> Verdict:
         """What the run says of the last answer; raises ConfigError or DataError where it says nothing."""
-        return self._run().score(self._last(), self.speaker)
+        return self._run().score(self._last(), self.speaker, self._plain(self._question or "", self._history))
+
+    def _plain(self, question: str, history: Sequence[Message]) -> str | None:
+        """What scorers read as the prompt, as in `Prompt.text`."""
+        return plain_text([*history, {"role": "user", "content": question}]) if self.is_chat else None
 
     def _compare(self, text: str) -> None:
         view = self._run()
@@ -240,12 +244,13 @@ class ChatSession:
                 pass
             answers.append((reply.answer(), speaker))
         start = "" if self.is_chat else decode(self.speaker.tokenizer, asked.ids)
-        self.screen.compare([(start + answer.text, self._verdict(answer, by)) for answer, by in answers])
+        plain = self._plain(question, history[asked.num_dropped :])
+        self.screen.compare([(start + answer.text, self._verdict(answer, by, plain)) for answer, by in answers])
 
-    def _verdict(self, answer: Answer, by: Speaker) -> Verdict | None:
+    def _verdict(self, answer: Answer, by: Speaker, plain: str | None) -> Verdict | None:
         """What the run says of an answer, or None, with a note, where it says nothing."""
         try:
-            return self._run().score(answer, by)
+            return self._run().score(answer, by, plain)
         except (ConfigError, DataError) as error:
             self.screen.note(str(error))
             return None

@@ -19,7 +19,7 @@ from common.errors import DataError
 from common.padding import pad_right
 from common.row_config import DemonstrationRows
 from common.splits import Which
-from common.text import encode, encode_documents
+from common.text import encode, encode_documents, tokenizer_eos_ids
 
 Loaded = Corpus | Demonstrations
 
@@ -72,9 +72,10 @@ def _demonstrations(
 ) -> Examples:
     items: list[Example] = []
     left_out, too_long, responses_cut = 0, 0, 0
+    unknown = None if tokenizer.unk_token_id in tokenizer_eos_ids(tokenizer) else tokenizer.unk_token_id
     for chat in loaded.chats:
         example = encode_demonstration(tokenizer, chat, loaded.rows)
-        if table.drop_unknown and tokenizer.unk_token_id is not None and (example.ids == tokenizer.unk_token_id).any():
+        if table.drop_unknown and unknown is not None and (example.ids == unknown).any():
             left_out += 1
             continue
         kept = truncate(example, table.max_tokens)

@@ -12,6 +12,7 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from common.errors import MemberFailedError
+from common.joining import join_response
 from common.records import Judgement, JudgementChunk, Prompt, Rollout, RolloutChunk, Stats, Unscored
 from common.text import decode
 from reward_service.scorers import Failure, Outcome, Scored, Scorer, Text, checked
@@ -56,7 +57,7 @@ class Mixture:
     def judge(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
         """Score every rollout of a chunk; None where it could not be, with the reason in the stats."""
         start = time.perf_counter()
-        texts = [self._text(p, r) for p, r in zip(chunk.prompts, chunk.rollouts, strict=True)]
+        texts = [text_of(self.policy_tokenizer, p, r) for p, r in zip(chunk.prompts, chunk.rollouts, strict=True)]
         judgements: list[Judgement | None] = []
         unscored: list[Unscored] = []
         for rollout, outcome in zip(chunk.rollouts, self._score(texts, self.budget_s), strict=True):
@@ -111,12 +112,19 @@ class Mixture:
             parts |= outcome.parts
         return checked(Scored(value, parts))
 
-    def _text(self, prompt: Prompt, rollout: Rollout) -> Text:
-        """The response is what the whole text has beyond the prompt, where its beginning is the prompt."""
-        start = decode(self.policy_tokenizer, prompt.token_ids)
-        whole = decode(self.policy_tokenizer, np.concatenate([prompt.token_ids, rollout.response_ids]))
-        rest = whole[len(start) :] if whole.startswith(start) else decode(self.policy_tokenizer, rollout.response_ids)
-        return Text(start, rest, whole)
+
+def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, rollout: Rollout) -> Text:
+    """The text that is judged, as the reward model's training builds it, without a chat template's role names.
+
+    The response is what the whole text has beyond the prompt, where its beginning is the prompt.
+    """
+    if prompt.text is not None:
+        whole = join_response(prompt.text, decode(tokenizer, rollout.response_ids))
+        return Text(prompt.text, whole[len(prompt.text) :], whole)
+    start = decode(tokenizer, prompt.token_ids)
+    whole = decode(tokenizer, np.concatenate([prompt.token_ids, rollout.response_ids]))
+    rest = whole[len(start) :] if whole.startswith(start) else decode(tokenizer, rollout.response_ids)
+    return Text(start, rest, whole)
 
 
 def _score(term: Term, texts: Sequence[Text], deadline: float) -> list[Outcome]:

@@ -16,9 +16,10 @@ class Text:
     """What is judged."""
 
     prompt: str
+    """Without what a chat template writes."""
     response: str
     whole: str
-    """Prompt and response decoded together."""
+    """Prompt and response together."""
 
 
 @dataclass(frozen=True, slots=True)

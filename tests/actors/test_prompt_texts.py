@@ -2,12 +2,15 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from actors.prompt_texts import build_prompts
 from common.config import RunConfig
-from common.records import ModelPaths
-from common.text import decode, load_tokenizer, train_word_tokenizer
+from common.preferences import load_preferences
+from common.records import Identity, ModelPaths, Prompt, Rollout
+from common.text import decode, encode, load_tokenizer, train_word_tokenizer
+from reward_service.mixture import text_of
 
 WORDS = ["rain", "snow", "ice", "fog", "dew", "hail", "wind", "sun", "cloud", "storm"]
 TEMPLATE = (
@@ -96,3 +99,42 @@ def test_texts_and_demonstrations_are_mixed_by_weight(policy):
     stream = build_prompts(config(data=["told", "asked"], weights={"told": 1, "asked": 3}), paths(folder))
     kinds = Counter(text.split()[0] for text in texts_of(stream, folder, 400))
     assert kinds == {"it": 100, "what": 300}
+
+
+def judged_texts(stream, folder, response):
+    """What scorers read where each prompt is answered with a response."""
+    tokenizer = load_tokenizer(folder)
+    ids = encode(tokenizer, [response])[0]
+    rollout = Rollout(0, 0, 0, 0, ids, np.zeros(len(ids), np.float32), Identity(0, 0), "length")
+    return {text_of(tokenizer, prompt, rollout).whole for prompt in stream.take(len(stream))}
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, None], ids=["template", "plain"])
+def test_scorers_read_the_text_that_a_reward_model_is_trained_on(policy, template):
+    folder = policy(template)
+    pairs = [{"prompt": f"what is {w}", "chosen": "it good", "rejected": "now"} for w in WORDS]
+    settings = config(prompt_tokens={"min": 1, "max": 16}).model_dump()
+    settings["data"]["asked"]["records"] = [asked(p["prompt"], p["chosen"]) for p in pairs]
+    settings["data"]["pairs"] = {
+        "type": "inline", "rows": {"type": "preferences", "prompt_column": "prompt"}, "records": pairs
+    }  # fmt: skip
+    made = RunConfig.model_validate(settings)
+    trained = load_preferences(made.data["pairs"], made.heldout_fraction)
+    assert judged_texts(build_prompts(made, paths(folder)), folder, "it good") == {
+        trained.texts[ranking[0]] for ranking in trained.rankings
+    }
+
+
+def test_of_a_conversation_scorers_read_every_turn_and_no_role(policy):
+    folder = policy(TEMPLATE)
+    stream = build_prompts(config(data=["chats"], prompt_tokens={"min": 1, "max": 16}), paths(folder))
+    texts = judged_texts(stream, folder, "it")
+    assert texts <= {f"what is {w} ?\ngood\ntell me now it" for w in WORDS}
+    assert len(texts) == len(stream)
+
+
+def test_prompts_that_decode_to_themselves_carry_no_text(policy):
+    for names in (["asked"], ["told"]):
+        stream = build_prompts(config(data=names), paths(policy()))
+        assert isinstance(stream.prompt_at(0), Prompt)
+        assert {prompt.text for prompt in stream.take(len(stream))} == {None}

@@ -10,6 +10,7 @@ import pytest
 
 from common.corpus import load_corpus, split
 from common.data_config import FilesSource, InlineSource
+from common.demonstrations import load_demonstrations, split_demonstrations
 from common.errors import DataError
 from common.joining import join_response
 from common.preferences import load_preferences
@@ -224,3 +225,27 @@ def test_rankings_of_equal_responses_only_are_an_error():
     )
     with pytest.raises(DataError, match="all 1 rankings of a split hold equal responses only"):
         load_preferences(source, 0.0)
+
+
+def test_no_prompt_of_evaluation_is_trained_on_by_the_reward_model(tmp_path):
+    """One file, read as demonstrations, chats and preferences; some pairs have one text, so prompts are joined."""
+    rows = [
+        {"prompt": f"Prompt {i}", "chosen": f"good {i}", "rejected": f"bad {i}",
+         "m": [{"role": "system", "content": "be kind"}, {"role": "user", "content": f" prompt  {i}"},
+               {"role": "assistant", "content": f"good {i}"}]}
+        for i in range(80)
+    ]  # fmt: skip
+    linked = [{**row, "prompt": f"{row['prompt']} is", "rejected": "so"} for row in rows[:9]]
+    linked += [{**row, "chosen": "is so", "rejected": f"worse {i}"} for i, row in enumerate(rows[:9])]
+    path = write(tmp_path / "rows.jsonl", [*rows, *linked])
+    trained = {half: load(path, fraction=0.3, half=half).texts for half in ("a", "b")}
+    heldout = load(path, fraction=0.3, which="heldout").texts
+    for columns in ({"response_column": "chosen"}, {"messages_column": "m"}):
+        source = FilesSource.model_validate({"paths": [str(path)], "rows": {"type": "demonstrations"} | columns})
+        asked = split_demonstrations(load_demonstrations(source), 0.3, "heldout").chats
+        evaluated = {" ".join(chat[-2]["content"].lower().split()) for chat in asked}
+        assert len(evaluated) > 10
+        for texts in trained.values():
+            assert len(texts) > 20
+            assert not {t for t in texts if any(t.lower().startswith(f"{prompt} ") for prompt in evaluated)}
+        assert all(any(t.lower().startswith(f"{prompt} ") for t in heldout) for prompt in evaluated)

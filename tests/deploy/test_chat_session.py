@@ -65,6 +65,16 @@ class Shown:
         self.comparisons.append(sides)
 
 
+class Scores:
+    """Keeps what a run is asked to score."""
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, answer, by, plain=None):
+        self.asked.append((answer.text.strip(), plain))
+
+
 @pytest.fixture
 def start():
     def make(*, is_chat=True, context=64, view=None, order="assistant one two three four five", **sampling):
@@ -296,3 +306,13 @@ def test_an_empty_line_does_nothing(start):
     session = start()
     session.take("   ")
     assert (session.screen.text, session.answer) == ("", None)
+
+
+@pytest.mark.parametrize(("is_chat", "plain"), [(True, "kind\none two three four five\nbe"), (False, None)])
+def test_a_conversation_is_scored_by_what_was_said_without_roles(start, is_chat, plain):
+    session = start(is_chat=is_chat, view=Scores(), order=f"{'assistant' if is_chat else 'be'} one two three four five")
+    if is_chat:
+        session.set_system("be kind")
+    for text in ("kind", "be", "/score"):
+        session.take(text)
+    assert session.view.asked[0][1] == plain

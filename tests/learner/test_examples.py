@@ -139,6 +139,15 @@ def test_demonstrations_with_unknown_words_are_left_out_only_where_asked_for():
     assert [(len(e), e.left_out) for e in (encoded(records), encoded(records, drop_unknown=True))] == [(5, 0), (4, 1)]
 
 
+def test_an_eos_token_that_stands_for_unknown_words_too_drops_no_demonstration():
+    tokenizer = train_word_tokenizer([f"{q['prompt']} {q['response']}" for q in QUESTIONS], vocabulary_size=64,
+                                     max_tokens=64)  # fmt: skip
+    tokenizer.unk_token = tokenizer.eos_token  # as GPT-2's
+    source = InlineSource.model_validate({"rows": {"type": "demonstrations"}, "records": QUESTIONS[:5]})
+    made = encode_source("asked", load_source(source), tokenizer, table(drop_unknown=True).sft)
+    assert (len(made), made.left_out) == (5, 0)
+
+
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lm") / "pretrain"

@@ -14,7 +14,7 @@ from common.records import Identity, Prompt, Rollout
 from common.text import encode, load_classifier_tokenizer, train_word_tokenizer
 from learner.preference_model import score_texts
 from learner.reward_model import train_reward_model
-from reward_service.mixture import Mixture
+from reward_service.mixture import text_of
 from reward_service.model_scorer import TextClassifier
 
 BAG = {"type": "bag", "vocabulary_size": 400, "pair_buckets": 4096}
@@ -157,11 +157,12 @@ def test_training_sees_the_text_that_the_reward_service_builds(tmp_path):
     settings = config(rows)
     loaded = load_preferences(settings.data["pairs"], 0.25)
     tokenizer = train_word_tokenizer(loaded.texts, vocabulary_size=400, max_tokens=64)
-    mixture = Mixture([], tokenizer, budget_s=1, probe_budget_s=1)
     for row in rows:
         prompt, response = (encode(tokenizer, [row[name]])[0] for name in ("prompt", "chosen"))
-        whole = mixture._text(
-            Prompt(0, 0, prompt, 8), Rollout(0, 0, 0, 1, response, np.zeros(len(response)), Identity(0, 0), "stop")
+        whole = text_of(
+            tokenizer,
+            Prompt(0, 0, prompt, 8),
+            Rollout(0, 0, 0, 1, response, np.zeros(len(response)), Identity(0, 0), "stop"),
         ).whole
         if f"{row['prompt']} {row['chosen']}" in loaded.texts:
             assert whole in loaded.texts

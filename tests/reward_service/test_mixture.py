@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from common.errors import MemberFailedError
 from common.records import Identity, Prompt, Rollout, RolloutChunk
-from reward_service.mixture import PROBE, Mixture, Term
+from reward_service.mixture import PROBE, Mixture, Term, text_of
 from reward_service.model_scorer import ModelScorer
 from reward_service.scorers import Failure, Scored
 
@@ -183,3 +183,12 @@ def test_closing_closes_every_scorer(mixture_of):
     scorers = [Scripted("a"), Scripted("b")]
     mixture_of(*scorers).close()
     assert all(scorer.is_closed for scorer in scorers)
+
+
+@pytest.mark.parametrize(("response", "read"), [("is good", "how was it is good"), ("", "how was it")])
+def test_a_prompt_that_a_template_wrote_is_judged_by_its_plain_text(policy_tokenizer, response, read):
+    ids = [np.array(policy_tokenizer(t)["input_ids"], dtype=np.int32) for t in ("the film a story", response)]
+    prompt = Prompt(1, 0, ids[0], 4, "how was it")
+    text = text_of(policy_tokenizer, prompt, Rollout(1, 0, 0, 0, ids[1], np.zeros(2), Identity(0, 0), "length"))
+    assert (text.prompt, text.whole) == ("how was it", read)
+    assert text.prompt + text.response == text.whole
