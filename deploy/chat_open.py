@@ -9,6 +9,7 @@ from common.gguf_file import MAGIC
 from common.modeling import load_policy
 from common.text import load_tokenizer
 from deploy.files import read_json
+from deploy.run_address import runs_near
 from deploy.run_models import Policy, PolicyName, RunModels
 
 RUN, MODEL = "config.toml", "config.json"
@@ -96,8 +97,7 @@ def _plain(name: str, runs: Path) -> Policy:
     try:
         policy, tokenizer = load_policy(name), load_tokenizer(name)
     except ConfigError as error:
-        there = ", ".join(sorted(p.name for p in runs.glob("[!.]*") if p.is_dir()))
-        error.add_note(f"It is no run either; runs in {runs}: {there or 'none'}")
+        error.add_note(f"It is no run either; {runs_near(name, runs)}")
         raise
     words = f"{type(policy).__name__} of {policy.num_parameters():,} parameters"
     return Policy(words, False, policy, tokenizer, name)
