@@ -12,6 +12,10 @@ from common.records import Ids
 from common.seeds import generator
 
 RESAMPLES = 10_000
+MIN_RESAMPLED = 10
+"""Fewest prompts whose outcomes are resampled: fewer say too little of the outcomes that did not come up."""
+Z95 = 1.959963984540054
+"""97.5 % quantile of the standard normal distribution."""
 
 
 def distinct_n(responses: Sequence[Ids], n: int, *, ignore: frozenset[int] = frozenset()) -> float:
@@ -41,7 +45,8 @@ def win_rate(
         seed: of the bootstrap.
 
     Returns:
-        The rate and its 95 % interval, by the percentile bootstrap over prompts.
+        The rate and its 95 % interval, by the percentile bootstrap over prompts; by Wilson's formula where there are
+        fewer than `MIN_RESAMPLED` prompts, or the bootstrap's has no width, as where all are won.
     """
     if before.shape != after.shape or before.size == 0:
         raise ValueError(f"win rate needs the same prompts before and after, got {before.shape} and {after.shape}")
@@ -49,7 +54,24 @@ def win_rate(
     outcomes, counts = np.unique(wins, return_counts=True)
     resampled = generator(seed, 10).multinomial(len(wins), counts / len(wins), size=RESAMPLES) @ outcomes / len(wins)
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return float(wins.mean()), (float(low), float(high))
+    rate = float(wins.mean())
+    if len(wins) < MIN_RESAMPLED or low == high:
+        low, high = wilson_interval(rate, len(wins))
+    return rate, (float(low), float(high))
+
+
+def wilson_interval(rate: float, number: int) -> tuple[float, float]:
+    """95 % score interval of a share of independent trials (Wilson, 1927, doi:10.1080/01621459.1927.10502953).
+
+    Args:
+        rate: the share, from 0 to 1.
+        number: of trials, at least one.
+    """
+    per_trial = Z95**2 / number
+    middle = (rate + per_trial / 2) / (1 + per_trial)
+    half = np.sqrt(per_trial * rate * (1 - rate) + per_trial**2 / 4) / (1 + per_trial)
+    # The formula holds the rate between its ends, which rounding may undo at 0 and 1.
+    return min(float(middle - half), rate), max(float(middle + half), rate)
 
 
 def standardised_rise(before: npt.NDArray[np.float64], after: npt.NDArray[np.float64]) -> float:

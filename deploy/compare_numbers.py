@@ -9,7 +9,7 @@ import numpy as np
 
 from actors.evaluate import win_rate
 from deploy.checked_json import Numbers
-from deploy.evaluation_file import EvaluationLine
+from deploy.evaluation_file import differences
 from deploy.report_words import NONE, Unit, duration, number
 from deploy.run_files import RunFiles, finite, stage_seconds
 
@@ -159,27 +159,14 @@ def _duel(name: str, run: RunFiles, other_name: str, other: RunFiles) -> Duel:
     if not run.evaluations or not other.evaluations:
         return Duel(name, other_name, why_not="evaluate.every_updates was 0 in one of them")
     mine, theirs = run.evaluations[-1], other.evaluations[-1]
-    if mine.judge_hash != theirs.judge_hash:
-        return Duel(name, other_name, why_not="they have different judges; use evaluate.against")
-    if not _same_prompts(run, mine, other, theirs):
-        return Duel(name, other_name, why_not="they were asked different prompts; use evaluate.against")
+    if not mine.asked or not theirs.asked:
+        return Duel(name, other_name, why_not="one of them does not say what was asked; use evaluate.against")
+    if differing := differences(theirs.asked, mine.asked):
+        why_not = f"their evaluations differ in {', '.join(differing)}; use evaluate.against"
+        return Duel(name, other_name, why_not=why_not)
     a, b = dict(zip(mine.draws, mine.judged, strict=True)), dict(zip(theirs.draws, theirs.judged, strict=True))
     both = sorted(a.keys() & b.keys())
     if not both:
         return Duel(name, other_name, why_not="no prompt has a score in both")
     rate, interval = win_rate(np.array([b[d] for d in both]), np.array([a[d] for d in both]))
     return Duel(name, other_name, rate, interval, len(both), (mine.step, theirs.step))
-
-
-def _same_prompts(run: RunFiles, mine: EvaluationLine, other: RunFiles, theirs: EvaluationLine) -> bool:
-    """Prompts follow from seed, data and tokenizer: the first two are looked up, the texts speak for the third."""
-    shown = min(len(mine.texts), len(theirs.texts))
-    texts = [[text.prompt for text in line.texts[:shown]] for line in (mine, theirs)]
-    return texts[0] == texts[1] and _asked(run) == _asked(other)
-
-
-def _asked(run: RunFiles) -> Any:
-    config = tomllib.loads(run.config_text or "")
-    ppo = config.get("ppo", {})
-    data = {name: config.get("data", {}).get(name) for name in ppo.get("data", [])}
-    return [config.get("seed"), config.get("heldout_fraction"), data, ppo.get("prompt_tokens")]

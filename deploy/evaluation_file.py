@@ -1,8 +1,9 @@
 """`evaluations.jsonl`, read back, and what the summary says of evaluations: who writes it is deploy/evaluations.py."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import TypeAdapter
+from pydantic import JsonValue, TypeAdapter
 
 from deploy.checked_json import Numbers, Shape, read_jsonl
 
@@ -22,8 +23,8 @@ class EvaluationLine(Shape):
 
     step: int
     """Updates behind the weights; 0: before PPO."""
-    judge_hash: str = ""
-    """Of the judge: numbers of another one do not compare."""
+    asked: dict[str, JsonValue] = {}
+    """What decides the judge's numbers beside the policy: those of lines that differ in it do not compare."""
     prompts: int = 0
     """How many were asked; those without a score are missing below."""
     numbers: Numbers = {}
@@ -63,6 +64,11 @@ class OverOptimisation(Shape):
     at_the_end: bool = False
     gap: float | None = None
     """By how many standard deviations the reward is ahead of the judge at the end."""
+
+
+def differences(one: Mapping[str, JsonValue], other: Mapping[str, JsonValue]) -> list[str]:
+    """In what two evaluations were not asked alike, by the names of `EvaluationLine.asked`."""
+    return [name for name in {**one, **other} if name not in one or name not in other or one[name] != other[name]]
 
 
 def read_evaluations(folder: Path) -> list[EvaluationLine]:

@@ -8,13 +8,16 @@ file is the memory: what it holds is done, and what a rewind cuts away is done a
 """
 
 import itertools
+import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
+from pydantic import JsonValue
 from rich.console import Console
 from rich.markup import escape
 from transformers import PreTrainedTokenizerBase
@@ -28,8 +31,8 @@ from common.ports import Transport
 from common.records import ChunkHandle, Identity, ModelPaths, Prompt, WeightsHandle
 from common.text import decode, eos_token_ids, load_tokenizer
 from deploy.answers import Answer, fetch_answers, heldout_prompts, judged, kl_of, numbers_of, scores, why_unscored
-from deploy.evaluation_file import EvaluationLine, read_evaluations
-from deploy.fingerprint import folder_hash
+from deploy.evaluation_file import EvaluationLine, differences, read_evaluations
+from deploy.fingerprint import folder_hash, reading_of
 from deploy.over_optimisation import Point, divergence, is_over_optimised
 from deploy.place import Place
 from deploy.recorder import append_json
@@ -51,8 +54,8 @@ class Heldout:
     """The policy's."""
     eos_ids: frozenset[int]
     """That end its responses, and are no words."""
-    judge_hash: str
-    """Evaluations by another judge, or of other prompts, are not compared."""
+    asked: dict[str, JsonValue]
+    """Evaluations that differ in it are not compared."""
 
 
 def heldout_of(config: RunConfig, models: ModelPaths) -> Heldout | None:
@@ -64,7 +67,29 @@ def heldout_of(config: RunConfig, models: ModelPaths) -> Heldout | None:
     folder = Path(models.judge)
     tokenizer = load_tokenizer(models.policy)
     judge_hash = folder_hash(folder) if folder.is_dir() else models.judge
-    return Heldout(prompts, tokenizer, eos_token_ids(models.policy, tokenizer), judge_hash)
+    asked = asked_of(config, prompts, judge_hash)
+    return Heldout(prompts, tokenizer, eos_token_ids(models.policy, tokenizer), asked)
+
+
+def asked_of(config: RunConfig, prompts: Sequence[Prompt], judge_hash: str) -> dict[str, JsonValue]:
+    """All but the policy that decides the judge's numbers: judge, how it is read, prompts, and how responses are drawn.
+
+    Args:
+        config: the run.
+        prompts: what is asked; their lengths of responses count too.
+        judge_hash: of the judge's folder.
+    """
+    assert config.evaluate is not None, "whoever evaluates has a table that says how"
+    assert config.ppo is not None, "held-out prompts are of the data of a PPO stage"
+    ids = json.dumps([[p.draw_index, p.max_new_tokens, p.token_ids.tolist()] for p in prompts])
+    return {
+        "judge": judge_hash,
+        **{f"judge.{name}": value for name, value in (reading_of(config.judge) or {}).items()},
+        "evaluate.top_p": config.evaluate.top_p,
+        "ppo.temperature": config.ppo.temperature,
+        "seed": config.seed,
+        "prompts": xxhash.xxh3_128_hexdigest(ids.encode()),
+    }
 
 
 class NoEvaluations:
@@ -85,6 +110,7 @@ class HeldoutEvaluations:
         weights_before: the weights before PPO, where their evaluation is missing.
         metrics: the Prometheus registry's.
         watch: told the seconds.
+        track: told of each evaluation's line of evaluations.jsonl.
         note: told what an operator wants to read.
         console: where a line per evaluation is shown.
     """
@@ -99,6 +125,7 @@ class HeldoutEvaluations:
         weights_before: Callable[[], WeightsHandle],
         metrics: RunMetrics,
         watch: Stopwatch,
+        track: Callable[[Mapping[str, Any]], None],
         note: Callable[[str, str], None],
         console: Console,
     ) -> None:
@@ -113,6 +140,7 @@ class HeldoutEvaluations:
         self.watch = watch
         self.console = console
         self._weights_before = weights_before
+        self._track = track
         self._note = note
 
     def at(self, step: int) -> None:
@@ -130,10 +158,10 @@ class HeldoutEvaluations:
         self._evaluate(step)
 
     def _comparable(self) -> list[EvaluationLine]:
-        """The evaluations so far, none where they are by another judge or of another number of prompts."""
+        """The evaluations so far, none where they were asked otherwise."""
         lines = read_evaluations(self.folder)
-        if any((a.judge_hash, a.prompts) != (self.heldout.judge_hash, len(self.heldout.prompts)) for a in lines):
-            self._note("evaluations_dropped", "earlier evaluations had another judge or number of prompts: they go")
+        if differing := {name: None for line in lines for name in differences(line.asked, self.heldout.asked)}:
+            self._note("evaluations_dropped", f"earlier evaluations differ in {', '.join(differing)}: they go")
             (self.folder / "evaluations.jsonl").unlink()
             return []
         return lines
@@ -144,34 +172,32 @@ class HeldoutEvaluations:
             chunks, answers = self._ask()
         lines = self._comparable()
         first = next((line for line in lines if line.step == 0), None)
-        compared = self._against_before(answers, first)
-        if not compared:
-            self._note(
-                "evaluation_failed",
-                f"the evaluation after update {step} is left out: no prompt has a score before PPO and now"
-                f"{why_unscored(chunks)}",
-            )
+        if not answers:
+            why = f"no prompt has a score{why_unscored(chunks)}"
+            self._note("evaluation_failed", f"the evaluation after update {step} is left out: {why}")
             return
+        compared = self._against_before(answers, first.scores_by_draw() if first is not None else {}, step)
         ordered = [answers[draw] for draw in sorted(answers)]
         numbers = {**numbers_of(ordered, ignore=self.heldout.eos_ids), **kl_of(ordered), **compared}
-        points = [*(point_of(line) for line in lines), Point(step, numbers["reward_z"], numbers["judge_z"])]
-        is_too_far = is_over_optimised(points, self.config.alarm)
-        append_json(
-            self.folder / "evaluations.jsonl",
-            {
-                "step": step,
-                "identity": str(ordered[0].rollout.identity),
-                "judge_hash": self.heldout.judge_hash,
-                "prompts": len(self.heldout.prompts),
-                "numbers": numbers,
-                "over_optimised": is_too_far,
-                "draws": sorted(answers),
-                "rewards": scores(ordered).tolist(),
-                "judged": judged(ordered).tolist(),
-                "texts": self._texts(answers),
-                "seconds": time.monotonic() - start,
-            },
-        )
+        points = [point for line in lines if (point := point_of(line)) is not None]
+        if "gap" in compared:
+            points.append(Point(step, compared["reward_z"], compared["judge_z"]))
+        is_too_far = "gap" in compared and is_over_optimised(points, self.config.alarm)
+        row = {
+            "step": step,
+            "identity": str(ordered[0].rollout.identity),
+            "asked": self.heldout.asked,
+            "prompts": len(self.heldout.prompts),
+            "numbers": numbers,
+            "over_optimised": is_too_far,
+            "draws": sorted(answers),
+            "rewards": scores(ordered).tolist(),
+            "judged": judged(ordered).tolist(),
+            "texts": self._texts(answers),
+            "seconds": time.monotonic() - start,
+        }
+        append_json(self.folder / "evaluations.jsonl", row)
+        self._track(row)
         self.metrics.evaluation(step, numbers, over_optimised=is_too_far)
         self.console.print(f"[dim]evaluated[/] {escape(in_words(step, numbers))}", highlight=False, soft_wrap=True)
         if is_too_far and not (lines and lines[-1].over_optimised):
@@ -189,14 +215,23 @@ class HeldoutEvaluations:
                 self._note("evaluate_again", f"answers to held-out prompts are lost, and are asked for again: {error}")
         raise AssertionError("the loop ends by itself")
 
-    def _against_before(self, answers: dict[int, Answer], first: EvaluationLine | None) -> dict[str, float]:
-        """Win rate and rises over the policy before PPO, on the prompts that both have a score for."""
+    def _against_before(
+        self, answers: dict[int, Answer], before: dict[int, tuple[float, float]], step: int
+    ) -> dict[str, float]:
+        """Win rate and rises over the policy before PPO, on the prompts that both have a score for; where there are
+        none, the judge's mean alone, and an event.
+        """
         ordered = [answers[draw] for draw in sorted(answers)]
         now = dict(zip(sorted(answers), zip(scores(ordered), judged(ordered), strict=True), strict=True))
-        before = now if first is None else first.scores_by_draw()
+        if step == 0:
+            before = now
         both = sorted(now.keys() & before.keys())
         if not both:
-            return {}
+            self._note(
+                "evaluation_uncompared",
+                f"the evaluation after update {step} has no win rate, rise or gap: no prompt has one before PPO, too",
+            )
+            return {"judge": float(judged(ordered).mean())}
         reward_before, judge_before = np.array([before[draw] for draw in both], dtype=np.float64).T
         reward, judge = np.array([now[draw] for draw in both], dtype=np.float64).T
         rate, (low, high) = win_rate(judge_before, judge, seed=self.seed)
@@ -235,15 +270,18 @@ class HeldoutEvaluations:
         )
 
 
-def point_of(line: EvaluationLine) -> Point:
-    """What the alarm looks at."""
-    return Point(line.step, line.numbers.get("reward_z") or 0.0, line.numbers.get("judge_z") or 0.0)
+def point_of(line: EvaluationLine) -> Point | None:
+    """What the alarm looks at; None where nothing is known of the policy before PPO."""
+    reward_z, judge_z = line.numbers.get("reward_z"), line.numbers.get("judge_z")
+    return None if reward_z is None or judge_z is None else Point(line.step, reward_z, judge_z)
 
 
 def in_words(step: int, numbers: dict[str, float]) -> str:
     """One evaluation on one line."""
+    is_compared = "gap" in numbers
     return (
         f"after update {step}: reward {numbers['reward']:+.2f}, judge {100 * numbers['judge_p_positive']:.1f} % "
-        f"positive, win rate {100 * numbers['win_rate']:.0f} %, KL {numbers['kl_token_mean']:.2f}/token, "
-        f"gap {numbers['gap']:+.2f}"
+        + (f"positive, win rate {100 * numbers['win_rate']:.0f} %, " if is_compared else "positive, ")
+        + f"KL {numbers['kl_token_mean']:.2f}/token"
+        + (f", gap {numbers['gap']:+.2f}" if is_compared else "")
     )

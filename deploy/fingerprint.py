@@ -54,11 +54,11 @@ def depends_on(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> dict
         parts["model"] = _dump(config.model)
     if stage in ("ppo", "evaluate"):
         parts["ppo"] = settings_that_matter(config.ppo) if config.ppo is not None else None
-        parts["reward_model"] = _scores(config.reward_model)
+        parts["reward_model"] = reading_of(config.reward_model)
         parts["rollout"] = settings_that_matter(config.rollout)
         parts["reward_service"] = settings_that_matter(config.reward_service)
     if stage == "evaluate":
-        parts["judge"] = _scores(config.judge)
+        parts["judge"] = reading_of(config.judge)
     return parts
 
 
@@ -66,7 +66,7 @@ def _dump(table: Any) -> Any:
     return None if table is None else settings_that_matter(table)
 
 
-def _scores(table: RewardModelConfig | None) -> Any:
+def reading_of(table: RewardModelConfig | None) -> Any:
     """How a classifier is read, which its folder does not tell."""
     return None if table is None else table.model_dump(mode="json", include={"positive_class", "max_tokens"})
 

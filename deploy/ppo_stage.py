@@ -43,7 +43,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         bar = stack.enter_context(progress(console))
         task = bar.add_task("ppo", total=config.ppo.updates, completed=beginning.step, message="starting")
         log = EventLog(folder, bar.console, count=metrics.event)
-        trackers = stack.enter_context(Trackers(build_trackers(config), tracked_run(config, folder), note=log.write))
+        trackers = stack.enter_context(_trackers(place, log, is_evaluated=heldout is not None))
         run = stack.enter_context(
             ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log, went_back=trackers.go_back_to)
         )
@@ -70,6 +70,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
                 weights_before=lambda: members.weights_of(models.policy, BEFORE),
                 metrics=metrics,
                 watch=members.watch,
+                track=trackers.evaluated,
                 note=log.write,
                 console=bar.console,
             )
@@ -77,11 +78,20 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         run.train(recorder, evaluations)
         trained = time.monotonic()
         run.learner.export(folder / "models" / "ppo")
-        result = run.result()
-        if prompts.num_too_long:
-            result = {**result, "prompts_too_long": prompts.num_too_long}
+        result = run.result() | ({"prompts_too_long": prompts.num_too_long} if prompts.num_too_long else {})
     seconds = {"start": started - start, "train": trained - started, "export": time.monotonic() - trained}
     return StageResult(result, seconds)
+
+
+def _trackers(place: Place, log: EventLog, *, is_evaluated: bool) -> Trackers:
+    config = place.config
+    every = config.evaluate.every_updates if config.evaluate is not None and is_evaluated else 0
+    return Trackers(
+        build_trackers(config),
+        tracked_run(config, place.folder),
+        note=log.write,
+        evaluates=lambda step: every > 0 and step % every == 0,
+    )
 
 
 def _make_room(folder: Path, beginning: Beginning) -> None:

@@ -1,10 +1,12 @@
 """Trackers of experiments: curves and texts of a run, kept where others can look at them.
 
     recorder ── one row per update ──▶ Trackers ── a thread each ──▶ TensorBoard, Weights & Biases
+    evaluations ─ one line, now and then ─▲
 
 A tracker is foreign code that may be slow, or fail. Each has a thread of its own, so that training waits for none; what
 it raises is an event, after which it is left alone. What it holds is written down in `trackers.json`: where a run is
-gone on with, it is first given what it lacks, from metrics.jsonl, and never an update twice.
+gone on with, it is first given what it lacks, from metrics.jsonl, and never an update twice. wandb takes a step once
+and in order: an update that is evaluated waits for its evaluation, and goes with it.
 """
 
 import json
@@ -57,7 +59,7 @@ class Tracker(Protocol):
         """
 
     def log(self, step: int, metrics: Numbers, samples: Samples) -> None:
-        """Keep an update, each once and in order; metrics are by name, and those that are finite."""
+        """Keep an update, each once and in order, 0 for the policy before PPO; metrics are by name, and finite."""
 
     def go_back_to(self, step: int) -> bool:
         """What came after an update comes again; returns whether that can be forgotten, and is wanted anew."""
@@ -73,8 +75,8 @@ class _Slot:
     tracker: Tracker
     executor: ThreadPoolExecutor
     run_id: str | None = None
-    step: int = 0
-    """Last update that it holds."""
+    step: int = -1
+    """Last update that it holds; 0: of the policy before PPO, which only evaluations tell of."""
     is_given_up: bool = False
     jobs: "list[Future[None]]" = field(default_factory=list)
 
@@ -86,6 +88,7 @@ class Trackers:
         trackers: none, or some.
         run: what is tracked.
         note: told, from any thread, which tracker failed.
+        evaluates: whether an evaluation follows an update.
         close_s: longest time to wait for them at the end.
     """
 
@@ -95,10 +98,13 @@ class Trackers:
         run: TrackedRun,
         *,
         note: Callable[[str, str], None],
+        evaluates: Callable[[int], bool] = lambda step: False,
         close_s: float = CLOSE_S,
     ) -> None:
         self._run = run
         self._note = note
+        self._evaluates = evaluates
+        self._waiting: tuple[Mapping[str, Any], Samples] | None = None
         self._close_s = close_s
         self._path = run.folder / "trackers.json"
         self._writing = threading.Lock()
@@ -107,29 +113,53 @@ class Trackers:
     def __enter__(self) -> "Trackers":
         known = read_json(self._path) if self._slots and self._path.is_file() else {}
         for slot in self._slots:
-            before = known.get(slot.tracker.name, {"id": None, "step": 0})
+            before = known.get(slot.tracker.name, {"id": None, "step": -1})
             slot.run_id, slot.step = before["id"], before["step"]
             self._submit(slot, partial(self._start, slot))
         return self
 
     def record(self, row: Mapping[str, Any], samples: Samples) -> None:
         """Hand over an update: its lines of metrics.jsonl and samples.jsonl."""
-        for slot in self._slots:
-            self._submit(slot, partial(self._log, slot, row, samples))
+        self._hand_over_what_waits()
+        self._waiting = (row, samples)
+        if not self._evaluates(row["step"]):
+            self._hand_over_what_waits()
+
+    def evaluated(self, line: Mapping[str, Any]) -> None:
+        """Hand over an evaluation: its line of evaluations.jsonl."""
+        if self._waiting is not None and self._waiting[0]["step"] == line["step"]:
+            row, samples = self._waiting
+            self._waiting = None
+            self._submit_log(line["step"], {**_numbers(row), **_evaluation(line)}, samples)
+        else:
+            self._submit_log(line["step"], _evaluation(line), [])
+
+    def _hand_over_what_waits(self) -> None:
+        if self._waiting is not None:
+            (row, samples), self._waiting = self._waiting, None
+            self._submit_log(row["step"], _numbers(row), samples)
 
     def go_back_to(self, step: int) -> None:
         """Training goes on after an update to which the run's files were cut back; trackers get what they lack."""
         if not self._slots:
             return
+        self._waiting = None
         for slot in self._slots:
             self._submit(slot, partial(self._go_back, slot, step))
         samples = list(_lines(self._run.folder / "samples.jsonl"))
+        evaluations = {line["step"]: line for line in _lines(self._run.folder / "evaluations.jsonl")}
+        if 0 in evaluations:
+            self.evaluated(evaluations[0])
         for row in _lines(self._run.folder / "metrics.jsonl"):
             self.record(row, [sample for sample in samples if sample.get("step") == row["step"]])
+            if row["step"] in evaluations:
+                self.evaluated(evaluations[row["step"]])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if kind is None:  # else its evaluation is still to come, and it goes with it when the run is gone on with
+            self._hand_over_what_waits()
         for slot in self._slots:
             self._submit(slot, partial(slot.tracker.close, has_succeeded=kind is None))
         late = wait_for([job for slot in self._slots for job in slot.jobs], timeout=self._close_s).not_done
@@ -140,6 +170,10 @@ class Trackers:
                     f"tracker {slot.tracker.name} did not end within {self._close_s:g} s: what it was at may be lost",
                 )
             slot.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _submit_log(self, step: int, numbers: Numbers, samples: Samples) -> None:
+        for slot in self._slots:
+            self._submit(slot, partial(self._log, slot, step, numbers, samples))
 
     def _submit(self, slot: _Slot, job: Callable[[], None]) -> None:
         slot.jobs = [earlier for earlier in slot.jobs if not earlier.done()]
@@ -166,10 +200,9 @@ class Trackers:
         slot.run_id = slot.tracker.start(self._run, slot.run_id)
         self._keep()
 
-    def _log(self, slot: _Slot, row: Mapping[str, Any], samples: Samples) -> None:
-        step = int(row["step"])
+    def _log(self, slot: _Slot, step: int, numbers: Numbers, samples: Samples) -> None:
         if step > slot.step:
-            slot.tracker.log(step, _numbers(row), samples)
+            slot.tracker.log(step, numbers, samples)
             slot.step = step
             self._keep()
 
@@ -224,6 +257,16 @@ def _numbers(row: Mapping[str, Any]) -> dict[str, float]:
             numbers |= {f"samples/{fate}/{reason}": number for reason, number in count.items()}
         else:
             numbers[f"samples/{fate}"] = count
+    return _finite(numbers)
+
+
+def _evaluation(line: Mapping[str, Any]) -> dict[str, float]:
+    """Numbers of a line of evaluations.jsonl as `evaluation/NAME`, and whether the alarm was on."""
+    numbers = {**line["numbers"], "over_optimised": float(line["over_optimised"])}
+    return _finite({f"evaluation/{name}": value for name, value in numbers.items()})
+
+
+def _finite(numbers: Mapping[str, float | None]) -> dict[str, float]:
     return {name: float(value) for name, value in numbers.items() if value is not None and math.isfinite(value)}
 
 

@@ -45,6 +45,27 @@ def test_the_interval_narrows_as_prompts_come_in():
     assert widths[1] < widths[0] / 8
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        ([1.0] * 1, (1.0, 0.2065, 1.0)),
+        ([1.0] * 6, (1.0, 0.6097, 1.0)),
+        ([-1.0] * 20, (0.0, 0.0, 0.1611)),
+        ([1.0] * 5 + [-1.0], (5 / 6, 0.4365, 0.9699)),
+        ([0.0] * 16, (0.5, 0.2800, 0.7200)),
+    ],
+)
+def test_few_prompts_and_outcomes_that_are_all_alike_have_wilson_s_interval(outcomes, expected):
+    """Figures as in R: `prop.test(x, n, correct = FALSE)`, with a tie as half."""
+    rate, (low, high) = win_rate(np.zeros(len(outcomes)), np.array(outcomes))
+    assert (rate, low, high) == pytest.approx(expected, abs=1e-4)
+
+
+def test_other_results_keep_the_bootstrap_s_interval():
+    _, interval = win_rate(np.zeros(10), np.array([1.0] * 7 + [-1.0] * 3))
+    assert interval == (0.4, 1.0)
+
+
 def test_other_prompts_are_no_pairs():
     with pytest.raises(ValueError, match="the same prompts before and after"):
         win_rate(np.zeros(3), np.zeros(4))

@@ -25,12 +25,12 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def evaluation(step: int, judged: list[float], *, judge: str = "j", prompt: str = "the film") -> dict[str, Any]:
+def evaluation(step: int, judged: list[float], *, prompt: str = "the film", **asked: Any) -> dict[str, Any]:
     numbers = {"reward": 0.5 + step, "judge_p_positive": 0.4, "kl_seq_sum": 2.0, "win_rate": 0.6, "win_rate_low": 0.5,
                "win_rate_high": 0.7, "gap": 0.25, "response_tokens": 7.0}  # fmt: skip
     return {
         "step": step,
-        "judge_hash": judge,
+        "asked": {"judge": "j", "evaluate.top_p": 1.0, "prompts": "p", **asked},
         "prompts": len(judged),
         "numbers": numbers,
         "over_optimised": step == 4,
@@ -124,9 +124,12 @@ def test_who_wins_follows_from_the_judge_s_numbers_on_the_same_prompts(two):
 @pytest.mark.parametrize(
     ("other", "why"),
     [
-        ({"evaluations": [evaluation(2, [1.0], judge="another")]}, "different judges; use evaluate.against"),
-        ({"evaluations": [evaluation(2, [1.0], prompt="a cast")]}, "different prompts; use evaluate.against"),
-        ({"evaluations": [evaluation(2, [1.0])], "seed": 8}, "different prompts; use evaluate.against"),
+        ({"evaluations": [evaluation(2, [1.0], judge="k")]}, "their evaluations differ in judge; use evaluate.against"),
+        (
+            {"evaluations": [{**evaluation(2, [1.0], **{"prompts": "q", "evaluate.top_p": 0.5}), "texts": []}]},
+            "their evaluations differ in evaluate.top_p, prompts; use evaluate.against",
+        ),
+        ({"evaluations": [{**evaluation(2, [1.0]), "asked": {}}]}, "one of them does not say what was asked"),
         ({}, "evaluate.every_updates was 0 in one of them"),
     ],
 )

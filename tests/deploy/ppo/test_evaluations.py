@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,8 +26,8 @@ from common.records import (
     WeightsHandle,
 )
 from common.text import load_tokenizer
-from deploy.evaluation_file import read_evaluations
-from deploy.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations
+from deploy.evaluation_file import differences, read_evaluations
+from deploy.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations, asked_of, point_of
 from deploy.files import read_json
 from deploy.ppo_stage import clear_samples
 from deploy.stopwatch import Stopwatch
@@ -175,31 +176,40 @@ class Bench:
 
     def __init__(self, folder, tokenizer, config, *, lost=0, unscored=False):
         self.lost, self.unscored, self.notes, self.asked = lost, unscored, [], 0
+        self.unscored_until, self.tracked = 100, []
         prompts = [Prompt(draw, draw, np.array([5, 6], np.int32), 4) for draw in range(3)]
         self.evaluations = HeldoutEvaluations(
             SimpleNamespace(config=config, folder=folder),
-            Heldout(prompts, tokenizer, frozenset({2}), "judge"),
+            Heldout(prompts, tokenizer, frozenset({2}), asked_of(config, prompts, "judge")),
             supervisor=self,
             transport=self,
             weights_before=lambda: WeightsHandle(Identity(-1, 0), None, 0, ()),
             metrics=RunMetrics(CollectorRegistry()),
             watch=Stopwatch(),
+            track=self.tracked.append,
             note=lambda event, text: self.notes.append((event, text)),
             console=Console(quiet=True),
         )
 
     def sample(self, prompts, *, top_p):
         self.asked += 1
+        unscored = self.unscored and self.asked <= self.unscored_until
         rollouts = [
             Rollout(p.draw_index, 0, 0, 0, np.array([7, 8], np.int32), np.zeros(2, np.float32), Identity(0, 0), "stop")
             for p in prompts
         ]
         parts = {"judge": 0.5, "judge_p_positive": 0.6}
-        judgements = [None if self.unscored else Judgement(p.draw_index, 0, 1.0, parts, "v") for p in prompts]
-        unscored = tuple(Unscored(p.draw_index, 0, "reward_error", "no mood") for p in prompts if self.unscored)
+        judgements = [None if unscored else Judgement(p.draw_index, 0, 1.0, parts, "v") for p in prompts]
+        causes = tuple(Unscored(p.draw_index, 0, "reward_error", "no mood") for p in prompts if unscored)
         reference = ReferenceChunk(tuple(np.zeros(2, np.float32) for _ in prompts))
         payloads = (RolloutChunk(tuple(prompts), tuple(rollouts)), JudgementChunk(tuple(judgements)), reference)
-        return [ChunkHandle(0, tuple(range(len(prompts))), *payloads, Stats(), Stats(unscored=unscored))]
+        return [ChunkHandle(0, tuple(range(len(prompts))), *payloads, Stats(), Stats(unscored=causes))]
+
+    def weights(self):
+        return None
+
+    def publish(self, weights):
+        pass
 
     def fetch(self, ref, timeout_s):
         if self.lost:
@@ -211,7 +221,7 @@ class Bench:
 @pytest.fixture
 def bench(tiny, tiny_run, tmp_path):
     tokenizer = load_tokenizer(str(tiny_run / "models" / "sft"))
-    return lambda **faults: Bench(tmp_path, tokenizer, tiny("evaluate.every_updates=1"), **faults)
+    return lambda *changes, **faults: Bench(tmp_path, tokenizer, tiny("evaluate.every_updates=1", *changes), **faults)
 
 
 def test_answers_that_went_with_their_node_are_asked_for_again_and_not_for_ever(bench, tmp_path):
@@ -221,6 +231,7 @@ def test_answers_that_went_with_their_node_are_asked_for_again_and_not_for_ever(
     assert [event for event, _ in once.notes] == ["evaluate_again"]
     (line,) = read_evaluations(tmp_path)
     assert line.numbers["reward"] == 1.0
+    assert [row["step"] for row in once.tracked] == [0], "trackers are told"
     once.evaluations.at(0)
     assert once.asked == 2, "what is done is done"
 
@@ -240,10 +251,45 @@ def test_an_evaluation_without_any_score_is_left_out_and_says_why(bench, tmp_pat
     assert "reward_error: no mood" in text
 
 
-def test_evaluations_by_another_judge_are_not_compared(bench, tmp_path):
-    line = {"step": 1, "judge_hash": "other", "prompts": 3, "numbers": {}}
-    (tmp_path / "evaluations.jsonl").write_text(json.dumps(line) + "\n", encoding="utf-8")
+@pytest.mark.parametrize(
+    "change", ["evaluate.top_p=0.5", "judge.positive_class=0", "judge.max_tokens=9", "ppo.temperature=0.5", "seed=8"]
+)
+def test_evaluations_that_were_asked_otherwise_are_not_compared(bench, tmp_path, change):
+    bench(change).evaluations.at(0)
+    bench().evaluations.at(1)
     fresh = bench()
+    bench(change).evaluations.at(0)
     fresh.evaluations.at(0)
-    assert [event for event, _ in fresh.notes] == ["evaluations_dropped"]
+    ((event, text),) = fresh.notes
+    assert (event, text) == ("evaluations_dropped", f"earlier evaluations differ in {change.split('=')[0]}: they go")
     assert [line.step for line in read_evaluations(tmp_path)] == [0]
+    again = bench()
+    again.evaluations.at(1)
+    assert again.notes == []
+    assert [line.step for line in read_evaluations(tmp_path)] == [0, 1]
+
+
+def test_evaluations_by_another_judge_or_of_other_prompts_are_told_apart(tiny):
+    prompts = [Prompt(draw, draw, np.array([5, 6 + draw], np.int32), 4) for draw in range(3)]
+    asked = asked_of(tiny(), prompts, "judge")
+    assert differences(asked, asked_of(tiny(), list(prompts), "judge")) == []
+    assert differences(asked, asked_of(tiny(), prompts, "another")) == ["judge"]
+    for others in (prompts[:2], [replace(p, max_new_tokens=5) for p in prompts], [*prompts[:2], prompts[0]]):
+        assert differences(asked, asked_of(tiny(), others, "judge")) == ["prompts"]
+
+
+def test_without_scores_before_ppo_nothing_is_said_of_the_change(bench, tmp_path):
+    """A policy that is its own baseline would win half, rise by nothing, and silence the alarm."""
+    silent = bench(unscored=True)
+    silent.evaluations.at(0)
+    silent.unscored_until = 2
+    silent.evaluations.at(3)
+    (line,) = read_evaluations(tmp_path)
+    assert (line.step, line.numbers["reward"], line.numbers["judge"]) == (3, 1.0, 0.5)
+    assert not {"win_rate", "win_rate_low", "win_rate_high", "reward_z", "judge_z", "gap"} & line.numbers.keys()
+    assert not line.over_optimised
+    assert [event for event, _ in silent.notes] == ["evaluation_failed", "evaluation_failed", "evaluation_uncompared"]
+    assert point_of(line) is None
+    silent.evaluations.at(4)
+    assert [line.step for line in read_evaluations(tmp_path)] == [0, 3, 4], "the baseline is asked for again"
+    assert read_evaluations(tmp_path)[-1].numbers["gap"] == 0.0

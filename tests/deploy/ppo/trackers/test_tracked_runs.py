@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deploy.evaluation_file import read_evaluations
 from deploy.files import read_json
 
 TENSORBOARD = "trackers.tensorboard={}"
@@ -44,6 +45,29 @@ def test_a_tracked_run_leaves_the_same_files_and_its_curves_survive_a_stop_and_a
     assert [step for step, _ in texts["samples/text_summary"]] == [1, 2, 3, 4, 5, 6]
     assert read_json(outcome.folder / "trackers.json")["tensorboard"]["step"] == 6
     assert "tracker_failed" not in dict(outcome.events())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_evaluations_are_in_trackers_once_each_through_a_stop_and_a_loss(
+    train, poison, kind, read_tensorboard, read_wandb
+):
+    pytest.importorskip(f"deploy.{kind}_tracker", reason=f"the extra {kind} is not installed")
+    changes = (f"trackers.{kind}={{}}", "evaluate.every_updates=2", EVERY_TWO)
+    poison(4)
+    train(*changes, before_update=stop_before(5))
+    outcome = train(*changes).ok()
+    expected = [(line.step, line.numbers["win_rate"]) for line in read_evaluations(outcome.folder)]
+    assert [step for step, _ in expected] == [0, 2, 4, 6]
+    found = []
+    if kind == "tensorboard":
+        found = read_tensorboard(outcome.folder / kind)[0]["evaluation/win_rate"]
+    else:
+        for folder in sorted((outcome.folder / kind).glob("offline-run-*")):
+            rows = read_wandb(folder)[0]
+            found += [(s, float(r["evaluation/win_rate"])) for s, r in rows.items() if "evaluation/win_rate" in r]
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert [rate for _, rate in found] == pytest.approx([rate for _, rate in expected])
 
 
 @pytest.mark.slow

@@ -193,6 +193,86 @@ def test_without_trackers_nothing_is_written_and_nothing_started(trackers_of, tm
     assert list(tmp_path.iterdir()) == []
 
 
+# --- evaluations
+
+
+def line(step, **numbers):
+    return {"step": step, "numbers": numbers, "over_optimised": step == 4}
+
+
+def write_evaluations(folder, steps):
+    text = "".join(json.dumps(line(step, win_rate=step / 10)) + "\n" for step in steps)
+    (folder / "evaluations.jsonl").write_text(text, encoding="utf-8")
+
+
+def every_two(step):
+    return step % 2 == 0
+
+
+def win_rates(diary):
+    return [(what[1], what[2].get("evaluation/win_rate")) for what in diary.log_of if what[0] == "log"]
+
+
+def test_an_evaluation_goes_with_its_update_and_that_before_ppo_is_step_0(trackers_of):
+    diary = Diary()
+    with trackers_of(diary, evaluates=every_two) as trackers:
+        trackers.evaluated(line(0, win_rate=0.5, gap=None))
+        for step in (1, 2, 3, 4):
+            trackers.record(row(step, score_mean=1.0), [])
+            if step == 2:
+                trackers.evaluated(line(2, win_rate=0.75, gap=float("nan")))
+    assert [what[1:3] for what in diary.log_of[1:-1]] == [
+        (0, {"evaluation/win_rate": 0.5, "evaluation/over_optimised": 0.0}),
+        (1, {"score_mean": 1.0}),
+        (2, {"score_mean": 1.0, "evaluation/win_rate": 0.75, "evaluation/over_optimised": 0.0}),
+        (3, {"score_mean": 1.0}),
+        (4, {"score_mean": 1.0}),  # its evaluation had no score
+    ]
+
+
+def test_after_a_rewind_evaluations_come_again_only_where_they_can_be_forgotten(trackers_of, tmp_path):
+    forgetful, lasting = Diary("forgetful"), Diary("lasting", forgets=False)
+    with trackers_of(forgetful, lasting, evaluates=every_two) as trackers:
+        trackers.evaluated(line(0, win_rate=0.0))
+        for step in (1, 2, 3, 4):
+            trackers.record(row(step), [])
+            if every_two(step):
+                trackers.evaluated(line(step, win_rate=step / 10))
+        write_files(tmp_path, [1, 2, 3])
+        write_evaluations(tmp_path, [0, 2])
+        trackers.go_back_to(3)
+        trackers.record(row(4), [])
+        trackers.evaluated(line(4, win_rate=0.4))
+    expected = [(0, 0.0), (1, None), (2, 0.2), (3, None), (4, 0.4)]
+    assert win_rates(lasting) == expected
+    assert win_rates(forgetful) == [*expected, (4, 0.4)]
+
+
+def test_an_update_that_was_stopped_before_its_evaluation_goes_with_it_when_the_run_is_gone_on_with(
+    trackers_of, tmp_path
+):
+    before = Diary()
+
+    def stop_in_the_evaluation():
+        with trackers_of(before, evaluates=every_two) as trackers:
+            trackers.evaluated(line(0, win_rate=0.0))
+            trackers.record(row(1), [])
+            trackers.record(row(2), [])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stop_in_the_evaluation()
+    write_files(tmp_path, [1, 2])
+    write_evaluations(tmp_path, [0])
+    again, new = Diary(), Diary("new")
+    with trackers_of(again, new, evaluates=every_two) as trackers:
+        trackers.go_back_to(2)
+        trackers.evaluated(line(2, win_rate=0.2))
+    assert win_rates(before) == [(0, 0.0), (1, None)]
+    assert win_rates(again) == [(2, 0.2)]
+    assert win_rates(new) == [(0, 0.0), (1, None), (2, 0.2)]
+
+
 # --- what a configuration says
 
 
