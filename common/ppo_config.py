@@ -7,42 +7,9 @@ from pydantic import Field, model_validator
 
 from common.config_base import CHANGEABLE, Config
 from common.data_config import LengthRange, Weights, check_weights
+from common.kl_config import FixedKL, KLPenalty, check_kl
 from common.optimizer_config import AdamW, Optimizer
 from common.score_config import NoNormalization, ScoreNormalization
-
-
-class FixedKL(Config):
-    """A constant KL coefficient."""
-
-    type: Literal["fixed"] = "fixed"
-    """Tag of the union."""
-    coef: float = Field(default=0.1, ge=0)
-    """Weight of the per-token penalty k1 = logprob - ref_logprob, subtracted from the reward; 0 turns it off."""
-
-
-class AdaptiveKL(Config):
-    """A proportional controller of the KL coefficient (arXiv:1909.08593, section 2.2)."""
-
-    type: Literal["adaptive"] = "adaptive"
-    """Tag of the union."""
-    coef: float = Field(default=0.2, gt=0)
-    """Coefficient of the first update."""
-    measure: Literal["kl_seq_sum", "kl_token_mean"] = "kl_seq_sum"
-    """What is steered: the KL summed over a response (nats per sequence), or its mean per response token."""
-    target: float = Field(default=6.0, gt=0)
-    """Wanted value of the measure, in nats; 6 per sequence and 0.1 per token are usual and not interchangeable."""
-    horizon: int = Field(default=10_000, ge=1)
-    """Trajectories over which the coefficient may change by a factor of e^0.2."""
-
-
-_WRONG_ESTIMATORS = {
-    "reward": "only k1 there gives the gradient of the KL; k2 and k3 pull somewhere else (k2 belongs in the loss: "
-    "kl_loss_coef)",
-    "loss": "only k2 there gives the gradient of the KL; that of k1 is 0 on average and that of k3 belongs to "
-    "KL(reference || policy) (k1 belongs in the reward: kl.coef)",
-}
-
-KLPenalty = Annotated[FixedKL | AdaptiveKL, Field(discriminator="type")]
 
 
 class PPOConfig(Config):
@@ -106,7 +73,7 @@ class PPOConfig(Config):
     """`gae`: by the value head (arXiv:1506.02438). `rloo`: a response's return less the mean return of the others of
     its group (arXiv:2402.14740). `group_norm`: less the group's mean, over its standard deviation (arXiv:2402.03300).
     The last two need samples_per_prompt of 2 or more and no value head: there is no value loss, and value_coef,
-    value_clip_eps, value_head_lr and gae_lambda are not read."""
+    value_clip_eps, value_head_lr and gae_lambda are not read. `group_norm` takes KL in the loss only: kl.coef = 0."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per token."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
@@ -136,7 +103,7 @@ class PPOConfig(Config):
     """Who computes the frozen reference's logprobs: the reward service, the learner (which keeps only the trained
     layers twice), or nobody."""
     kl: KLPenalty = FixedKL()
-    """KL penalty in the reward."""
+    """KL penalty in the reward; with `group_norm`, coef = 0."""
     kl_loss_coef: float = Field(default=0.0, ge=0)
     """KL penalty in the loss instead, by the estimator k2 = (logprob - ref_logprob)^2 / 2, whose gradient is right."""
     kl_estimator: Literal["k1", "k2", "k3"] | None = None
@@ -223,11 +190,15 @@ class PPOConfig(Config):
                 f"advantage={self.advantage!r} compares the samples of one prompt, and samples_per_prompt={k} leaves "
                 'nothing to compare; set samples_per_prompt to 2 or more (4 is usual), or advantage = "gae"'
             )
-        wrong = {"value_warmup_updates": 0, "bootstrap_truncated": False, "gamma": 1.0}
-        for name, neutral in wrong.items():
-            if getattr(self, name) != neutral:
+        of_value_head = {
+            "value_warmup_updates": (self.value_warmup_updates, 0),
+            "bootstrap_truncated": (self.bootstrap_truncated, False),
+            "gamma": (self.gamma, 1.0),
+        }
+        for name, (value, neutral) in of_value_head.items():
+            if value != neutral:
                 raise ValueError(
-                    f"{name}={getattr(self, name)} is for a value head, and advantage={self.advantage!r} has none: a "
+                    f"{name}={value} is for a value head, and advantage={self.advantage!r} has none: a "
                     f'response counts as a whole; set {name} = {str(neutral).lower()}, or advantage = "gae"'
                 )
         return self
@@ -264,22 +235,7 @@ class PPOConfig(Config):
 
     @model_validator(mode="after")
     def _kl_counts_once(self) -> "PPOConfig":
-        if self.kl.coef > 0 and self.kl_loss_coef > 0:
-            raise ValueError(
-                f"KL would count twice: kl.coef={self.kl.coef} in the reward and kl_loss_coef={self.kl_loss_coef} "
-                "in the loss; set one of them to 0"
-            )
-        if self.reference == "none" and (self.kl.coef > 0 or self.kl_loss_coef > 0):
-            raise ValueError(
-                'reference="none" leaves nothing to measure KL against; set kl = { type = "fixed", coef = 0 } and '
-                'kl_loss_coef = 0, or choose reference = "service"'
-            )
-        place, right = ("loss", "k2") if self.kl_loss_coef > 0 else ("reward", "k1")
-        if self.kl_estimator not in (None, right):
-            raise ValueError(
-                f"kl_estimator={self.kl_estimator!r} for a penalty in the {place}: {_WRONG_ESTIMATORS[place]}; set "
-                f"kl_estimator = {right!r}, or leave it out. k1, k2 and k3 are all reported, whatever is penalised"
-            )
+        check_kl(self.kl, self.kl_loss_coef, self.kl_estimator, reference=self.reference, advantage=self.advantage)
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """`minichatgpt config explain`: every number that follows from a configuration, in the order of a run.
 
 configuration ─┬─▶ texts (explain_texts.py) ──┐
-               ├─▶ shapes (explain_model.py) ─┼─▶ groups of figures (explain_figures.py, explain_sizes.py)
+               ├─▶ shapes (explain_model.py) ─┼─▶ groups of figures (explain_figures.py, _sizes.py, _memory.py)
                └──────────────────────────────┘
 
 Called by `deploy/config_cli.py`.
@@ -11,20 +11,14 @@ from collections.abc import Sequence
 
 from transformers import PretrainedConfig
 
-from common.classifier_config import LabelTraining, PreferenceTraining
+from common.classifier_config import LabelTraining, PreferenceTraining, RewardModelConfig
 from common.config import LanguageModelTraining, RunConfig
 from common.errors import ConfigError
 from common.ppo_config import PPOConfig
 from deploy.explain_figures import Figure, Group, counts, evaluation, optimizing, sampling
+from deploy.explain_memory import memory_of_learner, memory_of_replicas, memory_of_worker
 from deploy.explain_model import classifier_parameters, pass_size, policy_size
-from deploy.explain_sizes import (
-    disk,
-    memory_of_learner,
-    memory_of_replica,
-    memory_of_worker,
-    models_bytes,
-    traffic,
-)
+from deploy.explain_sizes import disk, models_bytes, traffic
 from deploy.explain_texts import StageTexts, TextReader, Texts
 from deploy.preflight_models import policy_shape
 
@@ -61,13 +55,14 @@ def explain(config: RunConfig, *, read: bool) -> list[Group]:
 
 def _ppo(config: RunConfig, ppo: PPOConfig, shape: PretrainedConfig | None) -> list[Group]:
     groups = [sampling(config, ppo), optimizing(ppo)]
+    classifiers = {"reward_model": _parameters(config.reward_model, shape), "judge": _parameters(config.judge, shape)}
     if shape is None:
-        return [*groups, memory_of_replica(config, ppo, None, _reward_model(config, shape))]
+        return [*groups, *memory_of_replicas(config, ppo, None, classifiers)]
     size, passes = policy_size(shape, config), pass_size(shape, config)
     return [
         *groups,
         memory_of_worker(config, ppo, size, passes),
-        memory_of_replica(config, ppo, size, _reward_model(config, shape)),
+        *memory_of_replicas(config, ppo, size, classifiers),
         memory_of_learner(config, ppo, size, passes),
         traffic(config, size),
         disk(config, ppo, size),
@@ -85,12 +80,12 @@ def _shape(config: RunConfig, texts: Texts) -> PretrainedConfig | None:
     return shape
 
 
-def _reward_model(config: RunConfig, shape: PretrainedConfig | None) -> int | None:
-    """Parameters of the reward model; None where it is not to be had."""
-    if config.reward_model is None:
+def _parameters(table: RewardModelConfig | None, shape: PretrainedConfig | None) -> int | None:
+    """Of the reward model or the judge; None where it is not to be had."""
+    if table is None:
         return None
     try:
-        return classifier_parameters(config.reward_model, shape)
+        return classifier_parameters(table, shape)
     except ConfigError:
         return None
 

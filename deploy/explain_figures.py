@@ -1,7 +1,7 @@
 """What a configuration amounts to: a figure, and the sentence from which it follows. Arithmetic; nothing is loaded.
 
 `Figure` and `Group` are what `minichatgpt config explain` shows. Counts of PPO are here, bytes are in
-`explain_sizes.py`; both take a configuration and sizes, never a model.
+`explain_sizes.py` and `explain_memory.py`; all take a configuration and sizes, never a model.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,16 @@ from dataclasses import dataclass
 from common.config import RunConfig
 from common.evaluate_config import EvaluateConfig
 from common.ppo_config import PPOConfig
+from deploy.explain_counts import (
+    chunks_of_busiest,
+    chunks_per_update,
+    evaluations_in_training,
+    longest_tokens,
+    microbatch_rows,
+    responses_after,
+    steps_per_update,
+    tokens_per_pass,
+)
 from deploy.finding import show_bytes
 
 
@@ -52,41 +62,6 @@ class Group:
     figures: Sequence[Figure]
 
 
-def chunks_per_update(config: RunConfig, ppo: PPOConfig) -> int:
-    """Dispatches of one update, the last of which may be filled up."""
-    return -(-ppo.trajectories_per_update // config.rollout.chunk_sequences)
-
-
-def chunks_of_busiest(config: RunConfig, ppo: PPOConfig) -> int:
-    """Chunks that one of equally fast workers generates, at most, in one update."""
-    return -(-chunks_per_update(config, ppo) // config.rollout.workers)
-
-
-def steps_per_update(ppo: PPOConfig) -> int:
-    """Optimizer steps of one update."""
-    return ppo.epochs * (ppo.trajectories_per_update // ppo.minibatch_sequences)
-
-
-def microbatch_rows(ppo: PPOConfig) -> int:
-    """Samples of one forward and backward pass, all as long as they may be."""
-    if ppo.microbatch_tokens is not None:
-        return min(ppo.minibatch_sequences, ppo.microbatch_tokens // longest_tokens(ppo))
-    return ppo.microbatch_sequences or ppo.minibatch_sequences
-
-
-def tokens_per_pass(ppo: PPOConfig) -> int:
-    """Most tokens of one forward and backward pass, padding included."""
-    most = ppo.minibatch_sequences * longest_tokens(ppo)
-    if ppo.microbatch_tokens is not None:
-        return min(most, ppo.microbatch_tokens)
-    return microbatch_rows(ppo) * longest_tokens(ppo)
-
-
-def longest_tokens(ppo: PPOConfig) -> int:
-    """Tokens of the longest prompt and response together."""
-    return ppo.prompt_tokens.max + ppo.response_tokens.max
-
-
 def counts(value: int, singular: str, plural: str = "") -> str:
     """`1 chunk`, `2 chunks`."""
     return f"{value:,} {singular if value == 1 else plural or f'{singular}s'}"
@@ -94,9 +69,7 @@ def counts(value: int, singular: str, plural: str = "") -> str:
 
 def sampling(config: RunConfig, ppo: PPOConfig) -> Group:
     """What is generated and judged."""
-    n, size = ppo.trajectories_per_update, config.rollout.chunk_sequences
-    chunks, workers, per_worker = chunks_per_update(config, ppo), config.rollout.workers, chunks_of_busiest(config, ppo)
-    filler = chunks * size - n
+    n = ppo.trajectories_per_update
     tokens = n * ppo.response_tokens.max
     figures = [
         Figure("updates", "updates", ppo.updates, "ppo.updates"),
@@ -107,6 +80,30 @@ def sampling(config: RunConfig, ppo: PPOConfig) -> Group:
             n // ppo.samples_per_prompt,
             f"{n:,} trajectories ÷ {counts(ppo.samples_per_prompt, 'sample')} per prompt",
         ),
+        *dispatching(config, ppo),
+        Figure(
+            "response_tokens_per_update",
+            "most tokens generated per update",
+            tokens,
+            f"{n:,} responses × {ppo.response_tokens.max} (ppo.response_tokens.max); those that end by EOS are shorter",
+        ),
+        Figure(
+            "response_tokens",
+            "most tokens generated in all",
+            ppo.updates * tokens,
+            f"{ppo.updates:,} updates × {tokens:,}",
+        ),
+        *judging(config, ppo),
+    ]
+    return Group("sampling", "PPO: what is sampled and judged", figures)
+
+
+def dispatching(config: RunConfig, ppo: PPOConfig) -> list[Figure]:
+    """How an update's samples are dealt out to workers."""
+    n, size, workers = ppo.trajectories_per_update, config.rollout.chunk_sequences, config.rollout.workers
+    chunks, per_worker = chunks_per_update(config, ppo), chunks_of_busiest(config, ppo)
+    filler = chunks * size - n
+    return [
         Figure(
             "chunks_per_update",
             "chunks per update",
@@ -127,25 +124,11 @@ def sampling(config: RunConfig, ppo: PPOConfig) -> Group:
             per_worker * size,
             f"{counts(per_worker, 'chunk')} × {size}, filled-up rows included",
         ),
-        Figure(
-            "response_tokens_per_update",
-            "most tokens generated per update",
-            tokens,
-            f"{n:,} responses × {ppo.response_tokens.max} (ppo.response_tokens.max); those that end by EOS are shorter",
-        ),
-        Figure(
-            "response_tokens",
-            "most tokens generated in all",
-            ppo.updates * tokens,
-            f"{ppo.updates:,} updates × {tokens:,}",
-        ),
-        *judging(config, ppo),
     ]
-    return Group("sampling", "PPO: what is sampled and judged", figures)
 
 
 def judging(config: RunConfig, ppo: PPOConfig) -> list[Figure]:
-    """Texts that the reward service reads for one update."""
+    """Texts that the reward service reads: for one update, and for evaluations in all."""
     n, service = ppo.trajectories_per_update, config.reward_service
     with_prompt = service.has_model and ppo.score_baseline == "prompt"
     passes = chunks_per_update(config, ppo) * -(-config.rollout.chunk_sequences // service.batch_sequences)
@@ -169,7 +152,20 @@ def judging(config: RunConfig, ppo: PPOConfig) -> list[Figure]:
             n if by_service else 0,
             why[ppo.reference],
         ),
+        *([] if config.evaluate is None else [evaluated(ppo, config.evaluate)]),
     ]
+
+
+def evaluated(ppo: PPOConfig, evaluate: EvaluateConfig) -> Figure:
+    """Responses that the reward service judges for evaluations, on top of those of updates."""
+    after, times = responses_after(evaluate), evaluations_in_training(ppo, evaluate)
+    within = f", and {counts(times, 'evaluation')} × {evaluate.num_in_training:,} while PPO learns" if times else ""
+    return Figure(
+        "evaluation_sequences",
+        "sequences read for evaluations in all",
+        after + times * evaluate.num_in_training,
+        f"each by scorers, judge and reference: {after:,} after PPO{within}",
+    )
 
 
 def optimizing(ppo: PPOConfig) -> Group:
@@ -248,14 +244,13 @@ def schedule(ppo: PPOConfig) -> list[Figure]:
 
 def evaluation(ppo: PPOConfig, evaluate: EvaluateConfig) -> Group:
     """What is answered on held-out prompts."""
-    every, policies = evaluate.every_updates, 2 + len(evaluate.against)
-    times = 1 + ppo.updates // every if every else 0
+    every, times = evaluate.every_updates, evaluations_in_training(ppo, evaluate)
     others = f", and by {counts(len(evaluate.against), 'other')}" if evaluate.against else ""
     figures = [
         Figure(
             "responses",
             "responses after PPO",
-            policies * evaluate.prompts,
+            responses_after(evaluate),
             f"{counts(evaluate.prompts, 'held-out prompt')}, by the policy before and after PPO{others}",
         ),
         Figure(

@@ -29,7 +29,7 @@ from common.hub import join_revision
 from common.modeling import PolicyWithValueHead, decoder_layers, freeze_below, resolve_dtype
 from common.optimizer_config import Muon
 from common.ppo_config import PPOConfig
-from deploy.explain_figures import microbatch_rows
+from deploy.explain_counts import microbatch_rows
 from deploy.explain_sizes import PassSize, PolicySize, bytes_of
 from deploy.preflight_models import load_shape
 from learner.optimizers import is_table

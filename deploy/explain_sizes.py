@@ -1,4 +1,4 @@
-"""How many bytes a configuration holds, sends and writes: pure arithmetic over the size of the policy.
+"""How many bytes a configuration sends and writes: pure arithmetic over the size of the policy.
 
 The preflight asks it what a run needs on disk; `minichatgpt config explain` shows all of it.
 """
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from common.config import RunConfig
 from common.placement_config import DType
 from common.ppo_config import PPOConfig
-from deploy.explain_figures import Figure, Group, counts, longest_tokens, microbatch_rows
+from deploy.explain_counts import longest_tokens
+from deploy.explain_figures import Figure, Group, counts
 from deploy.finding import show_bytes
 
 FLOAT_BYTES = 4  # published weights, logprobs and ids; the value head, whatever the policy's precision
@@ -70,13 +71,8 @@ class PassSize:
 
 
 def bytes_of(dtype: DType) -> int:
-    """Of one number."""
-    return 4 if named(dtype) == "float32" else 2
-
-
-def named(dtype: DType) -> str:
-    """The precision that is counted: where `auto` is left to the machine, the larger one."""
-    return "float32" if dtype == "auto" else dtype
+    """Of one number; where `auto` is left to the machine, of the larger one that it may be."""
+    return 4 if dtype in ("auto", "float32") else 2
 
 
 def optimizer_bytes(size: PolicySize) -> int:
@@ -176,110 +172,3 @@ def traffic(config: RunConfig, size: PolicySize) -> Group:
         ),
     ]
     return Group("traffic", "Weights on their way", figures)
-
-
-def memory_of_worker(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
-    """One rollout worker."""
-    value = bytes_of(config.rollout.dtype)
-    rows, tokens = config.rollout.chunk_sequences, longest_tokens(ppo) - 1
-    per_token = f"{passes.cache_values:,}" if passes else "?"
-    figures = [
-        Figure(
-            "weights_bytes",
-            "weights",
-            size.parameters * value,
-            f"{size.parameters:,} parameters in {named(config.rollout.dtype)}",
-        ),
-        Figure(
-            "cache_bytes",
-            "key-value cache, at most",
-            rows * tokens * passes.cache_values * value if passes else None,
-            f"{rows} rows × {tokens} tokens × {per_token} numbers × {value} bytes; the last token is not read",
-        ),
-        Figure(
-            "sampling_bytes",
-            "logits and noise (estimate)",
-            4 * rows * size.vocabulary * FLOAT_BYTES,
-            f"about 4 tables of {rows} rows × vocabulary of {size.vocabulary:,} in float32",
-        ),
-    ]
-    return _summed("memory_worker", f"Memory of one rollout worker, × {config.rollout.workers}", figures)
-
-
-def memory_of_replica(config: RunConfig, ppo: PPOConfig, size: PolicySize | None, classifier: int | None) -> Group:
-    """One reward replica."""
-    figures = []
-    rows, tokens = min(config.reward_service.batch_sequences, config.rollout.chunk_sequences), longest_tokens(ppo)
-    if ppo.reference == "service":
-        figures = [
-            Figure(
-                "reference_bytes",
-                "the reference",
-                size.weights_bytes if size else None,
-                f"a frozen copy of the policy in {named(config.learner.dtype)}",
-            ),
-            Figure(
-                "logits_bytes",
-                "its logits (estimate)",
-                2 * rows * tokens * size.vocabulary * FLOAT_BYTES if size else None,
-                f"about 2 tables of {rows} rows × {tokens} tokens × vocabulary of {size.vocabulary if size else '?'}",
-            ),
-        ]
-    if config.reward_service.has_model:
-        figures.append(
-            Figure(
-                "classifier_bytes",
-                "the reward model, at most",
-                None if classifier is None else classifier * FLOAT_BYTES,
-                "it is not on this machine" if classifier is None else f"{classifier:,} parameters in float32",
-            )
-        )
-    return _summed("memory_replica", f"Memory of one reward replica, × {config.reward_service.replicas}", figures)
-
-
-def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
-    """The learner."""
-    gradients = size.trained * size.value_bytes + size.trained_head * FLOAT_BYTES
-    weights, state = size.weights_bytes + size.head * FLOAT_BYTES, optimizer_bytes(size)
-    dtype, rows, tokens = named(config.learner.dtype), microbatch_rows(ppo), longest_tokens(ppo)
-    muon = f", one for the {size.by_muon:,} of hidden matrices" if size.by_muon else ""
-    frozen = Figure(
-        "frozen_bytes", "frozen layers", gradients, "the trained layers as they were before PPO: the reference"
-    )
-    figures = [
-        Figure("weights_bytes", "weights", weights, f"{size.parameters:,} parameters in {dtype}, and the value head"),
-        Figure(
-            "gradients_bytes",
-            "gradients",
-            gradients,
-            f"one number for each of {size.trained:,} trained parameters"
-            + (", and the value head's" if size.trains_head else ""),
-        ),
-        Figure(
-            "optimizer_bytes",
-            "optimizer state",
-            state,
-            f"{ppo.optimizer.type}: two numbers per trained parameter{muon}",
-        ),
-        *([frozen] if ppo.reference == "shared_trunk" else []),
-        Figure(
-            "activations_bytes",
-            "activations (estimate)",
-            passes.live_bytes if passes else None,
-            f"what one pass over {counts(rows, 'sample')} of {tokens} tokens keeps for its gradients",
-        ),
-        Figure("publish_buffer_bytes", "published copy", publish_bytes(size), "the flat float32 buffer, as it is made"),
-        Figure(
-            "snapshot_bytes", "copy for a checkpoint", weights + state, "weights and optimizer state, as one is written"
-        ),
-    ]
-    return _summed("memory_learner", "Memory of the learner", figures)
-
-
-def _summed(name: str, title: str, figures: list[Figure]) -> Group:
-    """With a sum, where there is one to be had."""
-    values = [figure.value for figure in figures if isinstance(figure.value, int)]
-    if values and len(values) == len(figures):
-        because = "and some hundred megabytes of Python and torch"
-        figures = [*figures, Figure("total_bytes", "in all, at most", sum(values), because)]
-    return Group(name, title, figures)

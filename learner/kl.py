@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from common.errors import CheckpointError, NonFiniteError
+from common.kl_config import AdaptiveKL, FixedKL, KLPenalty
 from common.masked import masked_mean, masked_sum
-from common.ppo_config import AdaptiveKL, FixedKL, KLPenalty
 
 _MAX_ERROR = 0.2
 

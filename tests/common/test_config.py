@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from pydantic_core import PydanticUndefined
 
 from common import config as config_module
-from common import data_config, model_config, optimizer_config, ppo_config, scorer_config
+from common import data_config, kl_config, model_config, optimizer_config, ppo_config, scorer_config
 from common.config import RunConfig
 from common.config_base import Config
 from common.config_file import load_config
@@ -36,7 +36,7 @@ def ppo(**settings: Any) -> PPOConfig:
 
 
 def all_configs() -> list[type[Config]]:
-    modules = (config_module, data_config, model_config, optimizer_config, ppo_config, scorer_config)
+    modules = (config_module, data_config, kl_config, model_config, optimizer_config, ppo_config, scorer_config)
     found = {c for m in modules for c in vars(m).values() if isinstance(c, type) and issubclass(c, Config)}
     return sorted(found - {Config}, key=lambda c: c.__name__)
 
@@ -239,9 +239,20 @@ def test_what_only_a_value_head_can_do_is_refused_without_one(change, named):
 
 @pytest.mark.parametrize(("kind", "whitening"), [("gae", "batch"), ("rloo", "none"), ("group_norm", "none")])
 def test_advantages_are_whitened_unless_groups_centre_them(kind, whitening):
-    assert load_config(TINY, [FOUR, f"ppo.advantage={kind}"]).ppo.whitening == whitening
-    told = load_config(TINY, [FOUR, f"ppo.advantage={kind}", "ppo.advantage_whitening=minibatch"])
+    changes = [FOUR, NO_KL, f"ppo.advantage={kind}"]
+    assert load_config(TINY, changes).ppo.whitening == whitening
+    told = load_config(TINY, [*changes, "ppo.advantage_whitening=minibatch"])
     assert told.ppo.whitening == "minibatch"
+
+
+@pytest.mark.parametrize(("kl", "coef"), [([], "0.1"), (["ppo.kl={type='adaptive'}"], "0.2")])
+def test_group_norm_takes_its_kl_in_the_loss_alone(kl, coef):
+    message = error(FOUR, "ppo.advantage=group_norm", *kl)
+    assert f"advantage='group_norm' with kl.coef={coef} in the reward" in message
+    assert 'set kl = { type = "fixed", coef = 0 } and kl_loss_coef above 0 instead' in message
+    right = load_config(TINY, [FOUR, "ppo.advantage=group_norm", NO_KL, "ppo.kl_loss_coef=0.04"]).ppo
+    assert (right.kl.coef, right.kl_loss_coef) == (0, 0.04)
+    assert load_config(TINY, [FOUR, "ppo.advantage=rloo", *kl]).ppo.kl.coef == float(coef)
 
 
 @given(n=st.integers(1, 40), m=st.integers(1, 12), k=st.integers(1, 9))

@@ -1,5 +1,6 @@
 """What `config explain` says before a run is what the run then reports."""
 
+import io
 import json
 import shutil
 from contextlib import contextmanager
@@ -8,24 +9,30 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors import safe_open
 
 import actors.engine
 from actors.engine import SamplingEngine
 from common.checkpoint import TENSORS
+from common.classifiers import load_classifier
 from common.config import RunConfig
 from common.modeling import PolicyWithValueHead, load_policy
 from common.records import Identity, ModelPaths, Progress
 from common.weights import weights_of
 from deploy.explain import explain
-from deploy.explain_figures import chunks_per_update
+from deploy.explain_counts import chunks_per_update
+from deploy.explain_memory import memory_of_learner, memory_of_replicas
 from deploy.explain_model import policy_size, saved_bytes
-from deploy.explain_sizes import PassSize, checkpoint_bytes, memory_of_learner, optimizer_bytes
+from deploy.explain_sizes import PassSize, checkpoint_bytes, optimizer_bytes
 from deploy.explain_view import to_json
 from deploy.launch import launch
+from deploy.local import LocalRuntime
+from deploy.pipeline import Pipeline
 from deploy.preflight_models import policy_shape
 from learner.service import build_learner
 from learner.stages import StageRequest, run_stage
+from reward_service.build import build_service
 
 MUON = 'ppo.optimizer={type = "muon", lr = 1e-3, adamw_lr = 1e-3}'
 CHANGED = (
@@ -207,6 +214,8 @@ def test_evaluations_are_as_many_as_told(finished):
     assert said["evaluations_in_training"] == len(lines)
     assert said["responses_in_training"] == sum(json.loads(line)["prompts"] for line in lines)
     assert said["responses"] == 2 * stage(finished.folder, "evaluate")["prompts"]
+    judged = said["responses"] + said["responses_in_training"]
+    assert finished.said["sampling"]["evaluation_sequences"] == judged
 
 
 # --- memory
@@ -244,6 +253,54 @@ def test_the_learner_holds_what_is_told(tiny, tiny_run, changes):
     assert checkpoint_bytes(size) > said["weights_bytes"] + said["optimizer_bytes"]
 
 
+def parameters_of(service):
+    """Bytes of all that a replica has loaded, each model once."""
+    mixtures = [service.scorer, *([service._evaluator] if service._evaluator else [])]
+    models = {id(term.scorer.classifier.model): term.scorer.classifier.model for m in mixtures for term in m.terms}
+    held = [*models.values(), *([service._reference.policy] if service._reference else [])]
+    return sum(p.nbytes for model in held for p in model.parameters())
+
+
+REFERENCES = {
+    "service": [],
+    "shared_trunk": ["ppo.reference=shared_trunk", "ppo.trainable_layers=1"],
+    "none": ["ppo.reference=none", "ppo.kl={type = 'fixed', coef = 0}"],
+}
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("every", [0, 1])
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_a_replica_holds_what_is_told(tiny, tiny_run, reference, every, evaluates):
+    """Of a real replica, as the pipeline asks for it: while PPO learns, and in the evaluation."""
+    config = tiny(*REFERENCES[reference], f"evaluate.every_updates={every}", "learner.dtype=bfloat16")
+    if not evaluates:
+        config = config.model_copy(update={"evaluate": None})
+    models = {name: str(tiny_run / "models" / name) for name in ("sft", "reward_model", "judge")}
+    size = policy_size(load_policy(models["sft"]).config, config)
+    loaded = {name: load_classifier(models[name]) for name in ("reward_model", "judge")}
+    classifiers = {name: sum(p.numel() for p in model.parameters()) for name, model in loaded.items()}
+    groups = memory_of_replicas(config, config.ppo, size, classifiers)
+    held = {"memory_replica": "ppo"} | ({"memory_replica_evaluation": "evaluate"} if evaluates else {})
+    assert [group.name for group in groups] == list(held)
+    for group, (name, stage) in zip(groups, held.items(), strict=True):
+        judge = models["judge"] if names_judge(config, tiny_run, stage) else None
+        service = build_service(config, ModelPaths(models["sft"], models["reward_model"], judge), {})
+        figures = {f.name: f.value for f in group.figures}
+        weights = {key: n for key, n in figures.items() if key not in ("logits_bytes", "total_bytes")}
+        assert sum(weights.values()) == parameters_of(service)
+        assert figures["total_bytes"] == sum(weights.values()) + figures.get("logits_bytes", 0)
+        assert set(told(config)[name]) == set(figures)
+
+
+def names_judge(config, folder, stage):
+    """Whether the pipeline gives its replicas a judge in this stage."""
+    pipeline = Pipeline(
+        config, folder, start_runtime=LocalRuntime, console=Console(file=io.StringIO()), again=frozenset()
+    )
+    return pipeline._judge(stage) is not None
+
+
 def test_a_worker_holds_the_cache_that_is_told(tiny, tiny_run, monkeypatch):
     caches = []
 
@@ -278,6 +335,19 @@ def test_activations_are_near_to_what_a_real_pass_keeps(tiny, tiny_run, changes)
         lengths = torch.full((rows,), prompt), torch.full((rows,), response)
         model(torch.zeros(rows, prompt + response, dtype=torch.int64), *lengths, response, 1.0)
     assert told(config)["memory_learner"]["activations_bytes"] == pytest.approx(sum(saved.values()), rel=0.1)
+
+
+@pytest.mark.parametrize("role", ["rollout", "learner"])
+def test_a_precision_that_is_left_open_is_counted_as_float32_and_said_so(tiny, role):
+    def because(dtype):
+        groups = {group.name: group for group in explain(tiny(f"{role}.dtype={dtype}"), read=False)}
+        figures = groups["memory_worker" if role == "rollout" else "memory_learner"].figures
+        return next(f for f in figures if f.name == "weights_bytes")
+
+    assert because("auto").value == because("float32").value
+    assert "float32" in because("auto").because
+    assert 'dtype = "auto"' in because("auto").because
+    assert "auto" not in because("float32").because
 
 
 # --- what is dispatched

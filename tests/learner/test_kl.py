@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from common.errors import CheckpointError, NonFiniteError
-from common.ppo_config import AdaptiveKL, FixedKL
+from common.kl_config import AdaptiveKL, FixedKL
 from learner.kl import (
     AdaptiveController,
     FixedController,

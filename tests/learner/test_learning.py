@@ -172,23 +172,27 @@ def test_a_random_policy_learns_to_emit_a_token(learn):
     assert time.monotonic() - start < 300
 
 
-@pytest.mark.parametrize("advantage", ["gae", "rloo", "group_norm"])
-def test_it_learns_from_groups_too(learn, advantage):
+KL_IN_THE_LOSS = {"kl": {"type": "fixed", "coef": 0.0}, "kl_loss_coef": 0.01}
+GROUP_NORM = {"advantage": "group_norm", **KL_IN_THE_LOSS}
+
+
+@pytest.mark.parametrize("settings", [{"advantage": "gae"}, {"advantage": "rloo"}, GROUP_NORM])
+def test_it_learns_from_groups_too(learn, settings):
     reports, service = learn(
         updates=12,
-        advantage=advantage,
         samples_per_prompt=4,
         microbatch_tokens=200,
         lr_schedule="cosine",
         lr_final_fraction=0.2,
         clip_eps_high=0.28,
         dual_clip=3.0,
+        **settings,
     )
     assert reports[0].metrics["score_mean"] < 0.15
     assert last_scores(reports) > BAR
     assert all(r.metrics["nonfinite_steps"] == 0 for r in reports)
     head = service.learner.plain.value_head.weight.detach()
-    assert (float(head.abs().max()) > 0) == (advantage == "gae"), "without a value loss the head stays at zero"
+    assert (float(head.abs().max()) > 0) == (settings["advantage"] == "gae"), "no value loss, no step of the head"
     columns = read_trajectories(service.folder / "trajectories" / "update_000002.safetensors")
     assert columns["draw_index"].tolist() == [draw for draw in range(16, 32) for _ in range(4)]
     assert columns["sample_index"].tolist() == [0, 1, 2, 3] * 16
@@ -207,7 +211,7 @@ def test_a_strong_kl_penalty_keeps_the_policy_with_its_reference(learn):
 
 
 @pytest.mark.parametrize(
-    "groups", [{}, {"advantage": "rloo", "samples_per_prompt": 4}, {"advantage": "group_norm", "samples_per_prompt": 2}]
+    "groups", [{}, {"advantage": "rloo", "samples_per_prompt": 4}, {**GROUP_NORM, "samples_per_prompt": 2}]
 )
 def test_one_two_and_three_workers_give_the_same_bytes(learn, groups):
     """Trap 19, 20: files and final weights, over updates whose weights differ."""
