@@ -87,12 +87,13 @@ def policy(tiny_policy, tmp_path):
     return str(tmp_path / "policy")
 
 
-@pytest.mark.parametrize("classifier", [BAG, CONV, {"type": "policy"}])
-def test_what_is_preferred_gets_the_higher_score_on_held_out_rankings(tmp_path, classifier, policy):
-    metrics = run(config(classifier=classifier), tmp_path / "rm", policy)
+@pytest.mark.parametrize(("classifier", "lr"), [(BAG, 1e-2), (CONV, 1e-2), ({"type": "policy"}, 3e-3)])
+def test_what_is_preferred_gets_the_higher_score_on_held_out_rankings(tmp_path, classifier, lr, policy):
+    optimizer = {"type": "adamw", "lr": lr}
+    metrics = run(config(records(240), classifier=classifier, optimizer=optimizer), tmp_path / "rm", policy)
     assert metrics["accuracy"] > 0.8
     assert metrics["accuracy_by_source"] == {"pairs": metrics["accuracy"]}
-    assert metrics["heldout_pairs"] == metrics["heldout_rankings"] == 120 - metrics["rankings"]
+    assert metrics["heldout_pairs"] == metrics["heldout_rankings"] == 240 - metrics["rankings"]
     scores = scores_of(tmp_path / "rm", [f"a {word} film" for word in WORDS])
     assert scores[-1] > scores[0]
     assert load_classifier(str(tmp_path / "rm")).config.num_labels == 1
