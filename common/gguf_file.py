@@ -14,7 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.integrations.gguf import read_gguf_metadata
 from transformers.utils import is_gguf_available
 
@@ -68,6 +75,17 @@ def gguf_shape(path: Path) -> PretrainedConfig:
     return shape
 
 
+def gguf_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a GGUF file, in seconds.
+
+    Raises:
+        ConfigError: transformers cannot read the file.
+    """
+    with _reading(path):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
+    return tokenizer
+
+
 def import_gguf(path: Path, folder: Path) -> Iterator[Progress | StageResult]:
     """Unpack every weight to float32 and leave model, tokenizer and chat template in `folder`, whole or not at all.
 
@@ -84,8 +102,7 @@ def import_gguf(path: Path, folder: Path) -> Iterator[Progress | StageResult]:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     yield Progress(1, 4, "reading the tokenizer")
-    with _reading(path):
-        AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name).save_pretrained(partial)
+    gguf_tokenizer(path).save_pretrained(partial)
     yield Progress(2, 4, "unpacking the weights")
     with _reading(path), contextlib.redirect_stderr(io.StringIO()):  # a bar that nothing else turns off
         model = AutoModelForCausalLM.from_pretrained(

@@ -13,7 +13,7 @@ from transformers import PretrainedConfig
 
 from common.classifier_config import LabelTraining, PreferenceTraining, RewardModelConfig
 from common.config import LanguageModelTraining, RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
 from common.ppo_config import PPOConfig
 from deploy.explain_figures import Figure, Group, counts, evaluation, optimizing, sampling
 from deploy.explain_memory import memory_of_learner, memory_of_replicas, memory_of_worker
@@ -23,6 +23,7 @@ from deploy.explain_texts import StageTexts, TextReader, Texts
 from deploy.preflight_models import policy_shape
 
 _UNREAD = "it is known once the data is read (--read)"
+_NO_TOKENIZER = "it is known once the policy's tokenizer is here"
 
 
 def explain(config: RunConfig, *, read: bool) -> list[Group]:
@@ -37,8 +38,8 @@ def explain(config: RunConfig, *, read: bool) -> list[Group]:
         DataError: data that is read is not as it should be.
     """
     texts = TextReader(config, everything=read).read()
-    shape = _shape(config, texts)
-    groups = [_data(config, texts), _model(config, shape, texts)]
+    shape, missing = _shape(config, texts)
+    groups = [_data(config, texts), _model(config, shape, texts) if shape else _no_model(missing)]
     groups += [_language_model(config, stage, texts) for stage in ("pretrain", "sft") if getattr(config, stage)]
     for stage in ("reward_model", "judge"):
         table = getattr(config, stage)
@@ -69,15 +70,17 @@ def _ppo(config: RunConfig, ppo: PPOConfig, shape: PretrainedConfig | None) -> l
     ]
 
 
-def _shape(config: RunConfig, texts: Texts) -> PretrainedConfig | None:
-    """Of the policy; None where it is not on this machine."""
+def _shape(config: RunConfig, texts: Texts) -> tuple[PretrainedConfig | None, str]:
+    """Of the policy; None where it is not on this machine, and why."""
     try:
         shape = policy_shape(config)
-    except ConfigError:
-        return None
+    except (ConfigError, DataError) as error:  # DataError: the package of a GGUF file
+        if config.model.type == "pretrained":
+            return None, f"{config.model.path} is not on this machine, and nothing is downloaded here"
+        return None, str(error)
     if texts.vocabulary is not None:
         shape.vocab_size = texts.vocabulary
-    return shape
+    return shape, ""
 
 
 def _parameters(table: RewardModelConfig | None, shape: PretrainedConfig | None) -> int | None:
@@ -111,13 +114,11 @@ def _data(config: RunConfig, texts: Texts) -> Group:
     return Group("data", "Data", figures)
 
 
-def _model(config: RunConfig, shape: PretrainedConfig | None, texts: Texts) -> Group:
-    if shape is None:
-        model = config.model
-        assert model.type != "fresh", "the shape of a fresh model is known"
-        name = model.path if model.type == "pretrained" else model.path or f"{model.file} of {model.package}"
-        because = f"{name} is not on this machine, and nothing is downloaded here"
-        return Group("model", "Policy", [Figure("parameters", "parameters", None, because)])
+def _no_model(because: str) -> Group:
+    return Group("model", "Policy", [Figure("parameters", "parameters", None, because)])
+
+
+def _model(config: RunConfig, shape: PretrainedConfig, texts: Texts) -> Group:
     size, is_bound = policy_size(shape, config), config.model.type == "fresh" and texts.vocabulary is None
     source = "model.vocabulary_size; the data may hold fewer words" if is_bound else "rows of the embedding"
     at_most = f"; at most, for {_UNREAD}" if is_bound else ""
@@ -143,7 +144,7 @@ def _language_model(config: RunConfig, stage: str, texts: Texts) -> Group:
     batch = min(table.batch_sequences, known.texts) if known else table.batch_sequences
     because = f"{_number(known)} {unit} ÷ {batch} × {table.epochs:g} epochs, rounded"
     figures = [
-        *_steps(known, unit, batch, table.epochs, because),
+        *_steps(known, unit, batch, table.epochs, because, _NO_TOKENIZER if texts.lacks_tokenizer else _UNREAD),
         Figure(
             "tokens_per_step",
             "most tokens of one step",
@@ -165,8 +166,10 @@ def _classifier(stage: str, training: LabelTraining | PreferenceTraining, known:
     return Group(stage, title, _steps(known, unit, batch, training.epochs, because))
 
 
-def _steps(known: StageTexts | None, unit: str, batch: int, epochs: float, because: str) -> Sequence[Figure]:
-    why = "of the training split" if known else _UNREAD
+def _steps(
+    known: StageTexts | None, unit: str, batch: int, epochs: float, because: str, unknown: str = _UNREAD
+) -> Sequence[Figure]:
+    why = "of the training split" if known else unknown
     return [
         Figure("texts", f"{unit} to learn from", known.texts if known else None, why),
         Figure("epochs", "passes over them", epochs, "epochs"),

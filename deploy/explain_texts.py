@@ -9,7 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from common.classifier_config import LabelTraining, PreferenceTraining
 from common.config import LanguageModelTraining, RunConfig
 from common.corpus import Corpus, load_corpus, split
-from common.errors import ConfigError
+from common.errors import ConfigError, DataError
+from common.gguf_file import find_gguf, gguf_tokenizer
 from common.hub import join_revision
 from common.preferences import load_preferences
 from common.row_config import PreferenceRows
@@ -39,6 +40,8 @@ class Texts:
     """By stage; those are absent whose data was not read."""
     vocabulary: int | None
     """Of the policy's tokenizer, where it is trained on data that was read."""
+    lacks_tokenizer: bool
+    """Whether texts were read, and the policy's tokenizer is not to be had."""
     splits: Mapping[str, tuple[int, int]]
     """Texts, demonstrations or rankings to train on and held out, by data source."""
 
@@ -63,15 +66,17 @@ class TextReader:
             DataError: a source is not as it should be.
         """
         stages: dict[str, StageTexts | None] = {}
-        for stage in ("pretrain", "sft"):
-            stages[stage] = self._language_model(getattr(self._config, stage))
+        tables = (self._config.pretrain, self._config.sft)
+        for stage, table in zip(("pretrain", "sft"), tables, strict=True):
+            stages[stage] = self._language_model(table)
         for stage in ("reward_model", "judge"):
-            table = getattr(self._config, stage)
-            stages[stage] = self._classifier(None if table is None else table.training)
+            classifier = getattr(self._config, stage)
+            stages[stage] = self._classifier(None if classifier is None else classifier.training)
         used = dict.fromkeys(name for names in self._config.data_used().values() for name in names)
         return Texts(
             {stage: known for stage, known in stages.items() if known is not None},
             len(self._tokenizer) if self._config.model.type == "fresh" and self._tokenizer is not None else None,
+            any(table is not None and self._may_read(table.data) for table in tables) and self._tokenizer is None,
             {name: (self._size(name, "train"), self._size(name, "heldout")) for name in used if self._may_read([name])},
         )
 
@@ -125,7 +130,12 @@ class TextReader:
             except ConfigError:
                 return None
         table = self._config.pretrain
-        if table is None or model.type == "gguf" or not self._may_read(table.data):
+        if model.type == "gguf":
+            try:
+                return gguf_tokenizer(find_gguf(model))
+            except (ConfigError, DataError):
+                return None
+        if table is None or not self._may_read(table.data):
             return None
         parts = [self._split(name, "train") for name in table.data]
         texts = [text for part in parts if isinstance(part, Corpus) for text in part.texts]

@@ -17,6 +17,7 @@ from actors.engine import SamplingEngine
 from common.checkpoint import TENSORS
 from common.classifiers import load_classifier
 from common.config import RunConfig
+from common.gguf_file import import_gguf
 from common.modeling import PolicyWithValueHead, load_policy
 from common.records import Identity, ModelPaths, Progress
 from common.weights import weights_of
@@ -387,6 +388,36 @@ def test_a_model_that_is_not_here_leaves_its_bytes_out(tiny):
     assert "nobody/nothing is not on this machine" in figure.because
     assert groups["optimizing"].figures, "what needs no model is told all the same"
     assert not groups.keys() & {"memory_learner", "traffic", "disk"}
+
+
+def from_gguf(tiny, **model):
+    settings = tiny("sft.max_tokens=32").model_dump() | {"pretrain": None, "model": {"type": "gguf", **model}}
+    return RunConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        ({"package": "no_such_wheel", "file": "x.gguf", "install": "wheel==1"}, "pip install wheel==1"),
+        ({"path": "/nowhere/x.gguf"}, "'/nowhere/x.gguf' is no file; name a GGUF file"),
+    ],
+)
+@pytest.mark.parametrize("read", [False, True])
+def test_a_gguf_file_that_is_not_here_leaves_its_numbers_out_and_says_why(tiny, model, why, read):
+    groups = {g.name: {f.name: f for f in g.figures} for g in explain(from_gguf(tiny, **model), read=read)}
+    assert groups["model"]["parameters"].shown == groups["sft"]["steps"].shown == "?"
+    assert why in groups["model"]["parameters"].because
+    assert groups["sft"]["texts"].because == "it is known once the policy's tokenizer is here"
+
+
+def test_texts_are_counted_by_the_tokenizer_in_a_gguf_file(tiny, tiny_gguf, tmp_path):
+    config = from_gguf(tiny, path=str(tiny_gguf[0]))
+    *_, base = import_gguf(tiny_gguf[0], tmp_path / "base")
+    request = StageRequest("sft", config, str(tmp_path / "base"), str(tmp_path / "model"))
+    metrics = list(run_stage(request))[-1].metrics
+    said = told(config)
+    assert said["model"]["parameters"] == base.metrics["parameters"]
+    assert (said["sft"]["texts"], said["sft"]["steps"]) == (metrics["texts"], metrics["steps"])
 
 
 def test_files_are_read_only_when_asked_for(tiny, tmp_path):
