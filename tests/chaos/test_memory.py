@@ -51,7 +51,7 @@ def references() -> int:
 def remembered(conductor) -> dict[str, int]:
     """Entries of all tables of the machines that the supervisor thread owns."""
     pools = (conductor.rollout, conductor.reward)
-    tables = {"conductor._tasks": conductor._tasks}
+    tables = {"flow._tasks": conductor._flow._tasks}
     for pool in pools:
         tables |= {f"{pool.role}.{n}": getattr(pool, n) for n in ("tasks", "_queue", "_forgotten")}
         tables |= {f"{pool.role}.{n}": getattr(pool.roster, n) for n in ("calls", "slots")}
