@@ -36,7 +36,7 @@ class ChunkFlow:
         rollout: what the pool of workers is held to.
         reward: what the pool of reward replicas is held to.
         with_reference: ask the reward service for reference logprobs too.
-        ledger: told of answers that come a second time; a batch has its own.
+        ledger: of the attempts before this one; told of answers that come a second time. A batch has its own.
     """
 
     def __init__(

@@ -9,15 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from actors.admission import capacity
-from actors.prompts import PromptStream
-from common.config import RunConfig
 from common.errors import LearnerLostError, LedgerError, MemberFailedError, NonFiniteError
 from common.pool import Pool
 from common.pool_actions import Action, Note
 from common.ports import Reply
-from common.ppo_config import PPOConfig
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
-from common.supervision import Ledger, Limits
+from common.supervision import Ledger
 from deploy.batch_flow import Batch
 from deploy.chunk_flow import MAX_REGENERATED, ChunkFlow
 
@@ -26,31 +23,15 @@ class Conductor:
     """Two pools, one ledger, one batch at a time.
 
     Args:
-        config: the run; its PPO stage must be present.
-        prompts: the stream that training draws from.
-        rollout: what the pool of workers is held to.
-        reward: what the pool of reward replicas is held to.
-        with_reference: ask the reward service for reference logprobs too.
-        ledger: of the attempts before this one.
+        flow: of chunks through the pools; its prompts are those that training draws from, and its ledger goes on from
+            the attempts before this one.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        prompts: PromptStream,
-        rollout: Limits,
-        reward: Limits,
-        with_reference: bool,
-        ledger: Ledger,
-    ) -> None:
-        assert config.ppo is not None, "a conductor is of a PPO stage"
-        self.ppo: PPOConfig = config.ppo
-        self.prompts = prompts
-        self.ledger = ledger
-        self._flow = ChunkFlow(
-            config, prompts=prompts, rollout=rollout, reward=reward, with_reference=with_reference, ledger=ledger
-        )
+    def __init__(self, flow: ChunkFlow) -> None:
+        self._flow = flow
+        self.ppo = flow.ppo
+        self.prompts = flow.prompts
+        self.ledger = flow.ledger
         self._nonfinite_in_a_row = 0
         self._rounds_lost = 0
         """Times that the learner missed payloads of the present batch."""

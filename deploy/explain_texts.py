@@ -17,9 +17,8 @@ from common.row_config import PreferenceRows
 from common.splits import Half, Which
 from common.text import load_tokenizer, train_word_tokenizer
 from learner.examples import Loaded, encode_source, load_source, split_source
-from learner.language_model import schedule_of as language_model_schedule
-from learner.preference_model import schedule_of as preference_schedule
-from learner.reward_model import schedule_of as label_schedule
+from learner.language_model import schedule_of
+from learner.supervised import Schedule
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +84,16 @@ class TextReader:
             return None
         parts = [encode_source(name, self._split(name, "train"), self._tokenizer, table) for name in table.data]
         number = sum(len(part) for part in parts)
-        return StageTexts(number, language_model_schedule(table, number).steps) if number else None
+        return StageTexts(number, schedule_of(table, number).steps) if number else None
 
     def _classifier(self, training: LabelTraining | PreferenceTraining | None) -> StageTexts | None:
         if training is None or not self._may_read(training.data):
             return None
         if isinstance(training, LabelTraining):
             number = sum(self._labelled(name, training.half) * training.repeat.get(name, 1) for name in training.data)
-            return StageTexts(number, label_schedule(training, number).steps)
+            return StageTexts(number, Schedule.falling(training.epochs, number, training.batch_sequences).steps)
         number = sum(self._ranked(name, training.half) * training.repeat.get(name, 1) for name in training.data)
-        return StageTexts(number, preference_schedule(training, number).steps)
+        return StageTexts(number, Schedule.falling(training.epochs, number, training.batch_rankings).steps)
 
     def _may_read(self, names: list[str]) -> bool:
         return self._everything or all(self._config.data[name].type == "inline" for name in names)

@@ -7,6 +7,7 @@ from actors.prompts import PromptStream
 from common.metrics import RunMetrics
 from common.pool_actions import Note
 from common.supervision import Ledger, Limits
+from deploy.chunk_flow import ChunkFlow
 from deploy.conductor import Conductor
 from deploy.place import Place
 from deploy.runtime import Members
@@ -36,12 +37,14 @@ def supervised(
         are_processes=processes,
     )
     conductor = Conductor(
-        config,
-        prompts=prompts,
-        rollout=rollout,
-        reward=reward,
-        with_reference=config.ppo.reference == "service",
-        ledger=ledger,
+        ChunkFlow(
+            config,
+            prompts=prompts,
+            rollout=rollout,
+            reward=reward,
+            with_reference=config.ppo.reference == "service",
+            ledger=ledger,
+        )
     )
     supervisor = Supervisor(
         conductor, members.transport, metrics=metrics, watch=members.watch, stop=place.stop, note=note, keep=keep

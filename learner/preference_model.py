@@ -127,7 +127,7 @@ def _train(
         )
         return total, torch.tensor(len(index))
 
-    schedule = schedule_of(training, len(data.rankings))
+    schedule = Schedule.falling(training.epochs, len(data.rankings), training.batch_rankings)
     longest = [max(len(documents[i]) for i in ranking) for ranking in data.rankings]
     order = batches(longest, batch_sequences=training.batch_rankings, seed_parts=(seed, 7), draws=draws)
     yield from train(
@@ -139,12 +139,6 @@ def _train(
         max_grad_norm=training.max_grad_norm,
         accelerator=accelerator,
     )
-
-
-def schedule_of(training: PreferenceTraining, num_rankings: int) -> Schedule:
-    """Rates and number of steps over so many rankings."""
-    size = min(training.batch_rankings, num_rankings)
-    return Schedule(max(1, training.epochs * (num_rankings // size)), 0.0, 1.0, 0.0)
 
 
 def _measure(

@@ -180,19 +180,13 @@ def _train(
         total = nn.functional.cross_entropy(logits, target, reduction="sum", label_smoothing=training.label_smoothing)
         return total, torch.tensor(len(index))
 
-    schedule = schedule_of(training, len(documents))
+    schedule = Schedule.falling(training.epochs, len(documents), training.batch_sequences)
     lengths = [len(d) for d in documents]
     order = batches(lengths, batch_sequences=training.batch_sequences, seed_parts=(seed, 7), draws=draws)
     optimizers = build_optimizers(training.optimizer, model.named_parameters())
     yield from train(
         model, optimizers, loss_of, order, schedule=schedule, max_grad_norm=math.inf, accelerator=accelerator
     )
-
-
-def schedule_of(training: LabelTraining, num_texts: int) -> Schedule:
-    """Rates and number of steps over so many texts."""
-    size = min(training.batch_sequences, num_texts)
-    return Schedule(max(1, training.epochs * (num_texts // size)), 0.0, 1.0, 0.0)
 
 
 def _measure(

@@ -34,6 +34,17 @@ class Schedule:
     decay_fraction: float
     final_fraction: float
 
+    @classmethod
+    def falling(cls, epochs: int, num_items: int, batch_size: int) -> "Schedule":
+        """From the peak linearly to 0 over whole epochs, whose short last batches are left out: for classifiers.
+
+        Args:
+            epochs: passes over the items.
+            num_items: texts or rankings, at least one.
+            batch_size: items of a step; cut to their number.
+        """
+        return cls(epochs * (num_items // min(batch_size, num_items)), 0.0, 1.0, 0.0)
+
     def scale(self, step: int) -> float:
         """Share of the peak learning rate at a step counted from 0."""
         warmup = math.ceil(self.warmup_fraction * self.steps)

@@ -23,6 +23,7 @@ from common.records import (
     WeightsHandle,
 )
 from common.supervision import Ledger, Limits
+from deploy.chunk_flow import ChunkFlow
 from deploy.conductor import Conductor
 
 TINY = Path(deploy.__file__).with_name("configs") / "tiny.toml"
@@ -171,12 +172,14 @@ def make(*overrides, workers=2, replicas=2, published=True, **faults):
     rollout = Limits.of(config.rollout, min_members=1)
     reward = Limits.of(config.reward_service, min_members=1, budget_s=config.reward_service.budget_s)
     conductor = Conductor(
-        config,
-        prompts=prompts_of(config),
-        rollout=rollout,
-        reward=reward,
-        with_reference=config.ppo.reference == "service",
-        ledger=Ledger(),
+        ChunkFlow(
+            config,
+            prompts=prompts_of(config),
+            rollout=rollout,
+            reward=reward,
+            with_reference=config.ppo.reference == "service",
+            ledger=Ledger(),
+        )
     )
     bench = Bench(conductor, **faults)
     bench.take(conductor.resize(workers, replicas, bench.now))

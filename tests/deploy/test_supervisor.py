@@ -24,6 +24,7 @@ from common.metrics import RunMetrics
 from common.ports import Reply
 from common.records import Identity, UpdateReport, WeightsHandle
 from common.supervision import Ledger, Limits
+from deploy.chunk_flow import ChunkFlow
 from deploy.conductor import Conductor
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -177,12 +178,14 @@ def bridge(tiny, member_answer):
                 seed=config.seed,
             )
             conductor = Conductor(
-                config,
-                prompts=prompts,
-                rollout=Limits.of(config.rollout, min_members=1),
-                reward=Limits.of(config.reward_service, min_members=1, budget_s=config.reward_service.budget_s),
-                with_reference=True,
-                ledger=Ledger(),
+                ChunkFlow(
+                    config,
+                    prompts=prompts,
+                    rollout=Limits.of(config.rollout, min_members=1),
+                    reward=Limits.of(config.reward_service, min_members=1, budget_s=config.reward_service.budget_s),
+                    with_reference=True,
+                    ledger=Ledger(),
+                )
             )
             crew = stack.enter_context(closing(Crew(member_answer)))
             prepare(crew)

@@ -21,6 +21,7 @@ from common.records import Judgement, JudgementChunk, Stats
 from common.seeds import sample_seed
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
+from deploy.chunk_flow import ChunkFlow
 from deploy.conductor import Conductor
 from deploy.evaluations import NoEvaluations
 from deploy.local import LocalLearner, LocalTransport
@@ -117,14 +118,16 @@ def learn(tiny_policy, make_learner, ppo_config, tmp_path):
 
         texts = list(np.random.default_rng(0).integers(3, 23, size=(50, 6)).astype(np.int32))
         conductor = Conductor(
-            config,
-            prompts=PromptStream(
-                texts, prompt_tokens=config.ppo.prompt_tokens, response_tokens=config.ppo.response_tokens, seed=0
-            ),
-            rollout=Limits.of(config.rollout, min_members=1, are_processes=False),
-            reward=Limits.of(config.reward_service, min_members=1, are_processes=False),
-            with_reference=config.ppo.reference == "service",
-            ledger=Ledger(),
+            ChunkFlow(
+                config,
+                prompts=PromptStream(
+                    texts, prompt_tokens=config.ppo.prompt_tokens, response_tokens=config.ppo.response_tokens, seed=0
+                ),
+                rollout=Limits.of(config.rollout, min_members=1, are_processes=False),
+                reward=Limits.of(config.reward_service, min_members=1, are_processes=False),
+                with_reference=config.ppo.reference == "service",
+                ledger=Ledger(),
+            )
         )
         with (
             closing(LocalTransport({"rollout": worker, "reward": replica}, {"rollout": 1, "reward": 1})) as transport,

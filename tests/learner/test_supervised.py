@@ -27,6 +27,15 @@ def test_a_schedule_warms_up_stays_and_decays():
     assert scales(warmup_fraction=0.2, decay_fraction=0.5) == pytest.approx([0.5, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0])
 
 
+@pytest.mark.parametrize(("epochs", "items", "batch", "steps"), [(3, 10, 4, 6), (2, 3, 256, 2), (5, 8, 8, 5)])
+def test_a_falling_schedule_counts_whole_batches_and_ends_at_nothing(epochs, items, batch, steps):
+    schedule = Schedule.falling(epochs, items, batch)
+    assert schedule.steps == steps
+    rates = [schedule.scale(step) for step in range(steps)]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] == 0
+
+
 def test_a_schedule_of_one_step_trains():
     assert scales(steps=1, warmup_fraction=0.05) == [1]
 
