@@ -240,6 +240,7 @@ def terminal(endless):
     made.close()
 
 
+@pytest.mark.slow
 def test_an_answer_streams_until_ctrl_c_and_the_talk_goes_on_until_two(terminal):
     assert "It answers: temperature 0" in terminal.until("\n> ")
     terminal.type("the film\n")

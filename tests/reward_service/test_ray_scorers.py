@@ -9,7 +9,7 @@ import pytest
 from common.errors import ConfigError
 from common.records import ModelPaths
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 DEADLINE_S = 120.0
 PYTHONPATH = str(Path(__file__).with_name("callables"))

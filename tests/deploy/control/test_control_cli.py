@@ -249,9 +249,9 @@ def test_stop_ends_a_real_run_that_no_other_can_join(endless, inside, tmp_path):
     assert "exit code 3: out of money" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code", "reason"),
-    [(signal.SIGINT, 130, "Ctrl-C"), pytest.param(signal.SIGTERM, 143, "SIGTERM", marks=pytest.mark.slow)],
+    ("number", "code", "reason"), [(signal.SIGINT, 130, "Ctrl-C"), (signal.SIGTERM, 143, "SIGTERM")]
 )
 def test_a_signal_ends_a_real_run_in_order(endless, tmp_path, number, code, reason):
     endless.send_signal(number)
