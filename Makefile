@@ -21,7 +21,7 @@ demo: setup ## Pre-train, fine-tune, train reward model and judge, run PPO on Ra
 	$(BIN)/minichatgpt run demo
 
 test: setup ## All tests that belong to every change, one real Ray run included: at most 10 minutes
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 --dist loadfile
 
 test-slow: setup ## The slower tests: at most 45 minutes
 	$(BIN)/python -m pytest -m slow

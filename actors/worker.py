@@ -84,7 +84,7 @@ class RolloutWorker:
             )
             for (prompt, sample_index), seed, one in zip(samples, seeds, sampled, strict=True)
         )
-        chunk = RolloutChunk(prompts, rollouts)
+        chunk = RolloutChunk(prompts, rollouts, request.temperature)
         return chunk, self._stats(chunk, seconds)
 
     def _stats(self, chunk: RolloutChunk, seconds: dict[str, float]) -> Stats:

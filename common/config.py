@@ -57,29 +57,18 @@ class LanguageModelTraining(Config):
         return self
 
 
-class MetricsConfig(Config):
-    """The Prometheus endpoint of the driver, on while a run trains."""
-
-    enabled: bool = True
-    """Serve /metrics."""
-    host: str = "127.0.0.1"
-    """Address to bind; loopback by default."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """Port to bind; 0 takes a free one, written to run.json and shown at the start."""
-
-
 LOOPBACK = ("127.0.0.1", "::1")
 
 
 class ControlConfig(Config):
-    """The control channel of the driver, for `minichatgpt status`, `scale`, `checkpoint` and `stop`."""
+    """The driver's HTTP server: metrics for Prometheus, a page for people, and what steers the run."""
 
     enabled: bool = True
     """Serve it while the run lasts."""
     host: str = "127.0.0.1"
     """Address to bind: 127.0.0.1 or ::1."""
     port: int = Field(default=0, ge=0, le=65535)
-    """Port to bind; 0 takes a free one, written to run.json."""
+    """Port to bind; 0 takes a free one, written to run.json and shown at the start."""
 
     @field_validator("host")
     @classmethod
@@ -123,12 +112,10 @@ class RunConfig(Config):
     """Reward replicas."""
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
-    metrics: Annotated[MetricsConfig, CHANGEABLE] = MetricsConfig()
-    """Monitoring."""
     trackers: Annotated[TrackersConfig, CHANGEABLE] = TrackersConfig()
     """TensorBoard and Weights & Biases."""
     control: Annotated[ControlConfig, CHANGEABLE] = ControlConfig()
-    """Steering."""
+    """Watching and steering."""
     stop_timeout_s: Annotated[float, CHANGEABLE] = Field(default=60.0, gt=0)
     """After Ctrl-C, SIGTERM or `stop`: longest time for the running update to finish before it is abandoned."""
 

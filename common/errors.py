@@ -61,6 +61,19 @@ class StageEndedError(ControlError):
     """The stage that was asked has ended meanwhile; the run may go on in another one."""
 
 
+class RollBack(MiniChatGPTError):  # noqa: N818 an order of a guard rail, no fault
+    """A guard rail wants training to go back to an earlier checkpoint and on from there with other prompts.
+
+    Args:
+        message: which guard, and what it saw.
+        before_step: first update of what went wrong: the checkpoint must be older.
+    """
+
+    def __init__(self, message: str, *, before_step: int) -> None:
+        super().__init__(message)
+        self.before_step = before_step
+
+
 class RunStopped(MiniChatGPTError):  # noqa: N818 an order carried out, no fault
     """The run ends because somebody asked for it: Ctrl-C, SIGTERM or `stop`.
 

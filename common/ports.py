@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
 
 from common.records import ChunkHandle, Stats, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
 
 if TYPE_CHECKING:
     from common.checkpoint import ShardFiles  # which needs torch, as nothing else here does
@@ -90,8 +91,8 @@ class Learner(Protocol):
     def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
         """Fetch what the next update needs; returns the positions of the chunks whose payloads are lost."""
 
-    def update(self) -> UpdateReport:
-        """Train once on what was prepared.
+    def update(self, settings: RunSettings) -> UpdateReport:
+        """Train once on what was prepared, with the settings by which it was collected.
 
         Raises:
             LearnerLostError: it died, hangs, or its weights are no longer finite.
@@ -107,8 +108,8 @@ class Rollouts(Protocol):
     def publish(self, weights: WeightsHandle) -> None:
         """All that is generated from now on comes from these weights."""
 
-    def collect(self, num_samples: int) -> list[ChunkHandle]:
-        """Exactly `num_samples` samples, generated, judged and accounted for."""
+    def collect(self, num_samples: int, settings: RunSettings) -> list[ChunkHandle]:
+        """Exactly `num_samples` samples, generated at the settings' temperature, judged and accounted for."""
 
     def regenerate(self, chunks: Sequence[ChunkHandle], lost: Sequence[int]) -> list[ChunkHandle]:
         """The same samples; those of the chunks at the positions `lost` are generated and judged once more."""
@@ -125,6 +126,18 @@ class Recorder(Protocol):
 
     def record(self, report: UpdateReport) -> None:
         """Write metrics and samples, move the progress bar."""
+
+
+class Steering(Protocol):
+    """What an operator and the guard rails do between two updates."""
+
+    def at(self, step: int) -> RunSettings:
+        """The settings of the update that follows; returns once the run is not paused, or not any more.
+
+        Raises:
+            RollBack: a guard rail wants to go back to a checkpoint.
+            RunStopped: somebody wants the run to end, or a guard rail does.
+        """
 
 
 class Evaluations(Protocol):

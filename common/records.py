@@ -140,6 +140,8 @@ class RolloutChunk:
     prompts: tuple[Prompt, ...]
     """That of each rollout: a prompt with K samples stands here K times."""
     rollouts: tuple[Rollout, ...]
+    temperature: float
+    """At which they were sampled: the reference and the learner temper their own logprobs likewise."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,8 @@ class Batch:
     """Replace what is dropped by the next draws."""
     samples_per_prompt: int = 1
     top_p: float = 1.0
+    temperature: float | None = None
+    """None: that of the configuration."""
     chunks: dict[int, Chunk] = field(default_factory=dict)
     """On their way, by chunk index."""
     ready: list[ChunkHandle] = field(default_factory=list)

@@ -88,13 +88,13 @@ class RunView:
             raise DataError("there is no word to be scored")
         mixture, ppo = self._scorers(), self.run.config.ppo
         assert ppo is not None, "scorers are of a PPO stage"
-        chunk = _chunk(answer, plain)
+        chunk = _chunk(answer, plain, ppo.temperature)
         judgements, stats = mixture.judge(chunk)
         judgement = judgements.judgements[0]
         if judgement is None:
             raise DataError(f"no score: {stats.unscored[0].reason}: {stats.unscored[0].detail}")
         now, before = (
-            Reference(speaker.policy, temperature=ppo.temperature, batch_sequences=1).logprobs(chunk)[0].logprobs[0]
+            Reference(speaker.policy, batch_sequences=1).logprobs(chunk)[0].logprobs[0]
             for speaker in (by, self._start())
         )
         kl = float((now - before).sum())
@@ -139,9 +139,10 @@ def speaker_of(policy: Policy, device: torch.device) -> Speaker:
     return Speaker(policy.model, policy.tokenizer, eos_token_ids(policy.source, policy.tokenizer))
 
 
-def _chunk(answer: Answer, plain: str | None) -> RolloutChunk:
+def _chunk(answer: Answer, plain: str | None, temperature: float) -> RolloutChunk:
     """The answer as a rollout worker would hand it on; scorers and reference read no logprobs of it."""
     prompt = Prompt(0, 0, answer.prompt_ids, len(answer.response_ids), plain)
     finish: Finish = "stop" if answer.ending == "stop" else "length"
     logprobs = np.zeros(len(answer.response_ids), dtype=np.float32)
-    return RolloutChunk((prompt,), (Rollout(0, 0, 0, 0, answer.response_ids, logprobs, NOBODY, finish),))
+    rollout = Rollout(0, 0, 0, 0, answer.response_ids, logprobs, NOBODY, finish)
+    return RolloutChunk((prompt,), (rollout,), temperature)

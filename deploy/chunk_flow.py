@@ -93,7 +93,7 @@ class ChunkFlow:
             prompts=prompts,
             fill=self.chunk_sequences - len(prompts) * batch.samples_per_prompt,
             run_seed=self.run_seed,
-            temperature=self.ppo.temperature,
+            temperature=self.ppo.temperature if batch.temperature is None else batch.temperature,
             weights=self.current(),
             samples_per_prompt=batch.samples_per_prompt,
             top_p=batch.top_p,

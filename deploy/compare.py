@@ -19,7 +19,7 @@ from deploy.compare_numbers import Duel, Row, duels_of, rows_of
 from deploy.report_words import NONE
 from deploy.run_files import RunFiles, read_run
 
-NOT_COMPARED = frozenset({"name", "metrics.port", "control.port"})
+NOT_COMPARED = frozenset({"name", "control.port"})
 """Settings that differ between any two runs, and say nothing."""
 
 

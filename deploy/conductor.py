@@ -14,6 +14,7 @@ from common.pool import Pool
 from common.pool_actions import Action, Note
 from common.ports import Reply
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
 from common.supervision import Ledger
 from deploy.batch_flow import Batch
 from deploy.chunk_flow import MAX_REGENERATED, ChunkFlow
@@ -35,6 +36,8 @@ class Conductor:
         self._nonfinite_in_a_row = 0
         self._rounds_lost = 0
         """Times that the learner missed payloads of the present batch."""
+        self._temperature: float | None = None
+        """Of the batch for training that was asked for last."""
         self._boundary = self._state()
 
     @property
@@ -68,8 +71,8 @@ class Conductor:
         actions = [] if workers is None else self.rollout.resize(workers, now)
         return self._flow.take(actions + ([] if replicas is None else self.reward.resize(replicas, now)), now)
 
-    def begin(self, num_samples: int, now: float) -> list[Action]:
-        """Start on samples for training; `finished` has them once they are there.
+    def begin(self, num_samples: int, now: float, settings: RunSettings | None = None) -> list[Action]:
+        """Start on samples for training; `finished` has them once they are there. None: settings as configured.
 
         Raises:
             LedgerError: more is asked for than staleness allows, or a part of a group.
@@ -90,6 +93,7 @@ class Conductor:
             raise LedgerError(
                 f"{num_samples} samples asked for, which are no whole groups of {self.ppo.samples_per_prompt}"
             )
+        self._temperature = None if settings is None else settings.temperature
         return self._flow.begin(self._batch_of(num_samples), self.prompts.take(num_prompts), now)
 
     def begin_given(self, prompts: Sequence[Prompt], now: float, *, top_p: float = 1.0) -> list[Action]:
@@ -187,7 +191,13 @@ class Conductor:
 
     def _batch_of(self, num_samples: int) -> Batch:
         """An empty one for training."""
-        return Batch(num_samples, self.ledger, refill=True, samples_per_prompt=self.ppo.samples_per_prompt)
+        return Batch(
+            num_samples,
+            self.ledger,
+            refill=True,
+            samples_per_prompt=self.ppo.samples_per_prompt,
+            temperature=self._temperature,
+        )
 
     def _state(self) -> dict[str, Any]:
         return {**self.prompts.state_dict(), "ledger": self.ledger.as_dict()}

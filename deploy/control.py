@@ -3,6 +3,7 @@
 | request | answer |
 |---|---|
 | GET /healthz | that the driver answers; needs no token |
+| GET /metrics | what Prometheus scrapes; docs/metrics.md |
 | GET /v1/run | RunStatus |
 | POST /v1/run/scale | ScaleRequest to RunStatus, with the new targets |
 | POST /v1/run/checkpoint | CheckpointRequest to CheckpointInfo, once it is written and verified |
@@ -19,9 +20,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, Final, Generic, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
 from common.errors import ConfigError, ControlError, MiniChatGPTError, PhaseTimeoutError
@@ -64,18 +67,31 @@ class ControlApi:
     Args:
         controls: the run.
         ending: set when the server is about to end; who waits then is told so.
+        registry: what GET /metrics shows.
         call_timeout_s: longest time that the run may take to answer.
     """
 
-    def __init__(self, controls: Controls, ending: threading.Event, call_timeout_s: float = CALL_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        controls: Controls,
+        ending: threading.Event,
+        registry: CollectorRegistry,
+        call_timeout_s: float = CALL_TIMEOUT_S,
+    ) -> None:
         self._controls = controls
         self._ending = ending
+        self._registry = registry
         self._call_timeout_s = call_timeout_s
         self._calls: list[_Call[Any]] = []
 
     async def healthz(self) -> Health:
         """The driver answers."""
         return Health()
+
+    async def metrics(self, request: Request) -> Response:
+        """All metrics, in the format that the scraper asks for."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._registry), headers={"Content-Type": content_type})
 
     async def status(self) -> RunStatus:
         """The run as it is now."""
@@ -140,7 +156,12 @@ class ControlApi:
 
 
 def build_app(
-    controls: Controls, *, token: str, ending: threading.Event, call_timeout_s: float = CALL_TIMEOUT_S
+    controls: Controls,
+    *,
+    token: str,
+    ending: threading.Event,
+    registry: CollectorRegistry,
+    call_timeout_s: float = CALL_TIMEOUT_S,
 ) -> Guard:
     """The guarded ASGI application.
 
@@ -148,11 +169,13 @@ def build_app(
         controls: the run.
         token: that every request but those to open paths must bear.
         ending: set when the server is about to end.
+        registry: what GET /metrics shows.
         call_timeout_s: longest time that the run may take to answer.
     """
-    api = ControlApi(controls, ending, call_timeout_s)
+    api = ControlApi(controls, ending, registry, call_timeout_s)
     app = FastAPI(title="Mini-ChatGPT", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_api_route("/healthz", api.healthz, methods=["GET"])
+    app.add_api_route("/metrics", api.metrics, methods=["GET"])
     app.add_api_route("/v1/run", api.status, methods=["GET"])
     app.add_api_route("/v1/run/scale", api.scale, methods=["POST"])
     app.add_api_route("/v1/run/checkpoint", api.checkpoint, methods=["POST"])

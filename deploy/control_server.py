@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import uvicorn
+from prometheus_client import CollectorRegistry
 
 from common.config import ControlConfig
 from common.errors import ConfigError, ControlError
@@ -25,7 +26,12 @@ MAX_CONNECTIONS: Final = 64
 
 @contextmanager
 def serve_control(
-    config: ControlConfig, controls: Controls, folder: Path, *, call_timeout_s: float = CALL_TIMEOUT_S
+    config: ControlConfig,
+    controls: Controls,
+    folder: Path,
+    *,
+    registry: CollectorRegistry,
+    call_timeout_s: float = CALL_TIMEOUT_S,
 ) -> Iterator[str | None]:
     """Serve while the block runs; yields the URL, or None where it is off.
 
@@ -35,6 +41,7 @@ def serve_control(
         config: where to listen.
         controls: the run.
         folder: of the run.
+        registry: what GET /metrics shows.
         call_timeout_s: longest time that the run may take to answer a call.
 
     Raises:
@@ -50,9 +57,8 @@ def serve_control(
         shown = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{shown}:{listening.getsockname()[1]}"
         token = stack.enter_context(token_file(folder))
-        stack.enter_context(
-            _running(listening, build_app(controls, token=token, ending=ending, call_timeout_s=call_timeout_s), ending)
-        )
+        app = build_app(controls, token=token, ending=ending, registry=registry, call_timeout_s=call_timeout_s)
+        stack.enter_context(_running(listening, app, ending))
         stack.enter_context(announce(folder, control_url=url))
         yield url
 

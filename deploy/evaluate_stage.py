@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry
 from transformers import PreTrainedTokenizerBase
 
 from actors.evaluate import win_rate
 from common.errors import MemberFailedError
-from common.metrics import RunMetrics
 from common.records import Identity, ModelPaths, Prompt, StageResult
 from common.supervision import Ledger
 from common.text import decode, eos_token_ids, load_tokenizer
@@ -62,7 +60,7 @@ def evaluate_stage(place: Place, models: ModelPaths, trained: str, rivals: Mappi
     start = time.monotonic()
     clear_samples(folder, heldout=True)
     stream, prompts = heldout_prompts(config, models, config.evaluate.prompts)
-    metrics = RunMetrics(CollectorRegistry())
+    metrics = place.metrics
     log = EventLog(folder, place.console, count=metrics.event)
     with stage_bar(place.console, "evaluate") as show:
         total = 2 + len(rivals)

@@ -4,10 +4,12 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.metrics import RunMetrics
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
 from deploy.control_server import serve_control
@@ -39,6 +41,7 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         console.print(f"[yellow]Caution:[/] {caution}")
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
+    metrics = RunMetrics(CollectorRegistry())
 
     def start_runtime() -> Runtime:
         runtime = checked_runtime(config, folder, local=local, address=address)
@@ -51,12 +54,20 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         handle_signals(controls.stop_signal),
         ExitStack() as handlers,
         announce(folder),
-        serve_control(config.control, controls, folder),
+        serve_control(config.control, controls, folder, registry=metrics.registry) as url,
     ):
+        if url is not None:
+            console.print(f"[dim]control and metrics at {url}[/]")
         if any(finding.failure for finding in check_data(config)):
             start_runtime().close()  # the pipeline would stop at the first; this says at once all that is in the way
         pipeline = Pipeline(
-            config, folder, start_runtime=start_runtime, console=console, again=again, controls=controls
+            config,
+            folder,
+            start_runtime=start_runtime,
+            console=console,
+            again=again,
+            controls=controls,
+            metrics=metrics,
         )
         ran = pipeline.run()
         if ran or not (folder / "report.html").is_file():

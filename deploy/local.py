@@ -21,6 +21,7 @@ from common.config import RunConfig
 from common.errors import CorruptWeightsError, LearnerLostError
 from common.ports import WORK, Call, MemberKey, Reply, Role
 from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
 from common.vitals import describe
 from common.weights import weights_of
 from deploy.runtime import Members
@@ -164,12 +165,12 @@ class LocalLearner:
         self._payloads = [(c.rollouts, c.judgements, c.reference) for c in chunks]
         return []
 
-    def update(self) -> UpdateReport:
+    def update(self, settings: RunSettings) -> UpdateReport:
         """Train on what was prepared."""
         payloads, self._payloads = self._payloads, []
         with threads(self._threads), self._watch.phase("update"):
             try:
-                return self._service.update(payloads)
+                return self._service.update(payloads, settings)
             except CorruptWeightsError as error:
                 raise LearnerLostError(f"the learner in update: {error}") from error
 

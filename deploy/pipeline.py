@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.markup import escape
 
 from common.config import RunConfig
 from common.config_file import to_toml
 from common.hub import join_revision
+from common.metrics import RunMetrics
 from common.records import ModelPaths, Progress, StageResult
 from deploy.beginning import Beginning, find_beginning
 from deploy.evaluate_stage import evaluate_stage
@@ -67,6 +69,7 @@ class Pipeline:
         console: where progress goes.
         again: stages to run even if they are done.
         controls: told which stage runs; its stop signal ends the run between stages, or at a stage's next sign of life.
+        metrics: told what Prometheus shall know.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class Pipeline:
         console: Console,
         again: frozenset[str] = frozenset(),
         controls: RunControls | None = None,
+        metrics: RunMetrics | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
         self.console = console
         self.again = again
         self.controls = controls or RunControls(config.name, StopSignal())
+        self.metrics = metrics or RunMetrics(CollectorRegistry())
         self.stop = self.controls.stop_signal
         self._start_runtime = start_runtime
         self._runtime: Runtime | None = None
@@ -158,7 +163,7 @@ class Pipeline:
     def _run(self, stage: str, inputs: dict[str, Model], beginning: Beginning | None) -> StageResult:
         paths = {role: model.path for role, model in inputs.items()}
         if stage in ("ppo", "evaluate"):
-            place = Place(self.config, self.runtime, self.folder, self.console, self.stop, self.controls)
+            place = Place(self.config, self.runtime, self.folder, self.console, self.stop, self.controls, self.metrics)
             models = ModelPaths(paths["policy"], paths.get("reward_model"), self._judge(stage))
             if stage == "evaluate":
                 rivals = {name: paths[f"against {name}"] for name in self._rivals()}

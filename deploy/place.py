@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from common.config import RunConfig
+from common.metrics import RunMetrics
 from deploy.run_controls import RunControls
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
@@ -22,3 +23,5 @@ class Place:
     console: Console
     stop: StopSignal
     controls: RunControls
+    metrics: RunMetrics
+    """Of the whole run, whichever stage it is in."""

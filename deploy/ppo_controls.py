@@ -2,6 +2,7 @@
 
 import time
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import Any
 
 from common.checkpoint import Checkpoint
@@ -10,8 +11,17 @@ from deploy.checkpoint_writer import CheckpointWriter
 from deploy.event_log import EventLog
 from deploy.place import Place
 from deploy.recovery import Recovery
-from deploy.run_status import CheckpointInfo, LearnerStatus, MemberStatus, PoolStatus, RunStatus
+from deploy.run_status import (
+    CheckpointInfo,
+    LearnerStatus,
+    MemberStatus,
+    PoolStatus,
+    RunStatus,
+    SettingsRequest,
+    SettingsStatus,
+)
 from deploy.runtime import HostedLearner
+from deploy.steering import Steering
 from deploy.stopwatch import Stopwatch
 from deploy.supervisor import Supervisor
 
@@ -26,6 +36,7 @@ class PPOControls:
         writer: of checkpoints.
         watch: knows the phase of the loop.
         recovery: knows lineage and restarts.
+        steering: knows the settings, and whether the run stands still.
         log: is told of what was asked for.
     """
 
@@ -38,6 +49,7 @@ class PPOControls:
         writer: CheckpointWriter,
         watch: Stopwatch,
         recovery: Recovery,
+        steering: Steering,
         log: EventLog,
     ) -> None:
         assert place.config.ppo is not None, "PPO is what is controlled"
@@ -48,6 +60,7 @@ class PPOControls:
         self._writer = writer
         self._watch = watch
         self._recovery = recovery
+        self._steering = steering
         self._log = log
 
     def status(self) -> RunStatus:
@@ -73,6 +86,8 @@ class PPOControls:
                 pid=self._learner.described.get("pid"),
                 restarts=self._recovery.budget.total,
             ),
+            pause=self._steering.pause_state,
+            settings=SettingsStatus(**asdict(self._steering.settings)),
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
@@ -92,6 +107,21 @@ class PPOControls:
                  "replicas")) if n is not None]  # fmt: skip
         self._log.write("scale", f"scale to {', '.join(asked)}")
         self._supervisor.resize(workers=rollout_workers, replicas=reward_replicas)
+        return self.status()
+
+    def pause(self, reason: str) -> RunStatus:
+        """Stand still once the running update is done."""
+        self._steering.pause(reason)
+        return self.status()
+
+    def resume(self) -> RunStatus:
+        """Go on."""
+        self._steering.resume()
+        return self.status()
+
+    def change(self, wanted: SettingsRequest) -> RunStatus:
+        """Change settings from the next update on."""
+        self._steering.change(wanted)
         return self.status()
 
     def checkpoint(self) -> "Future[CheckpointInfo]":

@@ -19,6 +19,7 @@ from deploy.pools import supervised
 from deploy.ppo_controls import PPOControls
 from deploy.recovery import Lineages, Recovery
 from deploy.runtime import HostedLearner, Members
+from deploy.steering import Steering
 from deploy.supervisor import Supervisor
 from learner.loop import train
 
@@ -32,6 +33,7 @@ class PPORun:
         learner: owner of the weights.
         writer: of checkpoints.
         recovery: goes back to a checkpoint.
+        steering: settings and pause between updates.
         anew: whether `--again ppo` was given, which must be left out to go on.
     """
 
@@ -43,6 +45,7 @@ class PPORun:
         learner: HostedLearner,
         writer: CheckpointWriter,
         recovery: Recovery,
+        steering: Steering,
         anew: bool,
     ) -> None:
         assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
@@ -52,6 +55,7 @@ class PPORun:
         self.learner = learner
         self.writer = writer
         self.recovery = recovery
+        self.steering = steering
         self.anew = anew
 
     def train(self, recorder: Recorder, evaluations: Evaluations) -> None:
@@ -67,6 +71,7 @@ class PPORun:
                 learner=self.learner,
                 rollouts=self.supervisor,
                 recorder=recorder,
+                steering=self.steering,
                 evaluations=evaluations,
                 checkpoints=self.writer,
                 config=self.ppo,
@@ -192,11 +197,12 @@ def ppo_run(
             stop=place.stop,
             first=beginning.checkpoint,
         )
+        steering = Steering(config.ppo, watch=members.watch, stop=place.stop, note=log.write)
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
-                               recovery=recovery, log=log)  # fmt: skip
+                               recovery=recovery, steering=steering, log=log)  # fmt: skip
         stack.enter_context(place.controls.attached(controls))
         yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery,
-                     anew=beginning.anew)  # fmt: skip
+                     steering=steering, anew=beginning.anew)  # fmt: skip
 
 
 def _latest(place: Place, beginning: Beginning) -> tuple[Lineages, Ledger]:

@@ -5,16 +5,12 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
 from actors.prompt_texts import build_prompts
-from common.metrics import RunMetrics
 from common.records import ModelPaths, StageResult
 from common.text import load_tokenizer
 from deploy.beginning import Beginning
 from deploy.evaluations import BEFORE, HeldoutEvaluations, NoEvaluations, heldout_of
 from deploy.event_log import EventLog
-from deploy.metrics_server import serve_metrics
 from deploy.place import Place
 from deploy.ppo_run import ppo_run
 from deploy.progress import progress
@@ -30,9 +26,8 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
     _make_room(folder, beginning)
     if beginning.step >= config.ppo.updates:
         console.print(f"ppo: all {config.ppo.updates} updates are done already; nothing more is trained")
-    metrics = RunMetrics(CollectorRegistry())
+    metrics = place.metrics
     with ExitStack() as stack:
-        stack.enter_context(serve_metrics(config.metrics, metrics.registry, folder, console))
         prompts, heldout = build_prompts(config, models), heldout_of(config, models)
         if prompts.num_too_long:
             console.print(

@@ -23,6 +23,7 @@ from common.errors import (
     RunStopped,
 )
 from common.records import ChunkHandle, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
 from deploy.postmortem import MemberFacts, describe_death
 from deploy.ray_calls import CONTROL_TIMEOUT_S, cause_of
 from deploy.ray_transport import STACKS_TIMEOUT_S, end_actor, member_facts
@@ -105,10 +106,10 @@ class RayLearner:
             lost: list[int] = self._wait(self._actor.prepare.remote(list(chunks)), "prepare", CONTROL_TIMEOUT_S)
         return lost
 
-    def update(self) -> UpdateReport:
+    def update(self, settings: RunSettings) -> UpdateReport:
         """Train on what was prepared."""
         with self._watch.phase("update"):
-            updated = self._actor.update.remote()
+            updated = self._actor.update.remote(settings)
             report: UpdateReport = self._wait(updated, "update", self._config.learner.update_timeout_s)
         self._step = report.step
         return report

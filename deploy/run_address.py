@@ -35,12 +35,10 @@ class RunAddress(BaseModel):
     """When it started, UTC."""
     control_url: str | None = None
     """The control channel, on that machine's loopback; None where it is off."""
-    metrics_url: str | None = None
-    """Prometheus' endpoint, on while PPO trains."""
 
 
 @contextmanager
-def announce(folder: Path, *, control_url: str | None = None, metrics_url: str | None = None) -> Iterator[None]:
+def announce(folder: Path, *, control_url: str | None = None) -> Iterator[None]:
     """Write run.json, and take it away when the block ends; within another block, add to it and take that away."""
     before = read_address(folder)
     if before is None or before.pid != os.getpid():  # of a process that was killed
@@ -48,8 +46,7 @@ def announce(folder: Path, *, control_url: str | None = None, metrics_url: str |
         now = RunAddress(pid=os.getpid(), host=socket.gethostname(), started_at=datetime.now(UTC))
     else:
         now = before
-    urls = {"control_url": control_url or now.control_url, "metrics_url": metrics_url or now.metrics_url}
-    _write(folder / ADDRESS, now.model_copy(update=urls))
+    _write(folder / ADDRESS, now.model_copy(update={"control_url": control_url or now.control_url}))
     try:
         yield
     finally:

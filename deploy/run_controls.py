@@ -18,7 +18,7 @@ from typing import Protocol
 
 from common.errors import ControlError, StageEndedError
 from deploy.exit_codes import STOPPED
-from deploy.run_status import CheckpointInfo, RunStatus
+from deploy.run_status import CheckpointInfo, RunStatus, SettingsRequest
 from deploy.stop_signal import StopSignal
 
 
@@ -38,6 +38,19 @@ class StageControls(Protocol):
     def checkpoint(self) -> "Future[CheckpointInfo]":
         """Ask for a checkpoint at the next chance; resolves once it is written and verified, fails if it cannot be,
         or if the stage ends first. Whoever asks while one is on its way may get the same.
+        """
+
+    def pause(self, reason: str) -> RunStatus:
+        """Let the run stand still once the running update is done; members stay."""
+
+    def resume(self) -> RunStatus:
+        """Go on; nothing where the run is not paused."""
+
+    def change(self, wanted: SettingsRequest) -> RunStatus:
+        """Change settings from the next update on.
+
+        Raises:
+            ConfigError: a setting that this run does not have, as a KL target where the coefficient is fixed.
         """
 
 
@@ -117,6 +130,18 @@ class RunControls:
         """Ask the stage that runs for a checkpoint; raises ControlError if it writes none."""
         return self._pools().checkpoint()
 
+    def pause(self, reason: str) -> RunStatus:
+        """Let the stage that runs stand still; raises ControlError if it cannot."""
+        return self._pools().pause(reason)
+
+    def resume(self) -> RunStatus:
+        """Let it go on; raises ControlError if it cannot be paused."""
+        return self._pools().resume()
+
+    def change(self, wanted: SettingsRequest) -> RunStatus:
+        """Change settings of the stage that runs; raises ControlError if it has none that may change."""
+        return self._pools().change(wanted)
+
     def stop(self, reason: str) -> None:
         """Ask the run to end."""
         self.stop_signal.request(reason, STOPPED)
@@ -125,7 +150,7 @@ class RunControls:
         attached = self._attached
         if attached is None:
             raise ControlError(
-                f"{self.facts.run} is in stage {self._stage or '(between stages)'}, which has no pools and no "
-                "checkpoints; wait until `minichatgpt status` shows rollout workers"
+                f"{self.facts.run} is in stage {self._stage or '(between stages)'}, which has no pools, no "
+                "checkpoints and no settings that may change; wait until `minichatgpt status` shows rollout workers"
             )
         return attached

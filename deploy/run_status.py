@@ -43,6 +43,14 @@ class MemberStatus(Status):
     """Seconds since its last sign of life."""
     last_error: str | None = None
     """Why its predecessor went, or why it was given up."""
+    weights_age_s: float | None = None
+    """Seconds since its weights were published."""
+    busy_fraction: float | None = None
+    """Share of the last update's time in which it worked."""
+    tokens_per_s: float | None = None
+    """Response tokens generated per second of work, in its last call."""
+    rss_bytes: int | None = None
+    """Memory that its process holds in RAM."""
 
 
 class PoolStatus(Status):
@@ -54,6 +62,10 @@ class PoolStatus(Status):
     """How many get work."""
     members: tuple[MemberStatus, ...] = ()
     """All, those that come and go included."""
+    queued: int = 0
+    """Requests that wait for a member with room."""
+    queue_age_s: float = 0.0
+    """Seconds that the oldest of them has waited."""
 
 
 class LearnerStatus(Status):
@@ -76,6 +88,43 @@ class CheckpointInfo(Status):
     """Where it lies."""
     age_s: float
     """Seconds since it was written."""
+
+
+class SettingsStatus(Status):
+    """The settings that may change at run time, as they are in force, or will be from the next update on."""
+
+    temperature: float
+    """Of sampling."""
+    learning_rate: float
+    """Peak rate, as `ppo.optimizer.lr`; a schedule multiplies it."""
+    kl_target: float | None = None
+    """Nats; None where the KL coefficient is fixed."""
+    kl_coef: float | None = None
+    """None where the KL coefficient is adaptive."""
+
+
+class WaitStatus(Status):
+    """Who waited for whom in the last update, as shares of its time."""
+
+    update_s: float
+    """Seconds of the last update, collecting and publishing included."""
+    learner_wait_fraction: float
+    """The learner waited for samples."""
+    worker_idle_fraction: float
+    """Active rollout workers had nothing to do, mean over the workers."""
+    reward_idle_fraction: float
+    """Active reward replicas had nothing to do, mean over the replicas."""
+
+
+class AlarmStatus(Status):
+    """A guard rail that is raised."""
+
+    guard: str
+    """Which, as in `kl`."""
+    since_step: int
+    """First update that it is about."""
+    text: str
+    """What it saw, what is legal, what was done."""
 
 
 class RunStatus(Status):
@@ -109,6 +158,20 @@ class RunStatus(Status):
     """By role: `rollout`, `reward`."""
     learner: LearnerStatus | None = None
     """The learner."""
+    pause: Literal["none", "asked", "paused"] = "none"
+    """`asked`: the run pauses once the running update is done. `paused`: it does nothing until it is resumed."""
+    settings: SettingsStatus | None = None
+    """What may change at run time."""
+    latest: dict[str, float] = {}
+    """Metrics of the last update, by the names of metrics.jsonl."""
+    tokens_per_s: float | None = None
+    """Response tokens per second of wall time over the last update."""
+    waits: WaitStatus | None = None
+    """Who waited for whom in the last update."""
+    alarms: tuple[AlarmStatus, ...] = ()
+    """Guard rails that are raised now."""
+    rollbacks: int = 0
+    """Times that a guard rail went back to a checkpoint."""
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_MEMBERS, strict=True)]
@@ -126,6 +189,25 @@ class ScaleRequest(Config):
     def _asks_for_something(self) -> "ScaleRequest":
         if self.rollout_workers is None and self.reward_replicas is None:
             raise ValueError("nothing to change; give rollout_workers, reward_replicas or both")
+        return self
+
+
+class SettingsRequest(Config):
+    """Settings to change from the next update on; what is left out stays."""
+
+    temperature: float | None = Field(default=None, gt=0, le=10)
+    """Of sampling."""
+    learning_rate: float | None = Field(default=None, gt=0, le=10)
+    """Peak rate, as `ppo.optimizer.lr`; all other rates move by the same factor."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """Nats; only where the KL coefficient is adaptive."""
+    kl_coef: float | None = Field(default=None, ge=0)
+    """Only where the KL coefficient is fixed."""
+
+    @model_validator(mode="after")
+    def _asks_for_something(self) -> "SettingsRequest":
+        if not self.model_dump(exclude_none=True):
+            raise ValueError("nothing to change; give temperature, learning_rate, kl_target or kl_coef")
         return self
 
 

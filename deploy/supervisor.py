@@ -21,6 +21,7 @@ from common.metrics import RunMetrics
 from common.pool_actions import Action, Departed, Done, Kill, Note, Send, Start
 from common.ports import Reply, Transport
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
 from common.supervision import Ledger
 from deploy.conductor import Conductor
 from deploy.stop_signal import StopSignal
@@ -96,8 +97,9 @@ class Supervisor:
         """Those that were published last."""
         return self.command(lambda now: self.conductor.current())
 
-    def collect(self, num_samples: int) -> list[ChunkHandle]:
-        """Exactly `num_samples` samples, generated and judged, in draw order.
+    def collect(self, num_samples: int, settings: RunSettings | None = None) -> list[ChunkHandle]:
+        """Exactly `num_samples` samples, generated and judged, in draw order; None: at the temperature of the
+        configuration.
 
         Raises:
             LedgerError: more is asked for than staleness allows.
@@ -105,7 +107,7 @@ class Supervisor:
             RunStopped: somebody wants the run to end.
         """
         with self.watch.phase("collect"):
-            return self._wait_for_batch(lambda now: self.conductor.begin(num_samples, now))
+            return self._wait_for_batch(lambda now: self.conductor.begin(num_samples, now, settings))
 
     def regenerate(self, chunks: Sequence[ChunkHandle], lost: Sequence[int]) -> list[ChunkHandle]:
         """The same samples once more, where payloads went with their node; `lost` are positions in `chunks`."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from common.errors import CheckpointError, NonFiniteError
 from common.kl_config import AdaptiveKL, FixedKL, KLPenalty
 from common.masked import masked_mean, masked_sum
+from common.run_settings import RunSettings
 
 _MAX_ERROR = 0.2
 
@@ -83,6 +84,10 @@ class FixedController:
     def __init__(self, coef: float) -> None:
         self.coef = coef
 
+    def follow(self, settings: RunSettings) -> None:
+        """Take the coefficient that is in force."""
+        self.coef = self.coef if settings.kl_coef is None else settings.kl_coef
+
     def update(self, measures: Mapping[str, float], num_trajectories: int) -> None:
         """Nothing; so that the learner need not know which controller it has."""
 
@@ -106,6 +111,10 @@ class AdaptiveController:
         self._measure = measure
         self._target = target
         self._horizon = horizon
+
+    def follow(self, settings: RunSettings) -> None:
+        """Take the target that is in force; the coefficient goes on from where it is."""
+        self._target = self._target if settings.kl_target is None else settings.kl_target
 
     def update(self, measures: Mapping[str, float], num_trajectories: int) -> None:
         """Raise the coefficient where the policy went further than the target, else lower it; once per PPO update.

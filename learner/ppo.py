@@ -25,6 +25,7 @@ from common.masked import whiten
 from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
 from common.ppo_config import PPOConfig
 from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
 from common.seeds import permutation
 from common.weights import buffer_hash, flatten
 from learner.batch import Batch, in_order
@@ -69,6 +70,7 @@ class PPOLearner:
         self.lineage = 0
         self.controller = make_controller(config.kl)
         self.scores = ScoreShaping(config)
+        self._settings = RunSettings.of(config)
         if config.trainable_layers is not None:
             freeze_below(model.policy, config.trainable_layers)
         optimizers = build_optimizers(
@@ -109,11 +111,12 @@ class PPOLearner:
             probe = Probe(self.probe_ids.int().numpy(), out.logprobs.cpu().numpy())
         return WeightsHandle(self.identity, buffer, buffer_hash(buffer), manifest, probe)
 
-    def update(self, trajectories: Sequence[Trajectory]) -> UpdateReport:
+    def update(self, trajectories: Sequence[Trajectory], settings: RunSettings | None = None) -> UpdateReport:
         """Train on trajectories once.
 
         Args:
             trajectories: in any order; sorted here.
+            settings: those by which they were sampled, and by which they are trained on; None: as configured.
 
         Returns:
             What the update did; `seconds` by phase. With `is_finite` False no optimizer step was finite: weights,
@@ -125,6 +128,8 @@ class PPOLearner:
             CorruptWeightsError: weights or optimizer state are not finite any more; load a checkpoint.
         """
         start = time.perf_counter()
+        self._settings = settings or RunSettings.of(self.config)
+        self.controller.follow(self._settings)
         samples = self.config.samples_per_prompt
         ordered = in_order(trajectories, expected=self.identity, samples_per_prompt=samples)
         batch = Batch.of(ordered, self.accelerator.device)
@@ -189,7 +194,7 @@ class PPOLearner:
         for index in cuts:
             part = batch.rows(index)
             arguments = (part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots)
-            out = functional_call(self.plain, weights or {}, (*arguments, self.config.temperature))
+            out = functional_call(self.plain, weights or {}, (*arguments, self._settings.temperature))
             pieces.append([_widen(out.logprobs, slots), _widen(out.entropy, slots), _widen(out.values, slots),
                            out.last_values])  # fmt: skip
         back = torch.argsort(torch.cat(cuts))
@@ -235,8 +240,8 @@ class PPOLearner:
 
     def _loss(self, part: Batch, rows: Targets, advantages: Tensor, denominator: Tensor, tally: Tally) -> Tensor:
         """[] the microbatch's share of the minibatch's loss."""
-        config, mask = self.config, part.response_mask
-        out = self.model(part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots, config.temperature)
+        config, mask, temperature = self.config, part.response_mask, self._settings.temperature
+        out = self.model(part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots, temperature)
         loss, seen = policy_loss(
             out.logprobs,
             rows.old_logprobs,
@@ -273,7 +278,8 @@ class PPOLearner:
         parameters = [p for p in self.plain.parameters() if p.grad is not None]
         norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
         if math.isfinite(loss) and math.isfinite(norm):
-            set_rate(self.optimizers, learning_rate_scale(self.step, self.config))
+            changed = self._settings.learning_rate / self.config.optimizer.lr
+            set_rate(self.optimizers, learning_rate_scale(self.step, self.config) * changed)
             for optimizer in self.optimizers:
                 optimizer.step()
             seen.steps = 1

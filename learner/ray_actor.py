@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
 from common.vitals import describe, heartbeat, stacks
 from common.weights import Buffer, detached
 from learner.service import Payload, build_learner
@@ -56,10 +57,10 @@ class LearnerActor:
         self._payloads = [payload for payload in fetched if payload is not None]
         return [position for position, payload in enumerate(fetched) if payload is None]
 
-    def update(self) -> UpdateReport:
+    def update(self, settings: RunSettings) -> UpdateReport:
         """Train on what was prepared, once."""
         payloads, self._payloads = self._payloads, []
-        return self._service.update(payloads)
+        return self._service.update(payloads, settings)
 
     def snapshot(self) -> None:
         """Copy the state; between two updates."""

@@ -24,6 +24,7 @@ from common.records import (
     UpdateReport,
     WeightsHandle,
 )
+from common.run_settings import RunSettings
 from common.seeds import mix, permutation, seed_everything
 from common.text import load_tokenizer
 from learner.batch import in_order, join
@@ -71,14 +72,24 @@ class LearnerService:
         """The policy as it is now; the buffer is in the handle."""
         return self.learner.weights()
 
-    def update(self, payloads: Sequence[Payload]) -> UpdateReport:
-        """Train on the chunks' samples once and record them; see PPOLearner.update."""
+    def update(self, payloads: Sequence[Payload], settings: RunSettings | None = None) -> UpdateReport:
+        """Train on the chunks' samples once and record them; see PPOLearner.update.
+
+        Raises:
+            ValueError: as PPOLearner.update; or the samples were drawn at another temperature than the settings say.
+        """
+        settings = settings or RunSettings.of(self.learner.config)
+        if wrong := {payload[0].temperature for payload in payloads} - {settings.temperature}:
+            raise ValueError(
+                f"samples drawn at temperature {sorted(wrong)} for an update at {settings.temperature}; collect them "
+                "with the settings of the update"
+            )
         trajectories = [t for payload in payloads for t in join(*payload)]
         samples = self.learner.config.samples_per_prompt
         ordered = in_order(trajectories, expected=self.learner.identity, samples_per_prompt=samples)
         path = trajectory_path(self.folder / "trajectories", self.learner.step + 1)
         write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
-        return self.learner.update(ordered)
+        return self.learner.update(ordered, settings)
 
     def snapshot(self) -> None:
         """Copy weights, value head, optimizer state, step, lineage, KL controller and score statistics to CPU memory.

@@ -42,7 +42,7 @@ def build_service(config: RunConfig, paths: ModelPaths, secrets: Mapping[str, st
         dtype = resolve_dtype(config.learner.dtype, device, serves=False)  # the learner's: KL is their difference
         policy = load_policy(paths.policy, dtype=dtype)
         policy.to(device)
-        reference = Reference(policy, temperature=ppo.temperature, batch_sequences=placement.batch_sequences)
+        reference = Reference(policy, batch_sequences=placement.batch_sequences)
     terms = _terms(config, paths, secrets)
     evaluator = _evaluator(terms, config, paths) if paths.judge is not None else None
     return RewardService(_mixture(terms, config, paths), reference, evaluator)

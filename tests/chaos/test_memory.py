@@ -5,6 +5,7 @@ from statistics import median
 
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
 
 from common.config import ControlConfig
 from deploy.control_client import RunClient
@@ -80,7 +81,7 @@ def test_nothing_grows_over_200_updates(tiny, tmp_path, break_a_run):
     def watch(run):
         run.await_step(1)
         with (
-            serve_control(ControlConfig(), run.controls, run.folder) as url,
+            serve_control(ControlConfig(), run.controls, run.folder, registry=CollectorRegistry()) as url,
             RunClient(run.folder, 0, url, read_token(run.folder)) as client,
         ):
             conductor = run.controls._attached._supervisor.conductor

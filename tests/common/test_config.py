@@ -73,8 +73,8 @@ def test_a_misspelt_key_comes_with_all_legal_ones():
 
 
 def test_every_problem_has_its_line():
-    lines = error("ppo.updates=0", "rollout.workers=0", "metrics.port=70000").splitlines()[1:]
-    assert [line.split(":")[0].strip() for line in lines] == ["ppo.updates", "rollout.workers", "metrics.port"]
+    lines = error("ppo.updates=0", "rollout.workers=0", "control.port=70000").splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == ["ppo.updates", "rollout.workers", "control.port"]
     assert "(got 70000)" in lines[2]
 
 

@@ -87,7 +87,7 @@ def test_a_document_may_come_from_elsewhere():
         ("ppo.clip_eps=0.1", lambda c: c.ppo.clip_eps, 0.1),
         ("ppo.clip_eps=1e-1", lambda c: c.ppo.clip_eps, 0.1),
         ("ppo.max_grad_norm=inf", lambda c: c.ppo.max_grad_norm, math.inf),
-        ("metrics.enabled=false", lambda c: c.metrics.enabled, False),
+        ("control.enabled=false", lambda c: c.control.enabled, False),
         ("name=other", lambda c: c.name, "other"),
         ("name='other'", lambda c: c.name, "other"),
         ('name="other"', lambda c: c.name, "other"),
@@ -151,7 +151,7 @@ def test_what_is_written_reads_back_to_the_same(path, folder):
 
 def test_every_default_is_written(folder):
     text = to_toml(load_config(TINY))
-    for setting in ("clip_eps = 0.2", "[metrics]", 'host = "127.0.0.1"', "request_timeout_s = 600.0"):
+    for setting in ("clip_eps = 0.2", "[control]", 'host = "127.0.0.1"', "request_timeout_s = 600.0"):
         assert setting in text.splitlines()
 
 

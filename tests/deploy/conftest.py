@@ -50,7 +50,7 @@ def generate(request):
         seconds={"generate": 0.25},
         identity=request.weights.identity,
     )
-    return RolloutChunk(tuple(p for p, _ in samples), rollouts), stats
+    return RolloutChunk(tuple(p for p, _ in samples), rollouts, request.temperature), stats
 
 
 def score(chunk, unscored=()):

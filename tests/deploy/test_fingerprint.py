@@ -74,8 +74,8 @@ def test_a_setting_changes_its_own_stages_and_no_other(marks, change, stages):
         "learner.update_timeout_s=5",
         "learner.stage_timeout_s=5",
         "name=other",
-        "metrics.enabled=false",
-        "metrics.port=9000",
+        "control.enabled=false",
+        "control.port=9000",
     ],
 )
 def test_where_and_how_long_changes_nothing(marks, change):

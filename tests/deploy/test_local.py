@@ -14,6 +14,7 @@ from common.checkpoint_store import CheckpointStore
 from common.errors import CorruptWeightsError, LearnerLostError
 from common.ports import Call, MemberKey
 from common.records import ModelPaths, Stats
+from common.run_settings import RunSettings
 from deploy.local import LocalLearner, LocalRuntime, LocalTransport
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -266,10 +267,10 @@ def test_corrupt_weights_are_neither_saved_nor_published_nor_a_learner_any_more(
         learner.begin_save(str(tmp_path / "checkpoint"))
     with pytest.raises(CorruptWeightsError):
         learner.weights()
-    monkeypatch.setattr(type(learner._service), "update", lambda service, payloads: service.learner.check_finite())
+    monkeypatch.setattr(type(learner._service), "update", lambda service, *given: service.learner.check_finite())
     learner.prepare([])
     with pytest.raises(LearnerLostError, match="the learner in update: weights or optimizer state"):
-        learner.update()
+        learner.update(RunSettings.of(learner._service.learner.config))
 
 
 # --- the runtime

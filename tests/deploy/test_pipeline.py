@@ -237,7 +237,7 @@ def test_a_second_run_starts_nothing(tiny, run_copy):
 
 
 def test_more_workers_run_nothing_again(tiny, run_copy):
-    assert run(tiny("rollout.workers=4", "metrics.enabled=false"), run_copy, start=no_runtime) == (False, [])
+    assert run(tiny("rollout.workers=4", "control.enabled=false"), run_copy, start=no_runtime) == (False, [])
 
 
 def test_a_run_is_the_same_when_it_is_run_again(tiny, tiny_run, tmp_path):

@@ -92,7 +92,7 @@ def test_other_data_are_refused(settings_of):
         "ppo.checkpoint_every=1",
         "ppo.keep_last=7",
         "ppo.checkpoint_url='memory://elsewhere'",
-        "metrics.enabled=false",
+        "control.enabled=false",
         "evaluate.prompts=4",
         "evaluate.every_updates=2",
         "judge.training.epochs=29",

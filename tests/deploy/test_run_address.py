@@ -14,7 +14,7 @@ def test_a_run_is_announced_while_it_lasts(tmp_path):
     with announce(tmp_path):
         address = read_address(tmp_path)
         assert (address.pid, address.host) == (os.getpid(), socket.gethostname())
-        assert (address.control_url, address.metrics_url) == (None, None)
+        assert address.control_url is None
         assert address.started_at.utcoffset().total_seconds() == 0
     assert read_address(tmp_path) is None
     assert not list(tmp_path.iterdir())
@@ -24,12 +24,9 @@ def test_an_address_within_another_is_added_and_taken_away(tmp_path):
     with announce(tmp_path):
         alone = read_address(tmp_path)
         with announce(tmp_path, control_url="http://c"):
-            with announce(tmp_path, metrics_url="http://m"):
-                both = read_address(tmp_path)
-                assert (both.control_url, both.metrics_url) == ("http://c", "http://m")
-                assert (both.pid, both.started_at) == (alone.pid, alone.started_at)
-            assert read_address(tmp_path).metrics_url is None
-            assert read_address(tmp_path).control_url == "http://c"
+            both = read_address(tmp_path)
+            assert both.control_url == "http://c"
+            assert (both.pid, both.started_at) == (alone.pid, alone.started_at)
         assert read_address(tmp_path) == alone
 
 
@@ -37,7 +34,7 @@ def test_an_address_of_a_run_that_was_killed_is_not_added_to(tmp_path):
     with announce(tmp_path, control_url="http://stale"):
         stale = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     (tmp_path / "run.json").write_text(json.dumps(stale | {"pid": os.getpid() + 1}), encoding="utf-8")
-    with announce(tmp_path, metrics_url="http://m"):
+    with announce(tmp_path):
         assert read_address(tmp_path).control_url is None
         assert read_address(tmp_path).pid == os.getpid()
     assert read_address(tmp_path) is None

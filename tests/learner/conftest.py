@@ -131,8 +131,8 @@ def sample(score_of):
         )
         refs = (None,) * n
         if reference is not None:
-            service = Reference(copy.deepcopy(reference), temperature=temperature, batch_sequences=5)
-            refs = service.logprobs(RolloutChunk(prompts, rollouts))[0].logprobs
+            service = Reference(copy.deepcopy(reference), batch_sequences=5)
+            refs = service.logprobs(RolloutChunk(prompts, rollouts, temperature))[0].logprobs
         return [
             Trajectory(p, r, Judgement(p.draw_index, r.sample_index, score(r.response_ids), {"even": 1.0}, "test"), ref)
             for p, r, ref in zip(prompts, rollouts, refs, strict=True)

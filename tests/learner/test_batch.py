@@ -136,7 +136,7 @@ def test_a_batch_of_a_certain_token_is_legal():
 
 
 def payloads(rows):
-    rollouts = RolloutChunk(tuple(t.prompt for t in rows), tuple(t.rollout for t in rows))
+    rollouts = RolloutChunk(tuple(t.prompt for t in rows), tuple(t.rollout for t in rows), 1.0)
     return rollouts, JudgementChunk(tuple(t.judgement for t in rows))
 
 
@@ -167,7 +167,7 @@ def test_join_refuses_a_prompt_of_another_draw():
     rows = [trajectory(0)]
     rollouts, judgements = payloads(rows)
     with pytest.raises(ValueError, match="prompt of draw 5"):
-        join(RolloutChunk((replace(rows[0].prompt, draw_index=5),), rollouts.rollouts), judgements, None)
+        join(RolloutChunk((replace(rows[0].prompt, draw_index=5),), rollouts.rollouts, 1.0), judgements, None)
 
 
 def test_join_refuses_payloads_of_different_sizes():

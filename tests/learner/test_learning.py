@@ -18,6 +18,7 @@ from actors.worker import RolloutWorker
 from common.config import RunConfig
 from common.metrics import RunMetrics
 from common.records import Judgement, JudgementChunk, Stats
+from common.run_settings import RunSettings
 from common.seeds import sample_seed
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
@@ -58,6 +59,16 @@ class EmitToken:
 
     def probe(self):
         return {"emit": 1.0}
+
+
+class AsConfigured:
+    """Steering that changes nothing."""
+
+    def __init__(self, config):
+        self._settings = RunSettings.of(config)
+
+    def at(self, step):
+        return self._settings
 
 
 class Remembering:
@@ -109,7 +120,7 @@ def learn(tiny_policy, make_learner, ppo_config, tmp_path):
         )
 
         def replica(slot):
-            reference = Reference(copy.deepcopy(policy), temperature=1.0, batch_sequences=32)
+            reference = Reference(copy.deepcopy(policy), batch_sequences=32)
             return RewardService(EmitToken(shuffle), reference)
 
         def worker(slot):
@@ -148,6 +159,7 @@ def learn(tiny_policy, make_learner, ppo_config, tmp_path):
                 learner=learner,
                 rollouts=rollouts,
                 recorder=recorder,
+                steering=AsConfigured(config.ppo),
                 checkpoints=recorder,
                 evaluations=NoEvaluations(),
                 config=config.ppo,

@@ -34,7 +34,8 @@ class CountingLearner:
             self.diary.append(("lost", lost))
         return lost
 
-    def update(self):
+    def update(self, settings):
+        assert settings == ("settings of", self.step), "trained with other settings than those of this update"
         if self.step + 1 == self._dies_at:
             raise LearnerLostError("it died")
         draws = tuple((d, 0) for chunk in self._prepared for d in chunk.draw_indices)
@@ -57,7 +58,8 @@ class CountingRollouts:
         self._weights = weights.ref
         self.diary.append(("publish", weights.identity.step))
 
-    def collect(self, num_samples):
+    def collect(self, num_samples, settings):
+        assert settings == ("settings of", self._weights), "collected with settings of another update"
         draws = tuple(range(self._next, self._next + num_samples))
         self._next += num_samples
         self.open += num_samples
@@ -85,6 +87,13 @@ class Notebook:
 
     def record(self, report):
         self.diary.append(("record", report.step))
+
+
+class Wheel:
+    """Steering that says, as settings, the step at which it was asked."""
+
+    def at(self, step):
+        return ("settings of", step)
 
 
 class Exam:
@@ -121,6 +130,7 @@ def run(config, *, step=0, due=(), every=0, diary=None, **faults):
         learner=CountingLearner(diary, step, **faults),
         rollouts=rollouts,
         recorder=Notebook(diary),
+        steering=Wheel(),
         evaluations=Exam(diary, every),
         checkpoints=Shelf(diary, due),
         config=config,

@@ -46,7 +46,7 @@ def payloads(trajectories, sizes=(6, 10)):
         refs = None if part[0].ref_logprobs is None else ReferenceChunk(tuple(t.ref_logprobs for t in part))
         chunks.append(
             (
-                RolloutChunk(tuple(t.prompt for t in part), tuple(t.rollout for t in part)),
+                RolloutChunk(tuple(t.prompt for t in part), tuple(t.rollout for t in part), 1.0),
                 JudgementChunk(tuple(t.judgement for t in part)),
                 refs,
             )

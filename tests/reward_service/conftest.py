@@ -132,7 +132,7 @@ def chunk_of(policy_tokenizer):
                     "stop" if stops else "length",
                 )
             )
-        return RolloutChunk(tuple(prompts), tuple(rollouts))
+        return RolloutChunk(tuple(prompts), tuple(rollouts), 1.0)
 
     return build
 

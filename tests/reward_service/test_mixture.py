@@ -48,6 +48,7 @@ def chunk_of_length(n):
     return RolloutChunk(
         tuple(Prompt(10 + i, i, ids, 4) for i in range(n)),
         tuple(Rollout(10 + i, 2, 0, 0, ids, np.zeros(1, dtype=np.float32), Identity(0, 0), "length") for i in range(n)),
+        1.0,
     )
 
 
@@ -132,6 +133,7 @@ def test_a_response_that_changes_how_the_prompt_is_written_is_decoded_alone(poli
     chunk = RolloutChunk(
         (Prompt(1, 0, ids[0], 4),),
         (Rollout(1, 0, 0, 0, ids[1], np.zeros(2, dtype=np.float32), Identity(0, 0), "length"),),
+        1.0,
     )
     Mixture([Term(scorer, 1.0)], Joining(), budget_s=9.0, probe_budget_s=9.0).judge(chunk)
     (text,) = scorer.asked[0][0]

@@ -130,7 +130,7 @@ def test_judgements_are_of_their_rollouts_in_order(model_mixture, chunk_of):
     chunk = chunk_of(PAIRS)
     judged = scorer.judge(chunk)[0].judgements
     assert [j.draw_index for j in judged] == [p.draw_index for p in chunk.prompts] == [40, 43, 46, 49]
-    backwards = scorer.judge(RolloutChunk(chunk.prompts[::-1], chunk.rollouts[::-1]))[0].judgements
+    backwards = scorer.judge(RolloutChunk(chunk.prompts[::-1], chunk.rollouts[::-1], 1.0))[0].judgements
     assert [j.draw_index for j in backwards] == [49, 46, 43, 40]
     assert {j.draw_index: pytest.approx(j.score, abs=1e-6) for j in backwards} == {
         j.draw_index: j.score for j in judged

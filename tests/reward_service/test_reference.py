@@ -21,6 +21,7 @@ def sampled_chunk(model, temperature=1.0):
     return RolloutChunk(
         tuple(Prompt(i, i, p, n) for i, (p, n) in enumerate(zip(prompts, LIMITS, strict=True))),
         tuple(Rollout(i, 0, 0, i, s.ids, s.logprobs, Identity(0, 0), s.finish) for i, s in enumerate(sampled)),
+        temperature,
     )
 
 
@@ -29,7 +30,7 @@ def sampled_chunk(model, temperature=1.0):
 def test_at_equal_weights_the_reference_agrees_with_the_learner(language_model, temperature, batch_sequences):
     # Trap 13, over ragged prompts and responses.
     chunk = sampled_chunk(language_model, temperature)
-    reference = Reference(language_model, temperature=temperature, batch_sequences=batch_sequences)
+    reference = Reference(language_model, batch_sequences=batch_sequences)
     found, stats = reference.logprobs(chunk)
     assert stats.samples == len(found.logprobs) == len(LENGTHS)
     learner = PolicyWithValueHead(language_model)
@@ -45,8 +46,8 @@ def test_at_equal_weights_the_reference_agrees_with_the_learner(language_model, 
 
 
 def test_reference_logprobs_are_the_gathered_plain_forward(language_model):
-    chunk = sampled_chunk(language_model)
-    found, _ = Reference(language_model, temperature=0.7, batch_sequences=4).logprobs(chunk)
+    chunk = sampled_chunk(language_model, 0.7)
+    found, _ = Reference(language_model, batch_sequences=4).logprobs(chunk)
     for prompt, rollout, logprobs in zip(chunk.prompts, chunk.rollouts, found.logprobs, strict=True):
         ids = torch.from_numpy(np.concatenate([prompt.token_ids, rollout.response_ids]).astype(np.int64))[None]
         with torch.no_grad():
@@ -56,13 +57,13 @@ def test_reference_logprobs_are_the_gathered_plain_forward(language_model):
 
 
 def test_results_do_not_share_memory_with_the_padded_table(language_model):
-    found, _ = Reference(language_model, temperature=1.0, batch_sequences=64).logprobs(sampled_chunk(language_model))
+    found, _ = Reference(language_model, batch_sequences=64).logprobs(sampled_chunk(language_model))
     assert all(row.base is None for row in found.logprobs), "a view would carry the whole table to the learner"
 
 
 def test_the_reference_carries_no_gradients_and_is_left_as_it_was(language_model):
     before = [p.detach().clone() for p in language_model.parameters()]
-    Reference(language_model.train(), temperature=1.0, batch_sequences=4).logprobs(sampled_chunk(language_model))
+    Reference(language_model.train(), batch_sequences=4).logprobs(sampled_chunk(language_model))
     assert not language_model.training
     assert all(p.grad is None for p in language_model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, language_model.parameters(), strict=True))

@@ -6,10 +6,12 @@ import json
 import numpy as np
 import psutil
 import pytest
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from common.config import RunConfig
 from common.errors import MemberFailedError
+from common.metrics import RunMetrics
 from common.records import ModelPaths
 from deploy.evaluate_stage import evaluate_stage
 from deploy.launch import launch
@@ -85,7 +87,15 @@ def evaluate(config, tiny_run, folder):
     models = tiny_run / "models"
     paths = ModelPaths(*(str(models / name) for name in ("sft", "reward_model", "judge")))
     stop = StopSignal()
-    place = Place(config, LocalRuntime(), folder, Console(file=io.StringIO()), stop, RunControls(config.name, stop))
+    place = Place(
+        config,
+        LocalRuntime(),
+        folder,
+        Console(file=io.StringIO()),
+        stop,
+        RunControls(config.name, stop),
+        RunMetrics(CollectorRegistry()),
+    )
     return evaluate_stage(place, paths, str(models / "ppo"), {}).metrics
 
 

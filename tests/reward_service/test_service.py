@@ -20,7 +20,7 @@ def test_a_replica_scores_as_its_scorer_does(model_mixture, chunk_of):
 
 
 def test_a_replica_with_a_reference_gives_its_logprobs(model_mixture, chunk_of, language_model):
-    reference = Reference(language_model, temperature=1.0, batch_sequences=8)
+    reference = Reference(language_model, batch_sequences=8)
     service = RewardService(model_mixture("bag"), reference)
     payload, stats = service.reference(chunk_of(PAIRS))
     for found, expected in zip(payload.logprobs, reference.logprobs(chunk_of(PAIRS))[0].logprobs, strict=True):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from prometheus_client import CollectorRegistry
 
 from common.config import ControlConfig
 from common.errors import ConfigError
@@ -18,7 +19,15 @@ from deploy.control_server import serve_control
 from deploy.control_token import read_token
 from deploy.run_address import announce
 from deploy.run_lock import run_lock
-from deploy.run_status import CheckpointInfo, LearnerStatus, MemberStatus, PoolStatus, RunStatus
+from deploy.run_status import (
+    CheckpointInfo,
+    LearnerStatus,
+    MemberStatus,
+    PoolStatus,
+    RunStatus,
+    SettingsRequest,
+    SettingsStatus,
+)
 
 CHECKPOINT = CheckpointInfo(step=7, url="file:///runs/tiny/checkpoints/step_000007", age_s=0.5)
 
@@ -33,6 +42,10 @@ class PlainRun:
     active: int | None = None
     """Rollout workers that are active; None: all."""
     stopped: str | None = None
+    pause_state: str = "none"
+    settings: SettingsStatus = field(
+        default_factory=lambda: SettingsStatus(temperature=1.0, learning_rate=0.001, kl_target=6.0)
+    )
     calls: list[object] = field(default_factory=list)
     future: Future[CheckpointInfo] = field(default_factory=Future)
     failure: BaseException | None = None
@@ -57,6 +70,8 @@ class PlainRun:
             newest_checkpoint=CHECKPOINT,
             pools={"rollout": self._pool("worker", self.workers), "reward": self._pool("replica", self.replicas)},
             learner=LearnerStatus(state="active", pid=4711, restarts=1),
+            pause=self.pause_state,
+            settings=self.settings,
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
@@ -72,6 +87,23 @@ class PlainRun:
     def checkpoint(self) -> Future[CheckpointInfo]:
         self._enter("checkpoint")
         return self.future
+
+    def pause(self, reason: str) -> RunStatus:
+        self._enter(("pause", reason))
+        self.pause_state = "asked"
+        return self.status()
+
+    def resume(self) -> RunStatus:
+        self._enter("resume")
+        self.pause_state = "none"
+        return self.status()
+
+    def change(self, wanted: SettingsRequest) -> RunStatus:
+        self._enter(("change", wanted))
+        if wanted.kl_coef is not None:
+            raise ConfigError("kl_coef is of a fixed coefficient, and this run's is adaptive")
+        self.settings = self.settings.model_copy(update=wanted.model_dump(exclude_none=True))
+        return self.status()
 
     def stop(self, reason: str) -> None:
         self._enter(("stop", reason))
@@ -134,7 +166,9 @@ def serving(
         stack.enter_context(run_lock(folder))
         stack.enter_context(announce(folder))
         config = ControlConfig(**settings)
-        url = stack.enter_context(serve_control(config, plain, folder, call_timeout_s=call_timeout_s))
+        url = stack.enter_context(
+            serve_control(config, plain, folder, registry=CollectorRegistry(), call_timeout_s=call_timeout_s)
+        )
         assert url is not None
         yield Served(plain, folder, url, read_token(folder))
 

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+from prometheus_client import CollectorRegistry
 from pydantic import ValidationError
 
 from common.config import ControlConfig
@@ -121,7 +122,7 @@ def test_tokens_are_compared_in_constant_time(served, monkeypatch):
 
 
 def test_every_start_makes_a_new_token_of_256_bits(serve):
-    with serve() as first, serve_control(ControlConfig(), first.run, first.folder.parent):
+    with serve() as first, serve_control(ControlConfig(), first.run, first.folder.parent, registry=CollectorRegistry()):
         other = (first.folder.parent / "control.token").read_text(encoding="ascii").strip()
         assert other != first.token
         assert re.fullmatch(r"[A-Za-z0-9_-]{43}", first.token)
@@ -465,7 +466,7 @@ def test_any_other_address_is_refused(host):
 
 
 def test_it_can_be_turned_off(tmp_path, plain_run):
-    with serve_control(ControlConfig(enabled=False), plain_run(), tmp_path) as url:
+    with serve_control(ControlConfig(enabled=False), plain_run(), tmp_path, registry=CollectorRegistry()) as url:
         assert url is None
         assert not list(tmp_path.iterdir())
 

@@ -101,10 +101,10 @@ def train(tiny, tiny_run, tmp_path, monkeypatch):
         )
         update = LocalLearner.update
 
-        def interfered(learner):
+        def interfered(learner, settings):
             if before_update is not None:
                 before_update(controls, learner.step + 1)
-            return update(learner)
+            return update(learner, settings)
 
         error = None
         with monkeypatch.context() as patch:

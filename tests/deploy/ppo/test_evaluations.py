@@ -202,7 +202,7 @@ class Bench:
         judgements = [None if unscored else Judgement(p.draw_index, 0, 1.0, parts, "v") for p in prompts]
         causes = tuple(Unscored(p.draw_index, 0, "reward_error", "no mood") for p in prompts if unscored)
         reference = ReferenceChunk(tuple(np.zeros(2, np.float32) for _ in prompts))
-        payloads = (RolloutChunk(tuple(prompts), tuple(rollouts)), JudgementChunk(tuple(judgements)), reference)
+        payloads = (RolloutChunk(tuple(prompts), tuple(rollouts), 1.0), JudgementChunk(tuple(judgements)), reference)
         return [ChunkHandle(0, tuple(range(len(prompts))), *payloads, Stats(), Stats(unscored=causes))]
 
     def weights(self):

@@ -15,9 +15,9 @@ def infinite(monkeypatch):
     def at(step, *, times):
         update, loss, active = PPOLearner.update, PPOLearner._loss, []
 
-        def counted(learner, trajectories):
+        def counted(learner, trajectories, settings):
             active.append(learner.step == step)
-            return update(learner, trajectories)
+            return update(learner, trajectories, settings)
 
         def spoiled(learner, *arguments):
             value = loss(learner, *arguments)

@@ -25,6 +25,10 @@ def test_status_has_every_field(train, until):
         "stopping",  # nobody asked
         "phase",
         "phase_s",  # between two phases
+        "latest",
+        "tokens_per_s",
+        "waits",
+        "alarms",
     }
     assert (status.run, status.pid, status.stage) == ("tiny", os.getpid(), "ppo")
     assert (status.step, status.updates, status.lineage) == (3, 6, 0)
@@ -51,12 +55,12 @@ def test_status_says_which_phase_runs_and_for_how_long(train, monkeypatch):
 
     update, seen, controls_of_run = LearnerService.update, [], []
 
-    def watched(service, payloads):
+    def watched(service, payloads, settings):
         if service.step == 2:
             thread = threading.Thread(target=lambda: seen.append(controls_of_run[0].status()))
             thread.start()
             thread.join(timeout=60)
-        return update(service, payloads)
+        return update(service, payloads, settings)
 
     monkeypatch.setattr(LearnerService, "update", watched)
     train(*EVERY_TWO, before_update=lambda controls, number: controls_of_run.append(controls)).ok()

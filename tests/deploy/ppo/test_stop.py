@@ -23,10 +23,10 @@ def minichatgpt(run_copy, monkeypatch, capsys):
         command = ["minichatgpt", "run", "tiny", "--local", "--runs", str(run_copy.parent)]
         update = LocalLearner.update
 
-        def interfered(learner):
+        def interfered(learner, settings):
             if learner.step == 2:
                 before_update_3()
-            return update(learner)
+            return update(learner, settings)
 
         with monkeypatch.context() as patch:
             patch.setattr(LocalLearner, "update", interfered)

@@ -117,5 +117,5 @@ def records_of(data, block=32_768):
 def tracked(tmp_path):
     """A run to track."""
     return TrackedRun(
-        "mine", tmp_path, {"ppo.clip_eps": 0.2, "ppo.updates": 3, "name": "mine", "metrics.enabled": True}
+        "mine", tmp_path, {"ppo.clip_eps": 0.2, "ppo.updates": 3, "name": "mine", "control.enabled": True}
     )

@@ -284,7 +284,7 @@ def test_settings_are_flat_and_long_ones_are_cut(tiny, tmp_path):
     settings = tracked_run(tiny("trackers.tensorboard={}"), tmp_path).settings
     assert settings["ppo.optimizer.lr"] == 1e-3
     assert settings["ppo.data"] == '["reviews"]'
-    assert settings["metrics.enabled"] is True
+    assert settings["control.enabled"] is True
     assert len(settings["data.reviews.texts"]) == MAX_SETTING_CHARACTERS + 1
     assert all(isinstance(value, str | int | float) for value in settings.values())
 
