@@ -68,7 +68,7 @@ class PPOControls:
     def status(self) -> RunStatus:
         """The run as it is now."""
         facts, running = self._place.controls.facts, self._watch.running()
-        newest, cycle = self._writer.newest, self._supervisor.pulse.cycle
+        newest, cycle = self._writer.newest, self._supervisor.lookout.pulse.cycle
         return RunStatus(
             run=facts.run,
             pid=facts.pid,

@@ -16,6 +16,7 @@ from common.records import Identity, Sample, UpdateReport
 from common.supervision import Ledger
 from common.text import encode, train_word_tokenizer
 from deploy.progress import progress
+from deploy.pulse import Pulse
 from deploy.recorder import RunRecorder, append_json
 from deploy.run_files import read_run
 from deploy.stopwatch import Stopwatch
@@ -80,6 +81,7 @@ def record(tokenizer, tmp_path, told, tracked):
             ledger=lambda: ledger,
             metrics=metrics,
             watch=watch,
+            pulse=Pulse(),
             bar=(bar, task),
             saw=told.append,
             track=lambda row, samples: tracked.append((row, samples)),
