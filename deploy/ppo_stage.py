@@ -51,6 +51,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             metrics=metrics,
             watch=members.watch,
             settings=lambda: run.steering.in_force,
+            pulse=run.supervisor.lookout.pulse,
             saw=run.writer.saw,
             track=trackers.record,
             note=log.write,
