@@ -214,7 +214,7 @@ class CheckpointStore:
         return max((checkpoint.lineage + 1 for checkpoint in self.checkpoints()), default=0)
 
     def remove_after(self, step: int) -> None:
-        """Remove the checkpoints of more updates than these, damaged ones included; raises CheckpointError if it cannot.
+        """Remove the checkpoints of more updates than these, damaged ones too; raises CheckpointError if it cannot.
 
         The newest goes first: whoever is interrupted leaves those from which it would have come here again.
         """

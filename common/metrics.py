@@ -97,6 +97,9 @@ class RunMetrics:
         self._setting = gauge("setting", "A setting that may be changed at run time, as it is in force.", "setting")
         self._changes = counter("setting_changes", "Changes of such a setting.", "setting")
         self._paused = gauge("paused", "1 while the run stands still because somebody paused it.")
+        self._guard_alarm = gauge("guard_alarm", "1 while a guard rail is raised.", "guard")
+        self._guard_actions = counter("guard_actions", "What guard rails did.", "guard", "action")
+        self._rollbacks = counter("rollbacks", "Times that a guard rail went back to a checkpoint.")
         self._evaluated = gauge("evaluation_step", "Update behind the last evaluation on held-out prompts.")
         self._over_optimised = gauge(
             "over_optimised", "1 while the reward of held-out prompts rises without the judge."
@@ -148,6 +151,18 @@ class RunMetrics:
         for key, gauge in self._evaluation_gauges.items():
             if key in numbers:
                 gauge.set(numbers[key])
+
+    def guard_alarm(self, guard: str, raised: bool) -> None:
+        """A guard rail is raised, or is not."""
+        self._guard_alarm.labels(guard).set(raised)
+
+    def guard_action(self, guard: str, action: str) -> None:
+        """A guard rail did something."""
+        self._guard_actions.labels(guard, action).inc()
+
+    def rolled_back(self) -> None:
+        """Training went back to a checkpoint for a guard rail."""
+        self._rollbacks.inc()
 
     def settings(self, settings: RunSettings) -> None:
         """These are in force."""

@@ -1,7 +1,7 @@
 """The guard rails of learning: what every update and evaluation measured goes in, alarms and orders come out.
 
 A pure machine: no clock, no file, no run. All it knows follows from metrics.jsonl, evaluations.jsonl and the rollbacks
-of steering.json, so that a run that is cut off and goes on has the same alarms, and the report can tell them afterwards.
+of steering.json, so that a run that is cut off and goes on has the same alarms, and the report tells them afterwards.
 
     row ─▶ measure ─▶ beyond its limit ─▶ so many times in a row: alarm raised ─▶ order, at the next boundary
                    └▶ within            ─▶ so many times in a row: alarm cleared
@@ -21,6 +21,8 @@ from deploy.guard_measures import GUARDS, Baseline, Measure, measure
 from deploy.over_optimisation import Point, divergence, point_of
 
 Deed = Literal["lower_learning_rate", "roll_back", "stop"]
+OF_SAMPLES: Final = frozenset({"kl", "entropy", "repetition", "length"})
+"""Guards that look at what was sampled for an update: at the weights that the update before it has made."""
 STRONGEST_FIRST: Final[tuple[Deed, ...]] = ("stop", "roll_back", "lower_learning_rate")
 
 
@@ -30,7 +32,7 @@ class Alarm:
 
     guard: str
     since_step: int
-    """First update that it is about."""
+    """First update in which it was seen."""
     raised_at: int
     """Update after which it was raised."""
     text: str
@@ -52,7 +54,7 @@ class Order:
     deed: Deed
     guard: str
     before_step: int
-    """First update of what went wrong."""
+    """First update that went wrong: a checkpoint to go back to is older."""
     text: str
 
 
@@ -69,7 +71,7 @@ class _Watch:
     alarm: Alarm | None = None
 
     def see(self, step: int, seen: Measure, since: int) -> list[Notice]:
-        """One more measurement; `since` is the first update that it is about."""
+        """One more measurement; `since` is the first update that it is about, if those before were within."""
         if seen.is_beyond:
             self.since = self.since if self.beyond else since
             self.beyond, self.within = self.beyond + 1, 0
@@ -127,9 +129,11 @@ class Guards:
         Args:
             step: updates done, this one included.
             metrics: by the names of metrics.jsonl; None where a number was not finite.
-            kl_target: in force at that update; None where there is none.
+            kl_target: in force at that update; None: as configured, if there is one.
         """
         self._baseline.add(metrics)
+        if kl_target is None and self._kl.type == "adaptive":
+            kl_target = self._kl.target
         notices: list[Notice] = []
         for watch in self._watches.values():
             if watch.guard == "judge_gap":
@@ -181,14 +185,15 @@ class Guards:
 
     def _order(self, action: Action, alarm: Alarm) -> Order:
         about = f"guard {alarm.guard}: {alarm.text}"
+        before_step = alarm.since_step - (alarm.guard in OF_SAMPLES)
         done = len(self._rolled_back_to)
         if action == "roll_back" and done < self._config.max_rollbacks:
-            return Order("roll_back", alarm.guard, alarm.since_step, about)
+            return Order("roll_back", alarm.guard, before_step, about)
         if action == "lower_learning_rate":
-            return Order(action, alarm.guard, alarm.since_step, about)
+            return Order(action, alarm.guard, before_step, about)
         if action == "roll_back":
             about += f", after {done} rollbacks (guards.max_rollbacks)"
-        return Order("stop", alarm.guard, alarm.since_step, about)
+        return Order("stop", alarm.guard, before_step, about)
 
     def _is_cooling(self, step: int) -> bool:
         """Whether a rate was lowered, or a checkpoint gone back to, a short while before."""
