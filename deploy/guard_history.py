@@ -3,7 +3,7 @@
 Alarms are written down nowhere but in the log: they follow from what every update measured.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -13,7 +13,7 @@ from deploy.checked_json import read_jsonl
 from deploy.evaluation_file import EvaluationLine
 from deploy.guards import Guards, Notice
 from deploy.run_files import UpdateLine
-from deploy.settings_journal import Journal
+from deploy.settings_journal import Rollback
 
 
 def read_updates(folder: Path) -> Iterable[UpdateLine]:
@@ -25,7 +25,7 @@ def replayed(
     config: RunConfig,
     updates: Iterable[UpdateLine],
     evaluations: Iterable[EvaluationLine],
-    journal: Journal,
+    rollbacks: Sequence[Rollback],
     *,
     undecided: int | None = None,
 ) -> tuple[Guards, list[Notice]]:
@@ -35,10 +35,10 @@ def replayed(
         config: the run; its guards as they are now.
         updates: lines of metrics.jsonl, in order.
         evaluations: lines of evaluations.jsonl, in order.
-        journal: knows to which checkpoints rollbacks went.
+        rollbacks: those of the run, in their order.
         undecided: the update after which nothing has been done yet.
     """
-    guards, notices = Guards(config, [rollback.to_step for rollback in journal.rollbacks]), list[Notice]()
+    guards, notices = Guards(config, [rollback.to_step for rollback in rollbacks]), list[Notice]()
     by_step = {line.step: line for line in evaluations}
     if 0 in by_step:
         notices += guards.see_evaluation(by_step[0])

@@ -83,7 +83,8 @@ class GuardRails:
         """Training goes on after an update to which the run's files were cut back: all is as it was then."""
         updates = (row for row in read_updates(self._folder) if row.step <= step)
         evaluations = [line for line in read_evaluations(self._folder) if line.step <= step]
-        self._guards, _ = replayed(self._config, updates, evaluations, self._steering.journal, undecided=step)
+        rollbacks = self._steering.journal.rollbacks
+        self._guards, _ = replayed(self._config, updates, evaluations, rollbacks, undecided=step)
         raised = {alarm.guard for alarm in self._guards.alarms}
         for guard in GUARDS:
             self._metrics.guard_alarm(guard, guard in raised)

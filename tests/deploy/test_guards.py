@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.run_settings import RunSettings
 from deploy.evaluation_file import EvaluationLine
 from deploy.guard_history import replayed
 from deploy.guards import Guards
 from deploy.run_files import UpdateLine
-from deploy.settings_journal import Journal, Rollback
+from deploy.settings_journal import Rollback
 
 WELL = {
     "kl_seq_sum": 4.0,
@@ -217,10 +216,8 @@ def test_a_run_that_is_cut_off_anywhere_has_the_same_alarms_and_orders_as_one_th
     whole = feed(Guards(config, rolled_back_to), rows)
     cut = data.draw(st.integers(0, len(rows)))
     lines = [UpdateLine(step=step, metrics=row) for step, row in enumerate(rows[:cut], start=1)]
-    journal = Journal(start=RunSettings.of(config.ppo), rollbacks=[rollback_to(step) for step in rolled_back_to])
-    machine, _ = replayed(config, lines, [], journal, undecided=cut)
+    machine, _ = replayed(config, lines, [], [rollback_to(step) for step in rolled_back_to], undecided=cut)
     if cut:
         order = machine.decide(cut)
         assert (order and (order.deed, order.guard)) == whole[cut - 1][1]
     assert feed(machine, rows[cut:], first=cut + 1) == whole[cut:]
-

@@ -6,6 +6,11 @@ import pytest
 from common.errors import RunStopped
 from common.hashing import file_hash
 from deploy.exit_codes import GUARDED
+from deploy.guard_measures import GUARDS
+from deploy.report import render
+from deploy.report_curves import GROUPS
+from deploy.report_guards import guard_rows, guards_sentence
+from deploy.run_files import read_run
 from deploy.settings_journal import read_journal
 from learner.trajectory_file import read_trajectories
 
@@ -78,7 +83,20 @@ def test_warning_changes_nothing_of_what_is_trained(alarmed, once):
     off = [f"guards.{guard}.action=off" for guard in ("kl", "entropy", "clip_fraction", "repetition", "length")]
     plain = once(WILD, *off, "guards.judge_gap.action=off")
     assert not [event for event, _ in plain.events() if event.startswith("guard")]
-    alarmed.assert_same_as(plain)
+    assert [row["metrics"] for row in alarmed.rows()] == [row["metrics"] for row in plain.rows()]
+    weights = "models/ppo/model.safetensors"
+    assert file_hash(alarmed.folder / weights) == file_hash(plain.folder / weights)
+
+
+def test_the_report_has_a_line_for_each_alarm_that_was_in_the_log_and_marks_it_in_the_curves(alarmed):
+    run = read_run(alarmed.folder)
+    rows = guard_rows(run)
+    told = [text.partition(": ")[2] for text in events(alarmed, "guard_alarm")]
+    assert [row.text for row in rows] == told
+    assert guards_sentence(rows) == f"Guard rails: {len(told)} alarms."
+    page = render(run)
+    assert page.count(">A1<") + page.count(">A1 ") >= 1 + len(GROUPS)
+    assert all(f"alarm of guard {guard}<" in page for guard in GUARDS)
 
 
 def test_a_sound_run_raises_nothing(undisturbed):
@@ -120,7 +138,7 @@ def test_the_learning_rate_is_lowered_once_before_the_next_update_and_noted_as_a
     assert lowered.registry.get_sample_value("minichatgpt_guard_actions_total", count) == 1
 
 
-@pytest.mark.parametrize("update", [3, 4])
+@pytest.mark.parametrize("update", [3, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_after_that_lowers_it_no_second_time(train, lowered, update):
     """Before update 3 the rate has just been lowered, and it goes on from update 2: the guard comes there again."""
     killed = train(*LOWER, before_update=killed_before(update, lineage=0))
@@ -186,7 +204,15 @@ def test_a_rollback_is_in_log_metrics_and_status(rolled_back):
     assert rolled_back.registry.get_sample_value("minichatgpt_guard_actions_total", count) == 1
 
 
-@pytest.mark.parametrize("update", [3, 4, 5])
+def test_the_report_tells_the_rollback_and_why_and_alarms_of_what_is_left(rolled_back):
+    rows = guard_rows(read_run(rolled_back.folder))
+    assert [row.label[0] for row in rows] == ["A"] * (len(rows) - 1) + ["R"]
+    assert (rows[-1].at_step, rows[-1].updates, rows[-1].what) == (2, "5 back to 2", "rollback")
+    assert "KL of 14.9 nats per response; at most 13" in rows[-1].text
+    assert guards_sentence(rows[-1:]) == "Guard rails: 1 rollback."
+
+
+@pytest.mark.parametrize("update", [3, *(pytest.param(late, marks=pytest.mark.slow) for late in (4, 5))])
 def test_a_run_that_is_killed_after_a_rollback_goes_on_as_if_it_were_not(train, rolled_back, update):
     """Before update 3 and 4 there is no checkpoint after the rollback: cursor and count are in the journal alone."""
     killed = train(*ROLL_BACK, before_update=killed_before(update, lineage=1))
@@ -196,6 +222,7 @@ def test_a_run_that_is_killed_after_a_rollback_goes_on_as_if_it_were_not(train, 
     assert len(read_journal(resumed.folder).rollbacks) == 1
 
 
+@pytest.mark.slow
 def test_a_learner_that_is_lost_after_a_rollback_meets_the_new_prompts_again(train, rolled_back, poison):
     poison(4, times=2)  # once before the rollback, which its samples never see, and once after it
     outcome = train(*ROLL_BACK).ok()
@@ -203,6 +230,7 @@ def test_a_learner_that_is_lost_after_a_rollback_meets_the_new_prompts_again(tra
     assert len(events(outcome, "learner_lost")) == 2
 
 
+@pytest.mark.slow
 def test_after_max_rollbacks_the_run_stops_also_if_it_was_killed_in_between(train):
     eager = (WILD, "ppo.checkpoint_every=1", "ppo.keep_last=9", "guards.kl.max_nats=8", "guards.kl.patience_updates=1",
              "guards.kl.action=roll_back", "guards.cooldown_updates=0", "guards.max_rollbacks=2")  # fmt: skip
@@ -214,6 +242,7 @@ def test_after_max_rollbacks_the_run_stops_also_if_it_was_killed_in_between(trai
     assert len(read_journal(stopped.folder).rollbacks) == 2
 
 
+@pytest.mark.slow
 def test_without_any_checkpoint_a_rollback_goes_to_the_policy_before_ppo_and_on_with_other_prompts(train):
     outcome = train(*ROLL_BACK, "ppo.checkpoint_every=0").ok()
     assert {row["identity"].split(".")[0] for row in outcome.rows()} == {"1"}
@@ -221,6 +250,7 @@ def test_without_any_checkpoint_a_rollback_goes_to_the_policy_before_ppo_and_on_
     assert outcome.ledger()["rolled_back"] == 5 * BATCH
 
 
+@pytest.mark.slow
 def test_where_all_checkpoints_are_of_the_harm_the_oldest_is_gone_back_to(train):
     outcome = train(*ROLL_BACK, "ppo.checkpoint_every=4", "ppo.keep_last=1").ok()
     [rollback] = read_journal(outcome.folder).rollbacks
@@ -228,6 +258,7 @@ def test_where_all_checkpoints_are_of_the_harm_the_oldest_is_gone_back_to(train)
     assert [row["identity"] for row in outcome.rows()] == ["0.1", "0.2", "0.3", "0.4", "1.5", "1.6"]
 
 
+@pytest.mark.slow
 def test_beginning_anew_forgets_rollbacks(train):
     train(*ROLL_BACK)
     outcome = train(*ROLL_BACK, "guards.kl.action=off", again=True).ok()
