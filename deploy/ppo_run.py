@@ -177,18 +177,7 @@ def ppo_run(
                 place, members, prompts=prompts, metrics=metrics, ledger=ledger, note=log.note, keep=lineages.keep
             )
         )
-        writer = stack.enter_context(
-            closing(
-                CheckpointWriter(
-                    beginning.store,
-                    config.ppo,
-                    settings=lambda: beginning.settings,
-                    save_timeout_s=config.learner.save_timeout_s,
-                    warn=lambda text: log.write("checkpoint_failed", text),
-                    newest=beginning.checkpoint,
-                )
-            )
-        )
+        writer = stack.enter_context(closing(_writer(place, beginning, log)))
         lineages.newest = lambda: writer.newest
         steering = _steering(place, members, step=beginning.step, supervisor=supervisor, writer=writer,
                              lineages=lineages, metrics=metrics, log=log)  # fmt: skip
@@ -219,6 +208,18 @@ def ppo_run(
         stack.enter_context(place.controls.attached(controls))
         yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery,
                      steering=steering, guards=guards, anew=beginning.anew)  # fmt: skip
+
+
+def _writer(place: Place, beginning: Beginning, log: EventLog) -> CheckpointWriter:
+    assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
+    return CheckpointWriter(
+        beginning.store,
+        place.config.ppo,
+        settings=lambda: beginning.settings,
+        save_timeout_s=place.config.learner.save_timeout_s,
+        warn=lambda text: log.write("checkpoint_failed", text),
+        newest=beginning.checkpoint,
+    )
 
 
 def _steering(
