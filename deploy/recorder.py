@@ -99,6 +99,7 @@ class RunRecorder:
         row = {
             "step": report.step,
             "identity": str(report.identity),
+            "weights_hash": report.weights_hash,
             "metrics": dict(sorted(report.metrics.items())),
             "seconds": seconds,
             "ledger": self.ledger().as_dict(),

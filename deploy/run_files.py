@@ -28,6 +28,8 @@ class UpdateLine(Shape):
     """Updates done, this one included."""
     identity: str = ""
     """Lineage and step of the weights that it made, as in `0.1`."""
+    weights_hash: str = ""
+    """Of the policy that it made; empty in runs of older versions."""
     metrics: Numbers = {}
     """By name; null where a number was not finite."""
     seconds: Numbers = {}

@@ -153,6 +153,7 @@ class LearnerService:
             unpack_state(optimizer, mine, found["optimizer_groups"][number])
         self.learner.scores.load_state_dict(found.get("scores", {}))
         self.learner.controller.load_state_dict(found["controller"])
+        self.learner.flat.forget()
         with torch.no_grad():
             for name, parameter in self.learner.plain.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])

@@ -54,7 +54,9 @@ class Outcome:
         assert {p.relative_to(self.folder) for p in (self.folder / "trajectories").iterdir()} == names
         for name in [*names, "models/ppo/model.safetensors", "samples.jsonl"]:
             assert file_hash(self.folder / name) == file_hash(other.folder / name), name
-        mine, theirs = ([(row["step"], row["metrics"]) for row in run.rows()] for run in (self, other))
+        mine, theirs = (
+            [(row["step"], row["weights_hash"], row["metrics"]) for row in run.rows()] for run in (self, other)
+        )
         assert mine == theirs
         assert all(row["ledger"]["trained"] == 32 * row["step"] for row in self.rows())
         assert self.ledger()["trained"] == other.ledger()["trained"]
