@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from common.errors import DataError
 from common.metrics import RunMetrics
 from common.records import Sample, UpdateReport
+from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import decode
 from deploy.stopwatch import Stopwatch
@@ -52,6 +53,7 @@ class RunRecorder:
         ledger: gives the ledger as it is.
         metrics: the Prometheus registry's.
         watch: knows the seconds.
+        settings: gives those of the update that is recorded.
         bar: progress bar and its task.
         saw: told of every report too.
         track: told of each update's lines of metrics.jsonl and samples.jsonl.
@@ -66,6 +68,7 @@ class RunRecorder:
         ledger: Callable[[], Ledger],
         metrics: RunMetrics,
         watch: Stopwatch,
+        settings: Callable[[], RunSettings],
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
         track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
@@ -76,6 +79,7 @@ class RunRecorder:
         self.ledger = ledger
         self.metrics = metrics
         self.watch = watch
+        self.settings = settings
         self.bar, self.task = bar
         self._saw = saw
         self._track = track
@@ -100,6 +104,7 @@ class RunRecorder:
             "step": report.step,
             "identity": str(report.identity),
             "weights_hash": report.weights_hash,
+            "settings": self.settings().present(),
             "metrics": dict(sorted(report.metrics.items())),
             "seconds": seconds,
             "ledger": self.ledger().as_dict(),
