@@ -7,6 +7,7 @@ with which PPO began. Needed on the way are each update's line of metrics.jsonl 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from typing import Any
 
 from common.errors import DataError
 
@@ -36,15 +37,27 @@ class Plan:
     notes: tuple[str, ...] = ()
     """What else is gone, in words."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            "replayable": [
+                {"update": update, "start": start.name, "start_step": start.step}
+                for update, start in self.starts.items()
+            ],
+            "refused": [{"update": update, "why": why} for update, why in self.refused.items()],
+            "notes": list(self.notes),
+        }
+
     def start_of(self, update: int) -> Start:
         """Where recomputing an update begins; raises DataError with what is legal, and what to set to have more."""
         if update in self.starts:
             return self.starts[update]
-        known = self.refused.keys() | self.starts.keys()
-        why = self.refused.get(update, f"the run has no such update; it has {spans(known) or 'none yet'}")
+        legal = f"Replayable are {spans(self.starts) or 'none'}"
+        if update not in self.refused:
+            raise DataError(f"there is no update {update} to replay. {legal}")
         raise DataError(
-            f"update {update} cannot be replayed: {why}.\nReplayable are {spans(self.starts) or 'none'}. "
-            "A run keeps more to begin from with ppo.keep_last (newest checkpoints that stay) and ppo.checkpoint_every"
+            f"update {update} cannot be replayed: {self.refused[update]}.\n{legal}. A run keeps more to begin from "
+            "with ppo.checkpoint_every and ppo.keep_last, the number of newest checkpoints that stay"
         )
 
 
@@ -53,7 +66,7 @@ def plan(
     recorded: AbstractSet[int],
     checkpoints: Sequence[Start],
     *,
-    beginning: Start | str,
+    beginning: Start,
     from_step: int | None = None,
 ) -> Plan:
     """Which updates can be recomputed.
@@ -62,41 +75,35 @@ def plan(
         identities: by update that has a line in metrics.jsonl, the identity of the weights that it made.
         recorded: updates whose trajectories are there.
         checkpoints: that are kept.
-        beginning: what PPO began with, or why that cannot be used.
-        from_step: begin with this start or an earlier one; None: with the newest before each update.
+        beginning: the policy before PPO.
+        from_step: begin with the newest start up to this one; None: with the newest before each update.
     """
     living = [one for one in checkpoints if identities.get(one.step) == f"{one.lineage}.{one.step}"]
-    starts = [one for one in living if from_step is None or one.step <= from_step]
-    if isinstance(beginning, Start):
-        starts.append(beginning)
+    starts = [beginning, *(one for one in living if from_step is None or one.step <= from_step)]
     replayable, refused = dict[int, Start](), dict[int, str]()
     for update in sorted(identities.keys() | recorded):
-        start = max((one for one in starts if one.step < update), key=lambda one: one.step, default=None)
-        why = _why_not(update, start, identities, recorded, beginning)
-        if start is None or why:
+        start = max((one for one in starts if one.step < update), key=lambda one: one.step)
+        if why := _why_not(update, start, identities.keys(), recorded):
             refused[update] = why
         else:
             replayable[update] = start
-    dead = [f"checkpoint {one.name} is of weights {one.lineage}.{one.step}, which were gone back on: nothing that came "
-            "of them is on record" for one in checkpoints if one not in living]  # fmt: skip
+    dead = [
+        f"{one.name} is of weights {one.lineage}.{one.step}, which were gone back on: their later updates left nothing"
+        for one in checkpoints
+        if one not in living
+    ]
     return Plan(replayable, refused, tuple(dead))
 
 
-def _why_not(
-    update: int, start: Start | None, identities: Mapping[int, str], recorded: AbstractSet[int], beginning: Start | str
-) -> str:
+def _why_not(update: int, start: Start, done: AbstractSet[int], recorded: AbstractSet[int]) -> str:
     """Empty where it can be."""
-    if update not in identities:
-        return "it has no line in metrics.jsonl: it is not done, or no step of it was finite and nothing was changed"
-    if start is None:
-        why = f", and {beginning}" if isinstance(beginning, str) else ""
-        return f"no checkpoint before it is kept{why}"
-    missing = [step for step in range(start.step + 1, update + 1) if step not in identities]
-    if missing:
-        return f"updates {spans(missing)} after {start.name} have no line in metrics.jsonl"
-    missing = [step for step in range(start.step + 1, update + 1) if step not in recorded]
-    if missing:
-        return f"the trajectories of updates {spans(missing)}, which come after {start.name}, are not there"
+    if update not in done:
+        return "metrics.jsonl has no line of it: it is not done, or no step of it was finite, and it changed nothing"
+    needed = range(start.step + 1, update + 1)
+    if missing := [step for step in needed if step not in done]:
+        return f"metrics.jsonl has no line of update {spans(missing)}, after {start.name}"
+    if missing := [step for step in needed if step not in recorded]:
+        return f"the trajectories of update {spans(missing)} are not there, and {start.name} is the newest start before"
     return ""
 
 

@@ -6,7 +6,7 @@ which JSON writes as null.
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ class LargestDifference(Status):
     """Where two sides are furthest apart."""
 
     name: str
-    """Metric or tensor."""
+    """Metric or tensor; empty where nothing differs."""
     difference: float
     """Its size."""
 
@@ -43,7 +43,8 @@ class UpdateReplay(Status):
     metrics: dict[str, Compared]
     """By name, as in metrics.jsonl."""
     weights: WeightsVerdict
-    """Whether the policy has the hash that was recorded: then each of its numbers is the same."""
+    """Whether the policy has the hash that was recorded: then each of its numbers is the same. Runs of older versions
+    have recorded none."""
     weights_hash: str
     """Of the recomputed policy."""
     tensors: LargestDifference | None = None
@@ -54,7 +55,7 @@ class UpdateReplay(Status):
     def largest_metric(self) -> LargestDifference:
         """The metric that is furthest off."""
         name, compared = max(self.metrics.items(), key=lambda item: item[1].difference)
-        return LargestDifference(name=name, difference=compared.difference)
+        return LargestDifference(name=name if compared.difference else "", difference=compared.difference)
 
     @property
     def is_same(self) -> bool:
@@ -144,20 +145,21 @@ def compare_weights(recorded_hash: str, recomputed_hash: str) -> WeightsVerdict:
 
 
 def compare_tensors(
-    kept: Mapping[str, npt.NDArray[np.float64]], recomputed: Mapping[str, npt.NDArray[np.float64]]
+    kept: Mapping[str, npt.NDArray[Any]], recomputed: Mapping[str, npt.NDArray[Any]]
 ) -> LargestDifference:
     """The tensor that is furthest off, in its own units; infinitely far where a side lacks it or its shape differs."""
     largest = LargestDifference(name="", difference=0.0)
     for name in sorted(kept.keys() | recomputed.keys()):
         size = _distance(kept.get(name), recomputed.get(name))
-        if size > largest.difference or not largest.name:
+        if size > largest.difference:
             largest = LargestDifference(name=name, difference=size)
     return largest
 
 
-def _distance(one: npt.NDArray[np.float64] | None, other: npt.NDArray[np.float64] | None) -> float:
+def _distance(one: npt.NDArray[Any] | None, other: npt.NDArray[Any] | None) -> float:
     if one is None or other is None or one.shape != other.shape:
         return math.inf
-    apart = np.abs(one - other)
+    with np.errstate(invalid="ignore"):
+        apart = np.asarray(np.abs(one.astype(np.float64) - other.astype(np.float64)))
     apart[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0  # infinities of one sign, too
-    return float(np.nan_to_num(apart, nan=math.inf).max(initial=0.0))
+    return float(np.nan_to_num(apart, nan=math.inf, posinf=math.inf).max(initial=0.0))

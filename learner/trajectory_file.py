@@ -17,6 +17,8 @@ from safetensors.numpy import load_file, save_file
 from common.errors import DataError
 from common.records import Identity, Judgement, Prompt, Rollout, Trajectory
 
+_RAGGED = frozenset({"prompt_ids", "response_ids", "logprobs", "ref_logprobs"})
+
 
 def trajectory_path(folder: Path, step: int) -> Path:
     """Where the trajectories of an update are."""
@@ -77,6 +79,9 @@ def read_back(path: Path, *, lineage: int = 0) -> list[Trajectory]:
     """
     try:
         columns = read_trajectories(path)
+        for name in _RAGGED & columns.keys():
+            if not isinstance(columns[name], list):
+                raise KeyError(f"{name}_offsets")
         return [_row(columns, row, lineage) for row in range(len(columns["draw_index"]))]
     except (OSError, SafetensorError, KeyError, IndexError) as error:
         raise DataError(f"{path} cannot be read as trajectories of an update: {error!r}") from error

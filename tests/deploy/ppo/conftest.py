@@ -75,17 +75,16 @@ def until():
     return wait
 
 
-@pytest.fixture
-def train(tiny, tiny_run, tmp_path, monkeypatch):
-    """Runs PPO of `tiny` with changes; a second run of the same name goes on in the same folder.
+@pytest.fixture(scope="session")
+def train_in(tiny, tiny_run):
+    """Runs PPO of `tiny` with changes in a folder; a second run there goes on.
 
     The stage `evaluate` is left out, unless a change is about it. `before_update` is called with the run's controls and
     the number of the update to come, by the thread of the loop.
     """
 
-    def run(*changes, name="run", before_update=None, again=False):
+    def run(folder, *changes, before_update=None, again=False):
         evaluates = any(change.startswith("evaluate.") for change in changes)
-        folder = tmp_path / name
         if not folder.exists():
             shutil.copytree(tiny_run, folder)
             again = True
@@ -109,13 +108,23 @@ def train(tiny, tiny_run, tmp_path, monkeypatch):
             return update(learner, settings)
 
         error = None
-        with monkeypatch.context() as patch:
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LocalLearner, "update", interfered)
             try:
                 pipeline.run()
             except BaseException as caught:
                 error = caught
         return Outcome(folder, error, console.file.getvalue())
+
+    return run
+
+
+@pytest.fixture
+def train(train_in, tmp_path):
+    """As `train_in`, in the test's own folder: a second run of the same name goes on in the same folder."""
+
+    def run(*changes, name="run", **more):
+        return train_in(tmp_path / name, *changes, **more)
 
     return run
 
