@@ -45,6 +45,8 @@ class Brake:
         self._told = told
         self._changed = threading.Condition()
         self._state: Pause = "none"
+        self._is_standing = False
+        """Known to the loop's thread alone: whoever releases and pulls at once changes nothing of it."""
 
     @property
     def state(self) -> Pause:
@@ -79,7 +81,6 @@ class Brake:
                 self._save()
         finally:
             self._leave()
-            self._told(False)
 
     def _stands(self) -> bool:
         """Stand still; returns whether a checkpoint is to be written, before standing still goes on."""
@@ -97,8 +98,9 @@ class Brake:
         with self._changed:
             if self._state == "none":
                 return False
-            is_new, self._state = self._state == "asked", "paused"
-        if is_new:
+            self._state = "paused"
+        if not self._is_standing:
+            self._is_standing = True
             self._told(True)
         return True
 
@@ -106,3 +108,6 @@ class Brake:
         with self._changed:
             if self._state == "paused":
                 self._state = "asked"
+        if self._is_standing:
+            self._is_standing = False
+            self._told(False)

@@ -4,6 +4,7 @@ A run that is cut off and goes on from an older checkpoint, or is replayed, asks
 same updates. Written by `deploy/steering.py` before the update that a change is for; read by the report and by replay.
 """
 
+from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -96,6 +97,14 @@ class Journal(Shape):
                 last = change.settings
         return last
 
+    def holds(self, step: int, draw: int, who: Who, values: Mapping[str, float]) -> bool:
+        """Whether somebody has changed these settings to these values at this very place."""
+        return any(
+            (change.at_step, change.from_draw, change.who) == (step, draw, who)
+            and values.items() <= change.settings.present().items()
+            for change in self.changes
+        )
+
     def reach(self, step: int, draw: int) -> "Journal":
         """An update begins. What was meant for the one after a step comes in force already where that step had no
         finite gradient, and is tried again.
@@ -128,11 +137,13 @@ class Journal(Shape):
         journal = self._with(present, later) if later else self
         return journal.model_copy(update={"rollbacks": (*self.rollbacks, rollback)})
 
-    def differences(self) -> list[Difference]:
-        """The changes that count, setting by setting."""
+    def differences(self, *, before_step: int | None = None) -> list[Difference]:
+        """The changes that count, setting by setting; those in force before update `before_step`, or all."""
         found: list[Difference] = []
         before = self.start
         for change in self.changes:
+            if before_step is not None and change.at_step >= before_step:
+                continue
             found += [
                 Difference(at_step=change.at_step, name=name, before=old, after=new, who=change.who,
                            reason=change.reason)

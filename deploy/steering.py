@@ -22,7 +22,7 @@ from common.run_settings import RunSettings
 from deploy.brake import Brake, Pause
 from deploy.files import write_json
 from deploy.run_status import SettingsRequest
-from deploy.settings_journal import Change, Journal, Rollback, Who, differing, read_journal
+from deploy.settings_journal import FILE, Change, Journal, Rollback, Who, differing, read_journal
 
 Kind = Literal["settings", "pause", "resume"]
 
@@ -145,6 +145,9 @@ class Steering:
     def change(self, wanted: SettingsRequest, *, who: Who = "operator", reason: str = "") -> None:
         """Change settings from the next update on; by a guard rail between two updates, of the update that follows.
 
+        A guard rail sees the same once more where updates are done again; what it wanted then is recorded, and is not
+        recorded twice.
+
         Raises:
             ConfigError: a setting that this run does not have, or a value that contradicts its configuration.
             DataError: it cannot be written down; nothing is changed.
@@ -152,12 +155,12 @@ class Steering:
         check_change(self._config, wanted)
         changes = wanted.changes()
         with self._lock:
+            step, draw = self._next
             before = self._journal.newest
             after = replace(before, **changes)
             changed = differing(before, after)
-            if not changed:
+            if not changed or (who == "guard" and self._journal.holds(step, draw, who, changes)):
                 return
-            step, draw = self._next
             self._keep(
                 self._journal.add(
                     Change(at_step=step, from_draw=draw, settings=after, who=who, reason=reason,
@@ -193,7 +196,7 @@ class Steering:
 
 
 def open_journal(config: PPOConfig, folder: Path, note: Callable[[Kind, str], None]) -> Journal:
-    """The journal that an earlier attempt left, or a new one where there is none, or it is of other settings.
+    """The journal that an earlier attempt left; a new one where there is none, or it is of other settings and goes.
 
     Raises:
         DataError: it cannot be understood; names file and line.
@@ -203,6 +206,7 @@ def open_journal(config: PPOConfig, folder: Path, note: Callable[[Kind, str], No
     if journal is not None and journal.start == start:
         return journal
     if journal is not None:
+        (folder / FILE).unlink()
         note("settings", f"{len(journal.changes)} changes of another configuration do not count any more")
     return Journal(start=start)
 
