@@ -29,13 +29,10 @@ class UpdateLine(Shape):
     """Updates done, this one included."""
     identity: str = ""
     """Lineage and step of the weights that it made, as in `0.1`."""
-<<<<<<< HEAD
     weights_hash: str = ""
     """Of the policy that it made; empty in runs of older versions."""
-=======
     settings: Numbers = {}
     """Those that may change at run time, as they were in force; empty in older runs."""
->>>>>>> watch
     metrics: Numbers = {}
     """By name; null where a number was not finite."""
     seconds: Numbers = {}
