@@ -17,6 +17,7 @@ from common.records import Sample, UpdateReport
 from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import decode
+from deploy.pulse import Pulse
 from deploy.stopwatch import Stopwatch
 
 
@@ -54,6 +55,7 @@ class RunRecorder:
         metrics: the Prometheus registry's.
         watch: knows the seconds.
         settings: gives those of the update that is recorded.
+        pulse: told where they went.
         bar: progress bar and its task.
         saw: told of every report too.
         track: told of each update's lines of metrics.jsonl and samples.jsonl.
@@ -69,6 +71,7 @@ class RunRecorder:
         metrics: RunMetrics,
         watch: Stopwatch,
         settings: Callable[[], RunSettings],
+        pulse: Pulse,
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
         track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
@@ -80,6 +83,7 @@ class RunRecorder:
         self.metrics = metrics
         self.watch = watch
         self.settings = settings
+        self.pulse = pulse
         self.bar, self.task = bar
         self._saw = saw
         self._track = track
@@ -113,7 +117,8 @@ class RunRecorder:
         for sample in samples:
             append_json(self.folder / "samples.jsonl", sample)
         self._track(row, samples)
-        self.metrics.phases("learner", report.seconds)
+        cycle = self.pulse.updated(report, seconds)
+        self.metrics.cycle(seconds, cycle.update_s, cycle.busy)
         shown = report.metrics
         kl = f"  KL {shown['kl_token_mean']:.2f}/token" if "kl_token_mean" in shown else ""
         self.bar.update(self.task, completed=report.step, message=f"score {shown['score_mean']:+.2f}{kl}")

@@ -17,6 +17,7 @@ from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import encode, train_word_tokenizer
 from deploy.progress import progress
+from deploy.pulse import Pulse
 from deploy.recorder import RunRecorder, append_json
 from deploy.run_files import read_run
 from deploy.stopwatch import Stopwatch
@@ -82,6 +83,7 @@ def record(tokenizer, tmp_path, told, tracked):
             metrics=metrics,
             watch=watch,
             settings=lambda: RunSettings(temperature=1.0, learning_rate=1e-3, kl_target=None, kl_coef=0.1),
+            pulse=Pulse(),
             bar=(bar, task),
             saw=told.append,
             track=lambda row, samples: tracked.append((row, samples)),
