@@ -18,6 +18,7 @@ from deploy.control_guard import Guard
 from deploy.control_token import token_file
 from deploy.run_address import announce
 from deploy.run_controls import Controls
+from deploy.scrape_target import scrape_target
 
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 5.0
@@ -35,7 +36,8 @@ def serve_control(
 ) -> Iterator[str | None]:
     """Serve while the block runs; yields the URL, or None where it is off.
 
-    The URL is in run.json, the token in control.token, readable by its owner only. Both are gone afterwards.
+    The URL is in run.json, the token in control.token, readable by its owner only, and where Prometheus scrapes in
+    `.targets` beside the folder. All are gone afterwards.
 
     Args:
         config: where to listen.
@@ -60,6 +62,7 @@ def serve_control(
         app = build_app(controls, token=token, ending=ending, registry=registry, call_timeout_s=call_timeout_s)
         stack.enter_context(_running(listening, app, ending))
         stack.enter_context(announce(folder, control_url=url))
+        stack.enter_context(scrape_target(folder, url))
         yield url
 
 
