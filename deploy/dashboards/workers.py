@@ -39,7 +39,8 @@ NODES: Final = Row("Nodes, from Ray's own metrics", (
     Panel("CPU", (Query("ray_node_cpu_utilization_percentage", "{{instance}}"),), "percent",
           note="Needs the job `ray` of prometheus.yml."),
     Panel("Memory", (Query("ray_node_mem_used", "{{instance}} used"),
-                     Query("ray_node_mem_total", "{{instance}} there")), "bytes", note="Needs the job `ray` of prometheus.yml."),
+                     Query("ray_node_mem_total", "{{instance}} there")), "bytes",
+          note="Needs the job `ray` of prometheus.yml."),
     Panel("Object store", (Query("sum by (instance) (ray_object_store_memory)", "{{instance}}"),), "bytes",
           note="Weights and samples on their way lie there. Needs the job `ray` of prometheus.yml."),
 ))  # fmt: skip
