@@ -9,6 +9,7 @@ from actors.prompts import PromptStream
 from common.errors import CheckpointError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from common.ports import Evaluations, Recorder
+from common.records import Identity
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import Beginning, newest_whole
 from deploy.checkpoint_writer import CheckpointWriter
@@ -165,6 +166,7 @@ def ppo_run(
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     assert learner is not None, "training has a learner"
     lineages, ledger = _latest(place, beginning)
+    metrics.began(Identity(lineages.lineage, beginning.step), config.ppo.updates)
     with ExitStack() as stack:
         supervisor = stack.enter_context(
             supervised(
@@ -179,6 +181,7 @@ def ppo_run(
                     settings=lambda: beginning.settings,
                     save_timeout_s=config.learner.save_timeout_s,
                     warn=lambda text: log.write("checkpoint_failed", text),
+                    metrics=metrics,
                     newest=beginning.checkpoint,
                 )
             )
@@ -194,10 +197,12 @@ def ppo_run(
             folder=place.folder,
             went_back=went_back,
             note=log.write,
+            metrics=metrics,
             stop=place.stop,
             first=beginning.checkpoint,
         )
         steering = Steering(config.ppo, watch=members.watch, stop=place.stop, note=log.write)
+        metrics.settings(steering.settings)
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
                                recovery=recovery, steering=steering, log=log)  # fmt: skip
         stack.enter_context(place.controls.attached(controls))

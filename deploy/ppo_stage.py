@@ -49,6 +49,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             ledger=run.supervisor.ledger,
             metrics=metrics,
             watch=members.watch,
+            pulse=run.supervisor.pulse,
             saw=run.writer.saw,
             track=trackers.record,
             note=log.write,

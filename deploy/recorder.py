@@ -16,6 +16,7 @@ from common.metrics import RunMetrics
 from common.records import Sample, UpdateReport
 from common.supervision import Ledger
 from common.text import decode
+from deploy.pulse import Pulse
 from deploy.stopwatch import Stopwatch
 
 
@@ -52,6 +53,7 @@ class RunRecorder:
         ledger: gives the ledger as it is.
         metrics: the Prometheus registry's.
         watch: knows the seconds.
+        pulse: told where they went.
         bar: progress bar and its task.
         saw: told of every report too.
         track: told of each update's lines of metrics.jsonl and samples.jsonl.
@@ -66,6 +68,7 @@ class RunRecorder:
         ledger: Callable[[], Ledger],
         metrics: RunMetrics,
         watch: Stopwatch,
+        pulse: Pulse,
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
         track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
@@ -76,6 +79,7 @@ class RunRecorder:
         self.ledger = ledger
         self.metrics = metrics
         self.watch = watch
+        self.pulse = pulse
         self.bar, self.task = bar
         self._saw = saw
         self._track = track
@@ -108,7 +112,8 @@ class RunRecorder:
         for sample in samples:
             append_json(self.folder / "samples.jsonl", sample)
         self._track(row, samples)
-        self.metrics.phases("learner", report.seconds)
+        cycle = self.pulse.updated(report, seconds)
+        self.metrics.cycle(seconds, cycle.update_s, cycle.busy)
         shown = report.metrics
         kl = f"  KL {shown['kl_token_mean']:.2f}/token" if "kl_token_mean" in shown else ""
         self.bar.update(self.task, completed=report.step, message=f"score {shown['score_mean']:+.2f}{kl}")

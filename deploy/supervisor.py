@@ -11,19 +11,21 @@ sends a command waits for its result with a bound. Time enters as ticks.
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Any, TypeVar
 
 from common.errors import MiniChatGPTError, PhaseTimeoutError, StageEndedError
 from common.metrics import RunMetrics
-from common.pool_actions import Action, Departed, Done, Kill, Note, Send, Start
+from common.pool_actions import Action, Counted, Departed, Done, Kill, Note, Send, Start
 from common.ports import Reply, Transport
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
 from common.supervision import Ledger
+from common.vitals import rss_bytes
 from deploy.conductor import Conductor
+from deploy.pulse import Pulse
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 
@@ -33,6 +35,8 @@ COMMAND_TIMEOUT_S = 60.0
 """Longest time in which the thread answers a command; it only computes, so this is a sign of a bug."""
 NODES_EVERY_S = 2.0
 """Time between two looks for nodes that are about to go."""
+LOOK_EVERY_S = 1.0
+"""Time between two looks at the members for metrics."""
 
 Result = TypeVar("Result")
 Command = Callable[[float], Result]
@@ -50,6 +54,7 @@ class Supervisor:
         note: told what an operator wants to read.
         keep: told the ledger before samples are dispatched, and once they are there, booked or rolled back; called in
             the supervisor's thread.
+        learner: what the learner says of itself: its memory, where it has a process of its own.
         clock: seconds, for deadlines.
     """
 
@@ -63,6 +68,7 @@ class Supervisor:
         stop: StopSignal,
         note: Callable[[Note], None],
         keep: Callable[[Ledger], None] = lambda ledger: None,
+        learner: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.conductor = conductor
@@ -73,11 +79,16 @@ class Supervisor:
         self.clock = clock
         self._note = note
         self._keep = keep
+        self._learner = learner
+        self.pulse = Pulse()
+        """How fast the run is, and who waits for whom."""
+        self._handed_out: list[tuple[int, int]] = []
+        """Of the batch that was collected last: step of the weights, and samples."""
         self._inbox: queue.SimpleQueue[Reply | tuple[Command[Any], Future[Any]]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._waiting: Future[list[ChunkHandle]] | None = None
         self._told = conductor.ledger.dispatched
-        self._ticked_at = self._nodes_seen_at = clock()
+        self._ticked_at = self._nodes_seen_at = self._looked_at = clock()
         transport.receive(self._inbox.put)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
         self._thread: Future[None] = self._executor.submit(self._run)
@@ -86,12 +97,19 @@ class Supervisor:
         """End the thread; members are ended by whoever started the transport."""
         self._closing.set()
         self._executor.shutdown(wait=True)
+        self.metrics.members.closed()
 
     # --- for the loop
 
     def publish(self, weights: WeightsHandle) -> None:
         """All that is generated from now on comes from these weights."""
-        self.command(lambda now: self._perform(self.conductor.publish(weights, now)))
+
+        def publish(now: float) -> None:
+            self.pulse.published(weights.identity, now)
+            self.metrics.members.published(weights)
+            self._perform(self.conductor.publish(weights, now))
+
+        self.command(publish)
 
     def weights(self) -> WeightsHandle:
         """Those that were published last."""
@@ -120,6 +138,9 @@ class Supervisor:
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""
+        if report.is_finite:
+            for weights_step, samples in self._handed_out:
+                self.metrics.members.trained(weights_step, report.step - 1, samples)
         try:
             self.command(lambda now: self.conductor.account(report))
         finally:
@@ -150,19 +171,20 @@ class Supervisor:
         return self.command(lambda now: self._copy_of_ledger())
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """The pools as they are now, for status: by role, target, active members and slots."""
+        """The pools as they are now, for status: by role, see Pool.describe; slots with age of weights and speed."""
+        return self.command(self._describe)
 
-        def look(now: float) -> dict[str, dict[str, Any]]:
-            return {
-                pool.role: {
-                    "target": pool.roster.target,
-                    "active": len(pool.roster.active()),
-                    "slots": [slot.describe(now) for slot in pool.roster.slots.values()],
-                }
-                for pool in (self.conductor.rollout, self.conductor.reward)
-            }
-
-        return self.command(look)
+    def _describe(self, now: float) -> dict[str, dict[str, Any]]:
+        both = (self.conductor.rollout, self.conductor.reward)
+        pools: dict[str, dict[str, Any]] = {pool.role: pool.describe(now) for pool in both}
+        cycle = self.pulse.cycle
+        for slot in [slot for pool in pools.values() for slot in pool["slots"]]:
+            held, name = slot["identity"], slot["name"]
+            slot["weights_age_s"] = None if held is None else self.pulse.weights_age_s(held, now)
+            slot["weights_lag"] = None if held is None else self.pulse.weights_lag(held)
+            slot["busy"] = None if cycle is None else cycle.busy_of_slot.get(name)
+            slot["tokens_per_s"] = self.pulse.tokens_per_s(name)
+        return pools
 
     def command(self, work: Command[Result]) -> Result:
         """Run something in the thread that owns the pools; raises what it raises.
@@ -202,10 +224,17 @@ class Supervisor:
             self._raise_if_dead()
             self.stop.raise_if_requested()
         self._show_ledger()
-        return future.result()
+        handles = future.result()
+        stats = [(handle.rollout_stats.identity, handle.num_samples) for handle in handles]
+        self._handed_out = [(identity.step, samples) for identity, samples in stats if identity is not None]
+        return handles
 
     def _show_ledger(self) -> None:
-        self.command(lambda now: self._tell_ledger())
+        def show(now: float) -> None:
+            self._tell_ledger()
+            self._look(now)
+
+        self.command(show)
 
     # --- the thread
 
@@ -224,6 +253,8 @@ class Supervisor:
                 self._ticked_at = now
                 self._perform(self.conductor.tick(now))
                 self._look_at_nodes(now)
+                if now - self._looked_at >= LOOK_EVERY_S:
+                    self._look(now)
             self._hand_out()
 
     def _obey(self, work: Command[Any], future: Future[Any], now: float) -> None:
@@ -238,6 +269,16 @@ class Supervisor:
             self._nodes_seen_at = now
             if nodes := self.transport.draining_nodes():
                 self._perform(self.conductor.leave_nodes(nodes, now))
+
+    def _look(self, now: float) -> None:
+        """Tell metrics and pulse who is there."""
+        self._looked_at = now
+        pools = self._describe(now)
+        self.pulse.looked({r: [s["name"] for s in p["slots"] if s["state"] == "active"] for r, p in pools.items()})
+        memory = {"driver": rss_bytes()}
+        if (size := self._learner().get("rss_bytes")) is not None:
+            memory["learner"] = size
+        self.metrics.members.looked(pools, memory)
 
     def _hand_out(self) -> None:
         """The batch is complete, or never will be."""
@@ -266,16 +307,21 @@ class Supervisor:
         for action in actions:
             match action:
                 case Start(member, avoid):
+                    self.metrics.members.joined(member.slot)
                     self.transport.start(member, avoid=avoid)
                 case Send(call):
                     self.transport.send(call)
                 case Kill(member, dump):
                     self.transport.kill(member, dump=dump)
-                case Done(role=role, slot=slot, stats=stats):
+                case Done(stats=stats):
                     self.watch.add(stats.seconds)
-                    self.metrics.member(role, slot, stats)
+                    self.pulse.answered(action)
+                    self.metrics.members.answered(action)
+                case Counted():
+                    self.metrics.members.count(action)
                 case Departed(slot):
-                    self.metrics.departed(slot)
+                    self.pulse.departed(slot)
+                    self.metrics.members.departed(slot)
                 case Note():
                     self._note(action)
                 case _:
