@@ -10,6 +10,8 @@ TAG: Final = "mini-chatgpt"
 COLUMNS, HEIGHT = 24, 8
 STAT_HEIGHT: Final = 4
 
+UNKNOWN: Final = {"type": "special", "options": {"match": "nan", "result": {"text": "–", "color": "text"}}}
+"""A gauge is NaN until the run knows it."""
 ANNOTATIONS: Final = (
     ("Settings changed", "blue", "setting_changes", "setting"),
     ("Guard rail acted", "red", "guard_actions", "guard, action"),
@@ -46,7 +48,7 @@ def _variables() -> list[dict[str, Any]]:
     return [
         {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "hide": 0},
         {"name": "run", "label": "Run", "type": "query", "datasource": SOURCE, "refresh": 2, "sort": 1,
-         "query": {"query": "label_values(minichatgpt_start_time_seconds, run)", "refId": "run"},
+         "query": {"query": "label_values(minichatgpt_updates_total, run)", "refId": "run"},
          "multi": True, "includeAll": True, "current": everything},
     ]  # fmt: skip
 
@@ -109,7 +111,8 @@ def _defaults(panel: Panel) -> dict[str, Any]:
         "mappings": [
             {"type": "value", "options": {str(value): {"text": word, "color": colour, "index": i}}}
             for i, (value, word, colour) in enumerate(panel.words)
-        ],
+        ]
+        + [UNKNOWN],
     }
     if panel.kind == "timeseries":
         defaults["custom"] = {

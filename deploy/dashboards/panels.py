@@ -79,7 +79,7 @@ def recorded(name: str, *matchers: str) -> str:
 
 def or_zero(expr: str) -> str:
     """0 for a run of which the expression says nothing: what has not happened yet has no series."""
-    return f"{expr}{ELSE}0 * {series('start_time_seconds')}"
+    return f"{expr}{ELSE}0 * {series('updates')}"
 
 
 def per_second(name: str, by: str, *matchers: str) -> str:
