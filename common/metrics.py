@@ -8,7 +8,6 @@ All of it runs in the driver, on any thread. What pools and their members say is
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
 
 from prometheus_client import CollectorRegistry
 
@@ -78,10 +77,9 @@ class RunMetrics:
     @timed
     def settings(self, settings: RunSettings) -> None:
         """The settings in force; those that this run has not are left out."""
-        for name, value in asdict(settings).items():
-            if value is not None:
-                self.families.set("setting", value, name)
-                self.families.begin("setting_changes", name)
+        for name, value in settings.present().items():
+            self.families.set("setting", value, name)
+            self.families.begin("setting_changes", name)
 
     @timed
     def setting_changed(self, name: str) -> None:

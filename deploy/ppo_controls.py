@@ -68,7 +68,7 @@ class PPOControls:
     def status(self) -> RunStatus:
         """The run as it is now."""
         facts, running = self._place.controls.facts, self._watch.running()
-        newest, cycle = self._writer.newest, self._supervisor.pulse.cycle
+        newest, cycle = self._writer.newest, self._supervisor.lookout.pulse.cycle
         return RunStatus(
             run=facts.run,
             pid=facts.pid,
@@ -126,7 +126,7 @@ class PPOControls:
 
     def change(self, wanted: SettingsRequest) -> RunStatus:
         """Change settings from the next update on."""
-        self._steering.change(wanted)
+        self._steering.change(wanted, reason=wanted.reason)
         return self.status()
 
     def checkpoint(self) -> "Future[CheckpointInfo]":

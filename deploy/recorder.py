@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from common.errors import DataError
 from common.metrics import RunMetrics
 from common.records import Sample, UpdateReport
+from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import decode
 from deploy.pulse import Pulse
@@ -54,6 +55,7 @@ class RunRecorder:
         metrics: the Prometheus registry's.
         watch: knows the seconds.
         pulse: told where they went.
+        settings: gives those of the update that is recorded.
         bar: progress bar and its task.
         saw: told of every report too.
         track: told of each update's lines of metrics.jsonl and samples.jsonl.
@@ -69,6 +71,7 @@ class RunRecorder:
         metrics: RunMetrics,
         watch: Stopwatch,
         pulse: Pulse,
+        settings: Callable[[], RunSettings],
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
         track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
@@ -80,6 +83,7 @@ class RunRecorder:
         self.metrics = metrics
         self.watch = watch
         self.pulse = pulse
+        self.settings = settings
         self.bar, self.task = bar
         self._saw = saw
         self._track = track
@@ -103,6 +107,7 @@ class RunRecorder:
         row = {
             "step": report.step,
             "identity": str(report.identity),
+            "settings": self.settings().present(),
             "metrics": dict(sorted(report.metrics.items())),
             "seconds": seconds,
             "ledger": self.ledger().as_dict(),

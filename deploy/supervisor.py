@@ -18,14 +18,13 @@ from typing import Any, TypeVar
 
 from common.errors import MiniChatGPTError, PhaseTimeoutError, StageEndedError
 from common.metrics import RunMetrics
-from common.pool_actions import Action, Counted, Departed, Done, Kill, Note, Send, Start
+from common.pool_actions import Action, Done, Kill, Note, Send, Start
 from common.ports import Reply, Transport
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
 from common.supervision import Ledger
-from common.vitals import rss_bytes
 from deploy.conductor import Conductor
-from deploy.pulse import Pulse
+from deploy.lookout import Lookout
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 
@@ -35,8 +34,6 @@ COMMAND_TIMEOUT_S = 60.0
 """Longest time in which the thread answers a command; it only computes, so this is a sign of a bug."""
 NODES_EVERY_S = 2.0
 """Time between two looks for nodes that are about to go."""
-LOOK_EVERY_S = 1.0
-"""Time between two looks at the members for metrics."""
 
 Result = TypeVar("Result")
 Command = Callable[[float], Result]
@@ -79,16 +76,13 @@ class Supervisor:
         self.clock = clock
         self._note = note
         self._keep = keep
-        self._learner = learner
-        self.pulse = Pulse()
-        """How fast the run is, and who waits for whom."""
-        self._handed_out: list[tuple[int, int]] = []
-        """Of the batch that was collected last: step of the weights, and samples."""
         self._inbox: queue.SimpleQueue[Reply | tuple[Command[Any], Future[Any]]] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._waiting: Future[list[ChunkHandle]] | None = None
         self._told = conductor.ledger.dispatched
-        self._ticked_at = self._nodes_seen_at = self._looked_at = clock()
+        self._ticked_at = self._nodes_seen_at = clock()
+        self.lookout = Lookout(conductor, metrics.members, learner, self._ticked_at)
+        """Sees what pools and members do, for metrics and status."""
         transport.receive(self._inbox.put)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
         self._thread: Future[None] = self._executor.submit(self._run)
@@ -105,8 +99,7 @@ class Supervisor:
         """All that is generated from now on comes from these weights."""
 
         def publish(now: float) -> None:
-            self.pulse.published(weights.identity, now)
-            self.metrics.members.published(weights)
+            self.lookout.published(weights, now)
             self._perform(self.conductor.publish(weights, now))
 
         self.command(publish)
@@ -138,9 +131,7 @@ class Supervisor:
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""
-        if report.is_finite:
-            for weights_step, samples in self._handed_out:
-                self.metrics.members.trained(weights_step, report.step - 1, samples)
+        self.lookout.trained(report)
         try:
             self.command(lambda now: self.conductor.account(report))
         finally:
@@ -171,20 +162,8 @@ class Supervisor:
         return self.command(lambda now: self._copy_of_ledger())
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """The pools as they are now, for status: by role, see Pool.describe; slots with age of weights and speed."""
-        return self.command(self._describe)
-
-    def _describe(self, now: float) -> dict[str, dict[str, Any]]:
-        both = (self.conductor.rollout, self.conductor.reward)
-        pools: dict[str, dict[str, Any]] = {pool.role: pool.describe(now) for pool in both}
-        cycle = self.pulse.cycle
-        for slot in [slot for pool in pools.values() for slot in pool["slots"]]:
-            held, name = slot["identity"], slot["name"]
-            slot["weights_age_s"] = None if held is None else self.pulse.weights_age_s(held, now)
-            slot["weights_lag"] = None if held is None else self.pulse.weights_lag(held)
-            slot["busy"] = None if cycle is None else cycle.busy_of_slot.get(name)
-            slot["tokens_per_s"] = self.pulse.tokens_per_s(name)
-        return pools
+        """The pools as they are now, for status: by role, see Lookout.describe."""
+        return self.command(self.lookout.describe)
 
     def command(self, work: Command[Result]) -> Result:
         """Run something in the thread that owns the pools; raises what it raises.
@@ -225,14 +204,13 @@ class Supervisor:
             self.stop.raise_if_requested()
         self._show_ledger()
         handles = future.result()
-        stats = [(handle.rollout_stats.identity, handle.num_samples) for handle in handles]
-        self._handed_out = [(identity.step, samples) for identity, samples in stats if identity is not None]
+        self.lookout.handed_out(handles)
         return handles
 
     def _show_ledger(self) -> None:
         def show(now: float) -> None:
             self._tell_ledger()
-            self._look(now)
+            self.lookout.look(now)
 
         self.command(show)
 
@@ -253,8 +231,7 @@ class Supervisor:
                 self._ticked_at = now
                 self._perform(self.conductor.tick(now))
                 self._look_at_nodes(now)
-                if now - self._looked_at >= LOOK_EVERY_S:
-                    self._look(now)
+                self.lookout.look_if_due(now)
             self._hand_out()
 
     def _obey(self, work: Command[Any], future: Future[Any], now: float) -> None:
@@ -269,16 +246,6 @@ class Supervisor:
             self._nodes_seen_at = now
             if nodes := self.transport.draining_nodes():
                 self._perform(self.conductor.leave_nodes(nodes, now))
-
-    def _look(self, now: float) -> None:
-        """Tell metrics and pulse who is there."""
-        self._looked_at = now
-        pools = self._describe(now)
-        self.pulse.looked({r: [s["name"] for s in p["slots"] if s["state"] == "active"] for r, p in pools.items()})
-        memory = {"driver": rss_bytes()}
-        if (size := self._learner().get("rss_bytes")) is not None:
-            memory["learner"] = size
-        self.metrics.members.looked(pools, memory)
 
     def _hand_out(self) -> None:
         """The batch is complete, or never will be."""
@@ -296,18 +263,18 @@ class Supervisor:
         return Ledger.of(self.conductor.ledger.as_dict())
 
     def _tell_ledger(self) -> None:
+        self.metrics.ledger(self.conductor.ledger)  # before it is checked, so that a mismatch is seen
         ledger = self._copy_of_ledger()
         self._told = ledger.dispatched
-        self.metrics.ledger(ledger)
         self._keep(ledger)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         if self.conductor.ledger.dispatched != self._told:
             self._tell_ledger()  # before anything is sent, so that even after kill -9 nothing is uncounted
         for action in actions:
+            self.lookout.see(action)
             match action:
                 case Start(member, avoid):
-                    self.metrics.members.joined(member.slot)
                     self.transport.start(member, avoid=avoid)
                 case Send(call):
                     self.transport.send(call)
@@ -315,13 +282,6 @@ class Supervisor:
                     self.transport.kill(member, dump=dump)
                 case Done(stats=stats):
                     self.watch.add(stats.seconds)
-                    self.pulse.answered(action)
-                    self.metrics.members.answered(action)
-                case Counted():
-                    self.metrics.members.count(action)
-                case Departed(slot):
-                    self.pulse.departed(slot)
-                    self.metrics.members.departed(slot)
                 case Note():
                     self._note(action)
                 case _:
