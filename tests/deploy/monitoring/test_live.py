@@ -17,6 +17,7 @@ ENDLESS = ["ppo.updates=100000", "ppo.checkpoint_every=5", "ppo.probe_every=2", 
 WITHOUT_DATA = {
     "ray_": "Ray's own metrics; this run is in one process",
     'setting="kl_target"': "of an adaptive KL coefficient; this run's is fixed",
+    'memory_bytes{run=~"$run", role="reward"': "in one process the driver's memory is all there is",
     "zero_std_group_ratio": "a run with one sample per prompt does not report it",
 }
 """Part of a query, and why it may have no data here."""
