@@ -114,6 +114,8 @@ class WaitStatus(Status):
     """Active rollout workers had nothing to do, mean over the workers."""
     reward_idle_fraction: float
     """Active reward replicas had nothing to do, mean over the replicas."""
+    advice: str = ""
+    """What limits the run, and what would help, in a sentence."""
 
 
 class AlarmStatus(Status):
