@@ -65,6 +65,9 @@ class PPOConfig(Config):
     """First updates in which only the value head learns."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm; inf: never."""
+    early_stop_kl: float | None = Field(default=None, gt=0)
+    """An update ends before the minibatch, after the first, on which the policy is further than this from the one that
+    sampled, in nats per token (k3); 0.02 to 0.1 are usual. None: all epochs are trained."""
     trainable_layers: int | None = Field(default=None, ge=1)
     """Train only the top k decoder layers and the final norm; None: everything."""
 

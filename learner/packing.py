@@ -1,4 +1,5 @@
-"""How a minibatch is cut into microbatches: by samples, or by tokens with samples of like length together. Pure.
+"""How an update is cut into minibatches, and these into microbatches: by samples, or by tokens with samples of like
+length together. Pure.
 
     by tokens, at most 24          a a a a a a a a │ b b b b b · │ c c c
                                    d d d d d d d d │ e e e e e e │ f f ·       · padding
@@ -8,8 +9,29 @@ Each microbatch's loss is a sum over tokens divided by the token count of the wh
 the gradient does not depend on the cut but for rounding.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
+
+from common.seeds import permutation
+
+_SHUFFLE = 2
+"""Names the purpose of the minibatch order among the run's random numbers."""
+
+
+def minibatches(num_rows: int, size: int, *, epochs: int, run_seed: int, step: int) -> Iterator[Tensor]:
+    """Positions of the rows of each optimizer step: every row once an epoch, in an order that follows from the seed.
+
+    Args:
+        num_rows: samples of the update.
+        size: of a minibatch.
+        epochs: passes over the rows.
+        run_seed: of the run.
+        step: updates before this one.
+    """
+    for epoch in range(epochs):
+        yield from torch.split(torch.from_numpy(permutation(num_rows, run_seed, _SHUFFLE, step, epoch)), size)
 
 
 def by_sequences(num_rows: int, size: int) -> list[Tensor]:
@@ -42,3 +64,8 @@ def by_tokens(lengths: Tensor, max_tokens: int) -> list[Tensor]:
             pieces.append(ranked[start:end])
             start = end
     return pieces
+
+
+def widen(narrow: Tensor, slots: int) -> Tensor:
+    """[B, r] to [B, R] with zeros."""
+    return torch.nn.functional.pad(narrow, (0, slots - narrow.shape[1]))

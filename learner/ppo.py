@@ -4,7 +4,7 @@ One update (arXiv:1707.06347, algorithm 1; for language models arXiv:1909.08593)
 
     trajectories ─▶ Batch ─▶ old logprobs, values ─▶ rewards ─▶ advantages ─▶ epochs × minibatches × microbatches
 
-Read `update` first, then `_minibatch_step`. The maths is in advantages.py, kl.py and losses.py; targets.py
+Read `update` first, then `_train`. The maths is in advantages.py, kl.py and losses.py; targets.py
 puts the first two together.
 
 Legend: B sequences of an update, R response slots.
@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from accelerate import Accelerator
@@ -26,20 +27,17 @@ from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
 from common.ppo_config import PPOConfig
 from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
-from common.seeds import permutation
 from learner.batch import Batch, in_order
+from learner.early_stop import went_too_far
 from learner.flat_copy import FlatCopy
 from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
 from learner.optimizers import build_optimizers, set_rate
-from learner.packing import by_sequences, by_tokens
+from learner.packing import by_sequences, by_tokens, minibatches, widen
 from learner.schedule import learning_rate_scale
 from learner.score_shaping import ScoreShaping
 from learner.tally import Tally, extremes, score_metrics
 from learner.targets import Targets, build_targets
-
-_SHUFFLE = 2
-"""Names the purpose of the minibatch order among the run's random numbers."""
 
 
 class PPOLearner:
@@ -203,7 +201,7 @@ class PPOLearner:
             part = batch.rows(index)
             arguments = (part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots)
             out = functional_call(self.plain, weights or {}, (*arguments, self._settings.temperature))
-            pieces.append([_widen(out.logprobs, slots), _widen(out.entropy, slots), _widen(out.values, slots),
+            pieces.append([widen(out.logprobs, slots), widen(out.entropy, slots), widen(out.values, slots),
                            out.last_values])  # fmt: skip
         back = torch.argsort(torch.cat(cuts))
         return PolicyOutput(*(torch.cat(parts)[back] for parts in zip(*pieces, strict=True)))
@@ -215,18 +213,24 @@ class PPOLearner:
         return [piece.to(self.accelerator.device) for piece in pieces]
 
     def _train(self, batch: Batch, targets: Targets) -> Tally:
-        """All epochs; returns the sums of what was seen."""
+        """All epochs, or as many minibatches as the KL allows; returns the sums of what was seen."""
         config, tally = self.config, Tally()
-        for epoch in range(config.epochs):
-            order = torch.from_numpy(permutation(len(batch), self.run_seed, _SHUFFLE, self.step, epoch))
-            for index in torch.split(order.to(self.accelerator.device), config.minibatch_sequences):
-                tally.include(self._minibatch_step(batch, targets, index))
+        add_up, size = partial(self.accelerator.reduce, reduction="sum"), config.minibatch_sequences
+        for rows in minibatches(len(batch), size, epochs=config.epochs, run_seed=self.run_seed, step=self.step):
+            loss, seen = self._gradient(batch, targets, rows.to(self.accelerator.device))
+            if tally.steps > 0 and went_too_far(seen, config.early_stop_kl, reduce=add_up, device=batch.scores.device):
+                tally.is_stopped_early = True
+                self._forget_gradient()
+                break
+            tally.include(self._apply(loss, seen))
         if tally.steps > 0:
             tally.last["learning_rate"] = self.optimizers[0].param_groups[0]["lr"]
         return tally
 
-    def _minibatch_step(self, batch: Batch, targets: Targets, index: Tensor) -> Tally:
-        """One optimizer step: the microbatches' gradients add up to the minibatch's, over all processes."""
+    def _gradient(self, batch: Batch, targets: Targets, index: Tensor) -> tuple[float, Tally]:
+        """Of one optimizer step: the microbatches' gradients add up to the minibatch's, over all processes. Returns
+        the loss over all processes, and what was seen in this one.
+        """
         mask, seen = batch.response_mask[index], Tally()
         tokens = mask.sum()
         advantages = targets.advantages[index]
@@ -244,7 +248,7 @@ class PPOLearner:
                 self.accelerator.backward(loss)
             total += loss.detach()
         seen.tokens = int(tokens)
-        return self._apply(float(self.accelerator.reduce(total, "sum")), seen)  # so that all processes decide alike
+        return float(self.accelerator.reduce(total, "sum")), seen  # so that all processes decide alike
 
     def _loss(self, part: Batch, rows: Targets, advantages: Tensor, denominator: Tensor, tally: Tally) -> Tensor:
         """[] the microbatch's share of the minibatch's loss."""
@@ -295,11 +299,9 @@ class PPOLearner:
         else:
             seen = Tally()
             seen.skipped = 1
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._forget_gradient()
         return seen
 
-
-def _widen(narrow: Tensor, slots: int) -> Tensor:
-    """[B, r] to [B, R] with zeros."""
-    return torch.nn.functional.pad(narrow, (0, slots - narrow.shape[1]))
+    def _forget_gradient(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)

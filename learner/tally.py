@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from common.records import Sample, Trajectory
+from common.records import Ids, Sample, Trajectory
 
 SHOWN = 2
 """Best and worst texts kept of each update."""
@@ -19,6 +19,8 @@ class Tally:
         self.steps = 0
         self.skipped = 0
         """Steps left out because loss or gradient was not finite; nothing of them is in the sums."""
+        self.is_stopped_early = False
+        """Minibatches were left out, for the policy had moved far enough."""
         self.grad_norm_sum = 0.0
         self.last: dict[str, float] = {}
         self._sums: dict[str, float] = {}
@@ -32,6 +34,10 @@ class Tally:
                 self._max[name] = max(self._max.get(name, number), number)
             else:
                 self._sums[name] = self._sums.get(name, 0.0) + number
+
+    def total(self, name: str) -> float:
+        """Sum of a metric so far."""
+        return self._sums.get(name, 0.0)
 
     def include(self, other: "Tally") -> None:
         """Add what another one counted."""
@@ -62,7 +68,11 @@ class Tally:
             | self._max
             | self.last
             | ({"grad_norm": self.grad_norm_sum / self.steps} if self.steps else {})
-            | {"nonfinite_steps": float(self.skipped), "optimizer_steps": float(self.steps)}
+            | {
+                "nonfinite_steps": float(self.skipped),
+                "optimizer_steps": float(self.steps),
+                "early_stopped": float(self.is_stopped_early),
+            }
         )
 
 
@@ -78,9 +88,23 @@ def score_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         "response_tokens_mean": float(lengths.mean()),
         "response_tokens_max": float(lengths.max()),
         "truncated_fraction": float(np.mean([t.rollout.finish == "length" for t in trajectories])),
+        "ended_fraction": float(np.mean([t.rollout.finish == "stop" for t in trajectories])),
+        "repetition": float(np.mean([repetition(t.rollout.response_ids) for t in trajectories])),
         "trajectories": float(len(trajectories)),
         "response_tokens": float(lengths.sum()),
     }
+
+
+def repetition(response_ids: Ids) -> float:
+    """Share of a response's trigrams of token ids that occurred in it before; 0 for fewer than 3 tokens.
+
+    Example: of `a b c a b c` the trigrams are abc, bca, cab and abc again: 1 of 4.
+    """
+    num_trigrams = len(response_ids) - 2
+    if num_trigrams < 1:
+        return 0.0
+    different = np.unique(np.lib.stride_tricks.sliding_window_view(response_ids, 3), axis=0)
+    return 1 - len(different) / num_trigrams
 
 
 def extremes(trajectories: Sequence[Trajectory]) -> tuple[Sample, ...]:

@@ -1,12 +1,12 @@
 // One curve over the updates as SVG: axes, a band, a target, marks, and the values under the pointer or the arrow keys.
 
 import { draw, make, put } from "./dom.js";
-import { number } from "./words.js";
+import { fixed } from "./words.js";
 
 const HEIGHT = 190;
 const ROOM = { top: 12, right: 12, bottom: 22, left: 46 };
 
-/** Round numbers that cover low…high in about `most` steps. */
+/** Round numbers within low…high, at most about `most`, and how many decimals tell them apart. */
 export function ticks(low, high, most) {
   const raw = (high - low) / most;
   const power = 10 ** Math.floor(Math.log10(raw));
@@ -15,7 +15,7 @@ export function ticks(low, high, most) {
   for (let at = Math.ceil(low / step - 1e-9) * step; at <= high + step * 1e-6; at += step) {
     made.push(Math.abs(at) < step * 1e-6 ? 0 : at);
   }
-  return made;
+  return { made, decimals: Math.max(0, -Math.floor(Math.log10(step))) };
 }
 
 /** Lowest and highest of what is drawn, with some air. */
@@ -29,14 +29,15 @@ function extent(points, startsAtZero) {
   return [low, high];
 }
 
-/** "M…L…" through the finite points; a gap where one is missing. */
-function path(points, x, y, key) {
+/** "M…L…" through the finite points; a gap where one is missing; in steps, as a value holds until it is changed. */
+function path(points, x, y, key, isStep = false) {
   let text = "";
   let isDown = false;
   for (const point of points) {
     const value = point[key];
     const isThere = Number.isFinite(value);
-    if (isThere) text += `${isDown ? "L" : "M"}${x(point.step).toFixed(1)} ${y(value).toFixed(1)}`;
+    const [across, up] = [x(point.step).toFixed(1), isThere ? y(value).toFixed(1) : ""];
+    if (isThere) text += !isDown ? `M${across} ${up}` : isStep ? `H${across}V${up}` : `L${across} ${up}`;
     isDown = isThere;
   }
   return text;
@@ -134,14 +135,15 @@ export class Curve {
     const bottom = HEIGHT - ROOM.bottom;
     this.x = (step) => ROOM.left + ((right - ROOM.left) * (step - from)) / (to - from);
     this.y = (value) => bottom - ((bottom - ROOM.top) * (value - low)) / (high - low);
-    for (const at of ticks(low, high, 4)) {
+    const { made, decimals } = ticks(low, high, 5);
+    for (const at of made) {
       const y = this.y(at);
       this.svg.append(
         draw("line", { x1: ROOM.left, x2: right, y1: y, y2: y, class: at === 0 ? "zero" : "grid" }),
-        draw("text", { x: ROOM.left - 7, y: y + 3.5, class: "tick left" }, number(at)),
+        draw("text", { x: ROOM.left - 7, y: y + 3.5, class: "tick left" }, fixed(at, decimals)),
       );
     }
-    for (const at of ticks(from, to, Math.max(2, Math.floor(width / 90))).filter(Number.isInteger)) {
+    for (const at of ticks(from, to, Math.max(2, Math.floor(width / 90))).made.filter(Number.isInteger)) {
       this.svg.append(draw("text", { x: this.x(at), y: HEIGHT - 6, class: "tick" }, String(at)));
     }
     this.bottom = bottom;
@@ -161,7 +163,7 @@ export class Curve {
       const back = path([...spread].reverse(), x, y, "low").replace("M", "L");
       this.svg.append(draw("path", { d: `${there}${back}Z`, class: "band" }));
     }
-    this.svg.append(draw("path", { d: path(points, x, y, "target"), class: "target" }));
+    this.svg.append(draw("path", { d: path(points, x, y, "target", true), class: "target" }));
     this.svg.append(draw("path", { d: path(points, x, y, "value"), class: "line" }));
     const newest = points.findLast((point) => Number.isFinite(point.value));
     this.svg.append(draw("circle", { cx: x(newest.step), cy: y(newest.value), r: 3, class: "dot" }));

@@ -70,7 +70,14 @@ function showStatus(status, hasNews) {
     showTexts(history.extremes());
     showEvents(history.events);
   }
-  document.body.dataset.stage = status.pools.rollout ? "ppo" : "other";
+  show(find("curves"), history.updates.length > 0 || status.step !== null);
+}
+
+/** What a live run has to say about itself where it is not PPO that runs. */
+function calmNotice(status) {
+  if (status.step !== null || status.stopping) return "";
+  const what = status.stage ? `Stage ${status.stage} runs.` : "No stage runs at this moment.";
+  return history.updates.length ? what : `${what} Curves, workers and samples come with PPO.`;
 }
 
 /** What stands in the way of a live view; nothing where there is nothing. */
@@ -81,13 +88,14 @@ function showLink(error, waitMs) {
   const since = lastSeen ? `Last seen ${clock(lastSeen)}.` : "";
   const again = `Trying again every ${duration(waitMs / 1000)}.`;
   const texts = {
-    live: "",
+    live: latest ? calmNotice(latest) : "",
     locked: `${error?.message} Paste a token below: the control token, or one that only reads.`,
     ended: `The run has ended: ${latest?.stopping}. ${since}`,
     lost: `The run does not answer: it is over, or its driver hangs. minichatgpt status says which. ${since} ${again}`,
   };
   put(find("notice"), texts[link]);
   show(find("notice"), texts[link] !== "");
+  find("notice").classList.toggle("calm", link === "live");
   if (link === "ended" || link === "lost" || link === "locked") {
     put(find("state"), { ended: "ended", lost: "no answer", locked: "token needed" }[link]);
     find("state").dataset.state = link;

@@ -5,10 +5,11 @@ import { bytes, clock, count, duration, NONE, number, percent, signed, words } f
 
 const MOST_MEMBERS = 64;
 const MOST_EVENTS = 200;
+const LONG_CHARACTERS = 350;
 const TITLES = { rollout: "Rollout workers", reward: "Reward replicas" };
 const COLUMNS = [
   ["slot", ""], ["state", ""], ["weights", ""], ["age", "number"], ["busy", "busy"], ["tokens/s", "number"],
-  ["memory", "number"], ["held", "number"], ["restarts", "number"], ["heard", "number"],
+  ["memory", "number"], ["calls", "number"], ["restarts", "number"], ["last sign", "number"],
 ];
 
 /** One word for how the run is. */
@@ -40,7 +41,6 @@ export function showHeader(status, updateSeconds) {
     facts.push(["left", state === "running" ? `about ${duration(left)}` : NONE]);
   }
   if (status.phase) facts.push(["phase", `${words(status.phase)} ${duration(status.phase_s)}`]);
-  if (status.tokens_per_s !== null) facts.push(["tokens/s", number(status.tokens_per_s)]);
   facts.push(["running for", duration((Date.now() - Date.parse(status.started_at)) / 1000)]);
   if (status.stopping) facts.push(["why", status.stopping]);
   pairs(find("facts"), facts);
@@ -159,7 +159,9 @@ export function showTexts(samples) {
 
 function textColumn(kind, samples) {
   const made = samples.filter((row) => row.kind === kind).map((row) => {
-    const marks = make("p", "marks", `score ${signed(row.score)} · KL ${number(row.kl_seq_sum)} nats`);
+    const length = row.prompt.length + row.response.length;
+    const more = length > LONG_CHARACTERS ? ` · ${count(length)} characters, scroll` : "";
+    const marks = make("p", "marks", `score ${signed(row.score)} · KL ${number(row.kl_seq_sum)} nats${more}`);
     const gap = /\s$/.test(row.prompt) || /^[\s.,;:!?]/.test(row.response) ? "" : " ";
     return make("article", "text", make("p", "", make("span", "prompt", row.prompt), gap, make("span", "response", row.response)), marks);
   });

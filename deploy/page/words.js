@@ -18,6 +18,10 @@ export function number(value) {
   return text.replaceAll("-", MINUS);
 }
 
+/** With so many decimals. */
+export const fixed = (value, decimals) =>
+  value.toLocaleString("en", { minimumFractionDigits: decimals, maximumFractionDigits: decimals }).replaceAll("-", MINUS);
+
 /** As it is set: all digits that count, no others. */
 export const setting = (value) => (isNumber(value) ? String(Number(value.toPrecision(6))) : NONE);
 
