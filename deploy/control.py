@@ -29,8 +29,19 @@ from starlette.exceptions import HTTPException
 
 from common.errors import ConfigError, ControlError, MiniChatGPTError, PhaseTimeoutError
 from deploy.control_guard import Guard
+from deploy.page_routes import add_page
 from deploy.run_controls import Controls
-from deploy.run_status import CheckpointInfo, CheckpointRequest, Health, Problem, RunStatus, ScaleRequest, StopRequest
+from deploy.run_history import Events, RunHistory, Samples, Updates
+from deploy.run_status import (
+    CheckpointInfo,
+    CheckpointRequest,
+    Health,
+    Problem,
+    RunStatus,
+    ScaleRequest,
+    SettingsRequest,
+    StopRequest,
+)
 
 CALL_TIMEOUT_S: Final = 20.0
 """Longest time that the run may take to answer a call."""
@@ -68,6 +79,7 @@ class ControlApi:
         controls: the run.
         ending: set when the server is about to end; who waits then is told so.
         registry: what GET /metrics shows.
+        history: what the run has written down.
         call_timeout_s: longest time that the run may take to answer.
     """
 
@@ -76,8 +88,10 @@ class ControlApi:
         controls: Controls,
         ending: threading.Event,
         registry: CollectorRegistry,
+        history: RunHistory,
         call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
+        self._history = history
         self._controls = controls
         self._ending = ending
         self._registry = registry
@@ -96,6 +110,30 @@ class ControlApi:
     async def status(self) -> RunStatus:
         """The run as it is now."""
         return await self._ask(self._controls.status)
+
+    async def updates(self, after: int = 0) -> Updates:
+        """Updates later than that one."""
+        return await self._ask(lambda: self._history.updates(after=after))
+
+    async def events(self, after: int = -1) -> Events:
+        """Events after the one of that number."""
+        return await self._ask(lambda: self._history.events(after=after))
+
+    async def samples(self, limit: int = 20) -> Samples:
+        """The newest samples."""
+        return await self._ask(lambda: self._history.samples(limit=limit))
+
+    async def pause(self) -> RunStatus:
+        """Stand still once the running update is done."""
+        return await self._ask(lambda: self._controls.pause("control channel"))
+
+    async def resume(self) -> RunStatus:
+        """Go on."""
+        return await self._ask(self._controls.resume)
+
+    async def change(self, wanted: SettingsRequest) -> RunStatus:
+        """Change settings from the next update on."""
+        return await self._ask(lambda: self._controls.change(wanted))
 
     async def scale(self, wanted: ScaleRequest) -> RunStatus:
         """Set how many rollout workers and reward replicas there shall be."""
@@ -161,6 +199,7 @@ def build_app(
     token: str,
     ending: threading.Event,
     registry: CollectorRegistry,
+    history: RunHistory,
     call_timeout_s: float = CALL_TIMEOUT_S,
 ) -> Guard:
     """The guarded ASGI application.
@@ -170,16 +209,24 @@ def build_app(
         token: that every request but those to open paths must bear.
         ending: set when the server is about to end.
         registry: what GET /metrics shows.
+        history: what the run has written down.
         call_timeout_s: longest time that the run may take to answer.
     """
-    api = ControlApi(controls, ending, registry, call_timeout_s)
+    api = ControlApi(controls, ending, registry, history, call_timeout_s)
     app = FastAPI(title="Mini-ChatGPT", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_api_route("/healthz", api.healthz, methods=["GET"])
     app.add_api_route("/metrics", api.metrics, methods=["GET"])
     app.add_api_route("/v1/run", api.status, methods=["GET"])
+    app.add_api_route("/v1/updates", api.updates, methods=["GET"])
+    app.add_api_route("/v1/events", api.events, methods=["GET"])
+    app.add_api_route("/v1/samples", api.samples, methods=["GET"])
+    app.add_api_route("/v1/run/pause", api.pause, methods=["POST"])
+    app.add_api_route("/v1/run/resume", api.resume, methods=["POST"])
+    app.add_api_route("/v1/run/settings", api.change, methods=["PATCH"])
     app.add_api_route("/v1/run/scale", api.scale, methods=["POST"])
     app.add_api_route("/v1/run/checkpoint", api.checkpoint, methods=["POST"])
     app.add_api_route("/v1/run/stop", api.stop, methods=["POST"])
+    add_page(app)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(MiniChatGPTError, _refused)
     app.add_exception_handler(HTTPException, _http_error)

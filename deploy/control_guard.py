@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from fastapi.responses import JSONResponse
 
+from deploy.page_routes import PAGE_PATHS
 from deploy.run_status import Problem
 
 Message = MutableMapping[str, Any]
@@ -20,7 +21,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 LOOPBACK_HOST: Final = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-OPEN_PATHS: Final = frozenset({"/healthz"})
+OPEN_PATHS: Final = frozenset({"/healthz"}) | PAGE_PATHS
 MAX_BODY_BYTES: Final = 16 * 1024
 BODY_TIMEOUT_S: Final = 10.0
 """Longest time in which a body must have arrived."""

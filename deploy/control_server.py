@@ -18,6 +18,7 @@ from deploy.control_guard import Guard
 from deploy.control_token import token_file
 from deploy.run_address import announce
 from deploy.run_controls import Controls
+from deploy.run_history import RunHistory
 
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 5.0
@@ -57,7 +58,14 @@ def serve_control(
         shown = f"[{config.host}]" if ":" in config.host else config.host
         url = f"http://{shown}:{listening.getsockname()[1]}"
         token = stack.enter_context(token_file(folder))
-        app = build_app(controls, token=token, ending=ending, registry=registry, call_timeout_s=call_timeout_s)
+        app = build_app(
+            controls,
+            token=token,
+            ending=ending,
+            registry=registry,
+            history=RunHistory(folder),
+            call_timeout_s=call_timeout_s,
+        )
         stack.enter_context(_running(listening, app, ending))
         stack.enter_context(announce(folder, control_url=url))
         yield url

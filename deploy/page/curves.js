@@ -143,7 +143,7 @@ export class Curve {
         draw("text", { x: ROOM.left - 7, y: y + 3.5, class: "tick left" }, fixed(at, decimals)),
       );
     }
-    for (const at of ticks(from, to, Math.max(2, Math.floor(width / 90))).made.filter(Number.isInteger)) {
+    for (const at of ticks(from, to, Math.max(2, Math.floor(width / 70))).made.filter(Number.isInteger)) {
       this.svg.append(draw("text", { x: this.x(at), y: HEIGHT - 6, class: "tick" }, String(at)));
     }
     this.bottom = bottom;

@@ -38,7 +38,7 @@ export function showHeader(status, updateSeconds) {
     bar.firstElementChild.style.width = `${100 * share}%`;
     put(find("progress-text"), `update ${count(status.step)} of ${count(status.updates)} · ${percent(share)}`);
     const left = updateSeconds === null ? null : (status.updates - status.step) * updateSeconds;
-    facts.push(["left", state === "running" ? `about ${duration(left)}` : NONE]);
+    facts.push(["left", state === "running" && left !== null ? `about ${duration(left)}` : NONE]);
   }
   if (status.phase) facts.push(["phase", `${words(status.phase)} ${duration(status.phase_s)}`]);
   facts.push(["running for", duration((Date.now() - Date.parse(status.started_at)) / 1000)]);

@@ -100,6 +100,7 @@ export class Steering {
   show() {
     const canSteer = Boolean(this.status?.pools.rollout) && !this.status.stopping;
     find("controls").disabled = !this.token || !canSteer;
+    if (this.status) show(find("controls"), Boolean(this.status.pools.rollout));
     let text = "Buttons need the token from control.token of the run folder. It stays in this tab.";
     if (this.token) text = "The token is held by this tab only; an empty one forgets it.";
     if (this.token && this.status && !canSteer) {
