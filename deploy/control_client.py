@@ -87,15 +87,15 @@ class RunClient:
         """The run as it is now; raises ControlError, as all calls do, if it does not answer or refuses."""
         return self._ask("GET", "/v1/run", RunStatus)
 
-    def updates(self, after: int) -> Updates:
+    def updates(self, *, after: int) -> Updates:
         """Updates later than that one."""
         return self._ask("GET", f"/v1/updates?after={after}", Updates)
 
-    def events(self, after: int) -> Events:
+    def events(self, *, after: int) -> Events:
         """Events after the one of that number."""
         return self._ask("GET", f"/v1/events?after={after}", Events)
 
-    def samples(self, limit: int) -> Samples:
+    def samples(self, *, limit: int) -> Samples:
         """The newest samples."""
         return self._ask("GET", f"/v1/samples?limit={limit}", Samples)
 

@@ -55,6 +55,7 @@ class PPOControls:
         assert place.config.ppo is not None, "PPO is what is controlled"
         self._place = place
         self._updates = place.config.ppo.updates
+        self._kl = place.config.ppo.kl
         self._supervisor = supervisor
         self._learner = learner
         self._writer = writer
@@ -87,7 +88,7 @@ class PPOControls:
                 restarts=self._recovery.budget.total,
             ),
             pause=self._steering.pause_state,
-            settings=SettingsStatus(**asdict(self._steering.settings)),
+            settings=self._settings(),
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
@@ -136,6 +137,10 @@ class PPOControls:
 
         self._writer.request().add_done_callback(pass_on)
         return answer
+
+    def _settings(self) -> SettingsStatus:
+        status, kl = SettingsStatus(**asdict(self._steering.settings)), self._kl
+        return status.model_copy(update={"kl_measure": kl.measure}) if kl.type == "adaptive" else status
 
     def _info(self, checkpoint: Checkpoint) -> CheckpointInfo:
         age_s = max(0.0, time.time() - checkpoint.written_at)

@@ -101,6 +101,8 @@ class SettingsStatus(Status):
     """Nats; None where the KL coefficient is fixed."""
     kl_coef: float | None = None
     """None where the KL coefficient is adaptive."""
+    kl_measure: Literal["kl_seq_sum", "kl_token_mean"] = "kl_seq_sum"
+    """What `kl_target` is about: KL per response, or per token."""
 
 
 class WaitStatus(Status):

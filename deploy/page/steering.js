@@ -125,7 +125,7 @@ export class Steering {
   pause() {
     const isPaused = this.status.pause !== "none";
     const done = isPaused ? "It goes on." : "It stands still once the running update is done.";
-    this.send("POST", isPaused ? "/v1/run/resume" : "/v1/run/pause", isPaused ? undefined : { reason: "page" }, done);
+    this.send("POST", isPaused ? "/v1/run/resume" : "/v1/run/pause", undefined, done);
   }
 
   scale(event, role) {
