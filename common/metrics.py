@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from common.records import Stats, UpdateReport
+from common.run_settings import RunSettings
 from common.supervision import Ledger
 
 SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
@@ -93,6 +94,9 @@ class RunMetrics:
         self._duplicates = gauge("samples_duplicate", "Samples that were answered a second time.")
         self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
         self._probe_gap = gauge("probe_gap_nats", "Gap to the learner's logprobs on the probe prompts.", "worker")
+        self._setting = gauge("setting", "A setting that may be changed at run time, as it is in force.", "setting")
+        self._changes = counter("setting_changes", "Changes of such a setting.", "setting")
+        self._paused = gauge("paused", "1 while the run stands still because somebody paused it.")
         self._evaluated = gauge("evaluation_step", "Update behind the last evaluation on held-out prompts.")
         self._over_optimised = gauge(
             "over_optimised", "1 while the reward of held-out prompts rises without the judge."
@@ -144,6 +148,19 @@ class RunMetrics:
         for key, gauge in self._evaluation_gauges.items():
             if key in numbers:
                 gauge.set(numbers[key])
+
+    def settings(self, settings: RunSettings) -> None:
+        """These are in force."""
+        for name, value in settings.present().items():
+            self._setting.labels(name).set(value)
+
+    def setting_changed(self, name: str) -> None:
+        """Somebody changed one."""
+        self._changes.labels(name).inc()
+
+    def paused(self, stands: bool) -> None:
+        """The run stands still, or goes on."""
+        self._paused.set(stands)
 
     def ledger(self, ledger: Ledger) -> None:
         """Where every sample is."""

@@ -4,7 +4,7 @@ Changed by `PATCH /v1/run/settings` or by a guard rail, between two updates; `de
 force at each update, so that a run that is resumed or replayed meets the same ones.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from common.ppo_config import PPOConfig
 
@@ -35,3 +35,7 @@ class RunSettings:
             kl_target=kl.target if kl.type == "adaptive" else None,
             kl_coef=kl.coef if kl.type == "fixed" else None,
         )
+
+    def present(self) -> dict[str, float]:
+        """By name, without those that the run does not have."""
+        return {name: value for name, value in asdict(self).items() if value is not None}

@@ -91,7 +91,9 @@ class CheckpointWriter:
         return self._newest
 
     def request(self) -> "Future[Checkpoint]":
-        """Ask for a checkpoint after the current update, from any thread; `close` fails what was not served."""
+        """Ask for a checkpoint after the current update, or at once while the run is paused, from any thread; `close`
+        fails what was not served.
+        """
         future: Future[Checkpoint] = Future()
         with self._lock:
             if not self._is_closed:
@@ -108,10 +110,14 @@ class CheckpointWriter:
 
     def due(self, step: int) -> bool:
         """After every `ppo.checkpoint_every` updates, after the last one, and when asked for; see the port."""
-        self._take_note(raise_at=MAX_FAILURES_IN_A_ROW)
         every = self._config.checkpoint_every
+        return self.is_asked() or step == self._config.updates or (every > 0 and step % every == 0)
+
+    def is_asked(self) -> bool:
+        """Whether somebody waits for a checkpoint that is not begun; raises as `due` does."""
+        self._take_note(raise_at=MAX_FAILURES_IN_A_ROW)
         with self._lock:
-            return bool(self._requests) or step == self._config.updates or (every > 0 and step % every == 0)
+            return bool(self._requests)
 
     def save(self, learner: Learner, rollouts: Rollouts) -> None:
         """Begin a checkpoint of the learner as it is now; see the port.

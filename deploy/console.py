@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import report_words as words
+from deploy.report_changes import changes_sentence
 from deploy.report_preferences import length_warning, preference_measures
 from deploy.run_files import HeldoutLine, RunFiles, read_run, stage_seconds
 
@@ -48,6 +49,8 @@ def _print_result(run: RunFiles, console: Console) -> None:
     bound = words.result_sentence(run).replace(" %", "\N{NO-BREAK SPACE}%")
     console.print(Text(run.name, "bold cyan"))
     console.print(Text(textwrap.fill(bound, console.width).replace("\N{NO-BREAK SPACE}", " ")))
+    if changed := changes_sentence(run.changes):
+        console.print(Text(changed, "yellow"))
     console.print()
 
 

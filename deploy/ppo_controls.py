@@ -122,7 +122,7 @@ class PPOControls:
 
     def change(self, wanted: SettingsRequest) -> RunStatus:
         """Change settings from the next update on."""
-        self._steering.change(wanted)
+        self._steering.change(wanted, reason=wanted.reason)
         return self.status()
 
     def checkpoint(self) -> "Future[CheckpointInfo]":

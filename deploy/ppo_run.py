@@ -11,6 +11,7 @@ from common.metrics import RunMetrics
 from common.ports import Evaluations, Recorder
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import Beginning, newest_whole
+from deploy.brake import Brake
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.event_log import EventLog
 from deploy.files import read_json
@@ -19,7 +20,8 @@ from deploy.pools import supervised
 from deploy.ppo_controls import PPOControls
 from deploy.recovery import Lineages, Recovery
 from deploy.runtime import HostedLearner, Members
-from deploy.steering import Steering
+from deploy.settings_journal import FILE
+from deploy.steering import Steering, open_journal
 from deploy.supervisor import Supervisor
 from learner.loop import train
 
@@ -184,6 +186,13 @@ def ppo_run(
             )
         )
         lineages.newest = lambda: writer.newest
+        steering = _steering(place, members, step=beginning.step, supervisor=supervisor, writer=writer,
+                             lineages=lineages, metrics=metrics, log=log)  # fmt: skip
+
+        def forget_later(step: int) -> None:
+            steering.go_back_to(step)
+            went_back(step)
+
         recovery = Recovery(
             learner=learner,
             supervisor=supervisor,
@@ -192,17 +201,50 @@ def ppo_run(
             lineages=lineages,
             budget=RestartBudget(config.learner.max_restarts, config.learner.restart_window_s),
             folder=place.folder,
-            went_back=went_back,
+            went_back=forget_later,
             note=log.write,
             stop=place.stop,
             first=beginning.checkpoint,
         )
-        steering = Steering(config.ppo, watch=members.watch, stop=place.stop, note=log.write)
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
                                recovery=recovery, steering=steering, log=log)  # fmt: skip
         stack.enter_context(place.controls.attached(controls))
         yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery,
                      steering=steering, anew=beginning.anew)  # fmt: skip
+
+
+def _steering(
+    place: Place,
+    members: Members,
+    *,
+    step: int,
+    supervisor: Supervisor,
+    writer: CheckpointWriter,
+    lineages: Lineages,
+    metrics: RunMetrics,
+    log: EventLog,
+) -> Steering:
+    """Settings as an earlier attempt left them, and a brake behind which checkpoints are still written."""
+    ppo, learner = place.config.ppo, members.learner
+    assert ppo is not None, "the pipeline runs the stages that the configuration names"
+    assert learner is not None, "training has a learner"
+    return Steering(
+        ppo,
+        open_journal(ppo, place.folder, log.write),
+        place.folder / FILE,
+        brake=Brake(
+            watch=members.watch,
+            stop=place.stop,
+            is_asked=writer.is_asked,
+            save=lambda: writer.save(learner, supervisor),
+            told=metrics.paused,
+        ),
+        step=step,
+        draw=lambda: int(supervisor.state_dict()["next_draw_index"]),
+        lineage=lambda: lineages.lineage,
+        told=metrics,
+        note=log.write,
+    )
 
 
 def _latest(place: Place, beginning: Beginning) -> tuple[Lineages, Ledger]:

@@ -15,6 +15,7 @@ from deploy.place import Place
 from deploy.ppo_run import ppo_run
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
+from deploy.settings_journal import FILE
 from deploy.trackers import Trackers, build_trackers, tracked_run
 
 
@@ -49,6 +50,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             ledger=run.supervisor.ledger,
             metrics=metrics,
             watch=members.watch,
+            settings=lambda: run.steering.in_force,
             saw=run.writer.saw,
             track=trackers.record,
             note=log.write,
@@ -98,7 +100,7 @@ def _make_room(folder: Path, beginning: Beginning) -> None:
         clear_samples(folder, heldout=False)
         stale += ["metrics.jsonl", "evaluations.jsonl", "trajectories", "trackers.json", "tensorboard"]
     if beginning.anew:
-        stale += ["events.jsonl", "logs", "ledger.json"]
+        stale += ["events.jsonl", "logs", "ledger.json", FILE]
     for name in stale:
         path = folder / name
         if path.is_dir():

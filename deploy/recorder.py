@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from common.errors import DataError
 from common.metrics import RunMetrics
 from common.records import Sample, UpdateReport
+from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import decode
 from deploy.stopwatch import Stopwatch
@@ -53,6 +54,7 @@ class RunRecorder:
         ledger: gives the ledger as it is.
         metrics: the Prometheus registry's.
         watch: knows the seconds.
+        settings: gives those of the update that is recorded.
         bar: progress bar and its task.
         saw: told of every report too.
         track: told of each update's lines of metrics.jsonl and samples.jsonl.
@@ -67,6 +69,7 @@ class RunRecorder:
         ledger: Callable[[], Ledger],
         metrics: RunMetrics,
         watch: Stopwatch,
+        settings: Callable[[], RunSettings],
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
         track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
@@ -77,6 +80,7 @@ class RunRecorder:
         self.ledger = ledger
         self.metrics = metrics
         self.watch = watch
+        self.settings = settings
         self.bar, self.task = bar
         self._saw = saw
         self._track = track
@@ -102,6 +106,7 @@ class RunRecorder:
             "identity": str(report.identity),
             "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "weights_hash": report.weights_hash,
+            "settings": self.settings().present(),
             "metrics": dict(sorted(report.metrics.items())),
             "seconds": seconds,
             "ledger": self.ledger().as_dict(),

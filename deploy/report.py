@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from deploy import report_words as words
 from deploy.evaluation_file import EvaluationLine
+from deploy.report_changes import Mark, change_rows, marks
 from deploy.report_curves import EVALUATIONS, GROUPS, Curve, Layer
 from deploy.report_figures import MAX_POINTS, draw, has_values, thinned
 from deploy.report_preferences import length_warning, preference_measures, scores_shown
@@ -82,7 +83,8 @@ def write_report(run_folder: Path) -> Path:
 def render(run: RunFiles) -> str:
     """The page of a run."""
     rows = [*words.measures(run.summary), *preference_measures(run.summary)]
-    groups = [*evaluation_group(run.evaluations), *panel_groups(run.updates)]
+    changed = marks(run.changes)
+    groups = [*evaluation_group(run.evaluations, changed), *panel_groups(run.updates, changed)]
     return (
         page_environment()
         .get_template("report.html")
@@ -99,6 +101,7 @@ def render(run: RunFiles) -> str:
             scores=scores_shown(run.summary),
             length_warning=length_warning(run.summary.rm_preferences if run.summary else None),
             groups=groups,
+            changes=change_rows(run.changes),
             undrawn=[panel for group in groups for panel in group.panels if panel.svg is None],
             num_drawn=len(thinned(run.updates)),
             max_points=MAX_POINTS,
@@ -125,19 +128,21 @@ def page_environment() -> Environment:
     return environment
 
 
-def panel_groups(updates: Sequence[UpdateLine]) -> list[PanelGroup]:
+def panel_groups(updates: Sequence[UpdateLine], changed: Sequence[Mark] = ()) -> list[PanelGroup]:
     """All curves, drawn as far as the updates have them."""
     shown = [_with_rest(update) for update in thinned(updates)]
-    return [PanelGroup(group.title, tuple(_panel(curve, shown) for curve in group.curves)) for group in GROUPS]
+    return [PanelGroup(group.title, tuple(_panel(curve, shown, changed) for curve in group.curves)) for group in GROUPS]
 
 
-def evaluation_group(evaluations: Sequence[EvaluationLine]) -> list[PanelGroup]:
+def evaluation_group(evaluations: Sequence[EvaluationLine], changed: Sequence[Mark] = ()) -> list[PanelGroup]:
     """The curves of the evaluations while PPO learnt; none where there were none."""
     points = thinned([UpdateLine(step=line.step, metrics=line.numbers) for line in evaluations])
-    return [PanelGroup(EVALUATIONS.title, tuple(_panel(c, points) for c in EVALUATIONS.curves))] if points else []
+    if not points:
+        return []
+    return [PanelGroup(EVALUATIONS.title, tuple(_panel(curve, points, changed) for curve in EVALUATIONS.curves))]
 
 
-def _panel(curve: Curve, updates: Sequence[UpdateLine]) -> Panel:
+def _panel(curve: Curve, updates: Sequence[UpdateLine], changed: Sequence[Mark]) -> Panel:
     there = tuple(layer for layer in curve.layers if has_values(layer, updates))
     lost = {key: None for layer in curve.layers if layer not in there for key in layer.keys}
     for layer in there:
@@ -149,7 +154,7 @@ def _panel(curve: Curve, updates: Sequence[UpdateLine]) -> Panel:
         worry=curve.worry,
         legend=there if len(curve.layers) > 1 else (),
         missing=tuple(lost),
-        svg=Markup(draw(drawable, updates)) if there else None,
+        svg=Markup(draw(drawable, updates, changed)) if there else None,
     )
 
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from deploy.checked_json import Numbers
+from deploy.report_changes import Mark
 from deploy.report_curves import Curve, Layer
 from deploy.run_files import UpdateLine
 
@@ -28,6 +29,8 @@ MAX_POINTS = 1000
 """More updates than this are thinned, so that the page stays light."""
 MAX_MARKED = 60
 """More updates than this are drawn as lines without dots."""
+MAX_LABELS = 20
+"""More marks than this have no numbers."""
 LOG_FLOOR = 1e-9
 """Where a zero is drawn on a logarithmic axis."""
 
@@ -80,8 +83,8 @@ def series(updates: Sequence[UpdateLine], key: str) -> Series:
     return np.array([_finite_or_nan(_numbers(update, key).get(key.removeprefix("seconds."))) for update in updates])
 
 
-def draw(curve: Curve, updates: Sequence[UpdateLine]) -> str:
-    """The curve as an `<svg>` element; what is not finite leaves a gap.
+def draw(curve: Curve, updates: Sequence[UpdateLine], marks: Sequence[Mark] = ()) -> str:
+    """The curve as an `<svg>` element; what is not finite leaves a gap. Marks are dotted lines, numbered.
 
     The caller has made sure that at least one layer has a finite value.
     """
@@ -94,6 +97,7 @@ def draw(curve: Curve, updates: Sequence[UpdateLine]) -> str:
             for layer in curve.layers:
                 _draw_layer(axes, layer, steps, updates, is_log=curve.is_log)
         _limit(axes, curve, steps)
+        _mark(axes, marks)
         svg = _svg(figure)
     return _inline(svg, curve.slug, f"{curve.title} by update")
 
@@ -188,6 +192,15 @@ def _stack(axes: Any, curve: Curve, steps: Series, updates: Sequence[UpdateLine]
         top = floor + np.nan_to_num(series(updates, layer.keys[0]))
         axes.stairs(top, edges, baseline=floor, fill=True, color=_COLOURS[layer.colour - 1], alpha=0.85, linewidth=0)
         floor = top
+
+
+def _mark(axes: Any, marks: Sequence[Mark]) -> None:
+    """Between the last update before it and the first after it."""
+    for mark in marks:
+        axes.axvline(mark.at_step + 0.5, color=_INK, linewidth=0.9, linestyle=(0, (1, 2)))
+        if len(marks) <= MAX_LABELS:
+            axes.annotate(mark.label, (mark.at_step + 0.5, 1.0), xycoords=("data", "axes fraction"), ha="center",
+                          va="bottom", fontsize=7)  # fmt: skip
 
 
 def _limit(axes: Any, curve: Curve, steps: Series) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field, JsonValue, TypeAdapter
 from common.errors import DataError
 from deploy.checked_json import Numbers, Shape, read_json_as, read_jsonl, read_toml
 from deploy.evaluation_file import EvaluationLine, OverOptimisation, Rival, read_evaluations
+from deploy.settings_journal import Difference, read_journal
 
 Ledger = Mapping[str, int | dict[str, int]]
 
@@ -30,6 +31,8 @@ class UpdateLine(Shape):
     """Lineage and step of the weights that it made, as in `0.1`."""
     weights_hash: str = ""
     """Of the policy that it made; empty in runs of older versions."""
+    settings: Numbers = {}
+    """Those that may change at run time, as they were in force; empty in older runs."""
     metrics: Numbers = {}
     """By name; null where a number was not finite."""
     seconds: Numbers = {}
@@ -150,6 +153,8 @@ class RunFiles:
     heldout: tuple[HeldoutLine, ...]
     evaluations: tuple[EvaluationLine, ...]
     """Of held-out prompts while PPO learnt, in order of steps."""
+    changes: tuple[Difference, ...]
+    """Of settings while PPO learnt, as far as an update was done with them."""
     summary: Summary | None
     stages: tuple[StageFile, ...]
     """In the order in which stages run."""
@@ -177,9 +182,16 @@ def read_run(folder: Path) -> RunFiles:
         extremes=tuple(dict.fromkeys(s for s in samples if isinstance(s, ExtremeLine))),
         heldout=tuple(dict.fromkeys(s for s in samples if isinstance(s, HeldoutLine))),
         evaluations=tuple(read_evaluations(folder)),
+        changes=tuple(changes_in_force(folder, last_step=max(by_step, default=0))),
         summary=read_json_as(summary_path, TypeAdapter(Summary)) if summary_path.exists() else None,
         stages=tuple(sorted(stages, key=lambda stage: _rank(stage.stage))),
     )
+
+
+def changes_in_force(folder: Path, *, last_step: int) -> list[Difference]:
+    """What was changed while updates up to `last_step` were done."""
+    journal = read_journal(folder)
+    return [] if journal is None else journal.differences(before_step=last_step)
 
 
 def finite(value: float | None) -> float | None:

@@ -179,6 +179,7 @@ class RunStatus(Status):
 
 
 Count = Annotated[int, Field(ge=1, le=MAX_MEMBERS, strict=True)]
+Amount = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 class ScaleRequest(Config):
@@ -199,19 +200,27 @@ class ScaleRequest(Config):
 class SettingsRequest(Config):
     """Settings to change from the next update on; what is left out stays."""
 
-    temperature: float | None = Field(default=None, gt=0, le=10)
+    temperature: Amount | None = Field(default=None, gt=0, le=10)
     """Of sampling."""
-    learning_rate: float | None = Field(default=None, gt=0, le=10)
+    learning_rate: Amount | None = Field(default=None, gt=0, le=10)
     """Peak rate, as `ppo.optimizer.lr`; all other rates move by the same factor."""
-    kl_target: float | None = Field(default=None, gt=0)
+    kl_target: Amount | None = Field(default=None, gt=0, le=1000)
     """Nats; only where the KL coefficient is adaptive."""
-    kl_coef: float | None = Field(default=None, ge=0)
+    kl_coef: Amount | None = Field(default=None, ge=0, le=1000)
     """Only where the KL coefficient is fixed."""
+    reason: Annotated[str, StringConstraints(max_length=200)] = ""
+    """Goes to the log and the report."""
+
+    def changes(self) -> dict[str, float]:
+        """What shall change, by name."""
+        return self.model_dump(exclude_none=True, exclude={"reason"})
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> "SettingsRequest":
-        if not self.model_dump(exclude_none=True):
+        if not self.changes():
             raise ValueError("nothing to change; give temperature, learning_rate, kl_target or kl_coef")
+        if not self.reason.isprintable():
+            raise ValueError("reason must be one line of printable characters")
         return self
 
 

@@ -1,107 +1,237 @@
-"""What an operator changes between two updates: settings, and whether the run stands still.
+"""What an operator or a guard rail changes between two updates: settings, and whether the run stands still.
 
-    control channel ── change, pause, resume ──▶ Steering ◀── at(step) ── loop
+    control channel, guard rails ── change, pause, resume ──▶ Steering ◀── at(step) ── loop
+                                                                 └── journal ──▶ steering.json
 
-Implements `common.ports.Steering`. Orders come on any thread, and count from the next update on.
+Implements `common.ports.Steering`. Orders come on any thread and count from the next update on. They are written down
+at once, with the update from which they count, so that a run that is cut off and goes on from an older checkpoint meets
+the same settings at the same updates.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal, Protocol
 
 from common.errors import ConfigError
+from common.kl_config import FixedKL, check_kl
 from common.ppo_config import PPOConfig
 from common.run_settings import RunSettings
+from deploy.brake import Brake, Pause
+from deploy.files import write_json
 from deploy.run_status import SettingsRequest
-from deploy.stop_signal import StopSignal
-from deploy.stopwatch import Stopwatch
+from deploy.settings_journal import FILE, Change, Journal, Rollback, Who, differing, read_journal
 
-LOOK_EVERY_S = 0.1
-"""Time between two looks at what is wanted, while the run is paused."""
-Pause = Literal["none", "asked", "paused"]
+Kind = Literal["settings", "pause", "resume"]
+
+
+class Told(Protocol):
+    """Hears of settings, as Prometheus does."""
+
+    def settings(self, settings: RunSettings) -> None:
+        """These are in force."""
+
+    def setting_changed(self, name: str) -> None:
+        """This one was changed."""
 
 
 class Steering:
-    """Settings in force and the wish to pause.
+    """Settings of every update, and the brake.
 
     Args:
-        config: the settings at the start.
-        watch: told how long the run stood still.
-        stop: looked at while it does.
+        config: of the stage.
+        journal: every change so far; `open_journal` reads it.
+        path: where it is kept.
+        brake: lets the loop stand still.
+        step: updates behind the weights that the loop begins with.
+        draw: says how many prompts were drawn before the update that is to come.
+        lineage: says which lineage the weights are of.
+        told: hears of settings.
         note: told what an operator wants to read.
     """
 
     def __init__(
-        self, config: PPOConfig, *, watch: Stopwatch, stop: StopSignal, note: Callable[[str, str], None]
+        self,
+        config: PPOConfig,
+        journal: Journal,
+        path: Path,
+        *,
+        brake: Brake,
+        step: int,
+        draw: Callable[[], int],
+        lineage: Callable[[], int],
+        told: Told,
+        note: Callable[[Kind, str], None],
     ) -> None:
         self._config = config
-        self._watch = watch
-        self._stop = stop
+        self._path = path
+        self._brake = brake
+        self._draw = draw
+        self._lineage = lineage
+        self._told = told
         self._note = note
         self._lock = threading.Lock()
-        self._settings = RunSettings.of(config)
-        self._pause: Pause = "none"
+        self._journal = journal
+        self._next = (step, 0)
+        """Updates and prompts before the first batch to which an order of now applies."""
+        self._in_force = journal.in_force(step)
 
     # --- for the loop
 
     def at(self, step: int) -> RunSettings:
         """The settings of the update that follows; returns once the run is not paused."""
-        if self._pause != "none":
-            self._stand_still()
-        return self._settings
+        with self._lock:
+            self._next = (step, self._draw())
+        self._brake.hold()
+        return self._begin(step)
 
-    def _stand_still(self) -> None:
-        with self._watch.phase("paused"):
-            while True:
-                with self._lock:
-                    if self._pause == "none":
-                        return
-                    self._pause = "paused"
-                time.sleep(LOOK_EVERY_S)
-                self._stop.raise_if_requested()
+    def go_back_to(self, step: int) -> None:
+        """The learner was lost, and training goes on from a checkpoint: an order of now applies to its next update."""
+        with self._lock:
+            self._next = (step, 0)
 
-    # --- for the control channel
+    def _begin(self, step: int) -> RunSettings:
+        """The update begins; orders apply to the one after it."""
+        draw = self._draw()
+        with self._lock:
+            self._keep(self._journal.reach(step, draw))
+            self._in_force = self._journal.in_force(step, draw)
+            self._next = (step + 1, draw + 1)
+        self._told.settings(self._in_force)
+        return self._in_force
+
+    # --- for who watches
+
+    @property
+    def in_force(self) -> RunSettings:
+        """Settings of the update that began last."""
+        return self._in_force
 
     @property
     def settings(self) -> RunSettings:
-        """In force, or from the next update on."""
-        return self._settings
+        """Settings of the next update."""
+        with self._lock:
+            return self._journal.in_force(*self._next)
+
+    def settings_at(self, step: int) -> RunSettings:
+        """Settings of the update after `step` updates, as far as they are known now."""
+        with self._lock:
+            return self._journal.in_force(step)
+
+    @property
+    def journal(self) -> Journal:
+        """Every change so far."""
+        return self._journal
 
     @property
     def pause_state(self) -> Pause:
         """Whether the run stands still."""
-        return self._pause
+        return self._brake.state
+
+    # --- orders
 
     def pause(self, reason: str) -> None:
         """Stand still once the running update is done."""
-        with self._lock:
-            if self._pause != "none":
-                return
-            self._pause = "asked"
-        self._note("pause", f"pause after the running update: {reason}")
+        if self._brake.pause():
+            self._note("pause", f"pause after the running update: {reason}")
 
     def resume(self) -> None:
         """Go on."""
-        with self._lock:
-            if self._pause == "none":
-                return
-            self._pause = "none"
-        self._note("resume", "resumed")
+        if self._brake.release():
+            self._note("resume", "resumed")
 
-    def change(self, wanted: SettingsRequest) -> None:
-        """Change settings from the next update on; raises ConfigError for those that this run does not have."""
-        kind = self._config.kl.type
-        if wanted.kl_target is not None and kind != "adaptive":
-            raise ConfigError('kl_target is of ppo.kl.type = "adaptive", and this run has "fixed"; change kl_coef')
-        if wanted.kl_coef is not None and kind != "fixed":
-            raise ConfigError(
-                'kl_coef is of ppo.kl.type = "fixed"; this run has "adaptive", and moves it itself; change kl_target'
-            )
-        changes = wanted.model_dump(exclude_none=True)
+    def change(self, wanted: SettingsRequest, *, who: Who = "operator", reason: str = "") -> None:
+        """Change settings from the next update on; by a guard rail between two updates, of the update that follows.
+
+        A guard rail sees the same once more where updates are done again; what it wanted then is recorded, and is not
+        recorded twice.
+
+        Raises:
+            ConfigError: a setting that this run does not have, or a value that contradicts its configuration.
+            DataError: it cannot be written down; nothing is changed.
+        """
+        check_change(self._config, wanted)
+        changes = wanted.changes()
         with self._lock:
-            before = self._settings
-            self._settings = replace(before, **changes)
-        words = ", ".join(f"{name} {getattr(before, name):g} to {value:g}" for name, value in changes.items())
-        self._note("settings", f"from the next update on: {words}")
+            step, draw = self._next
+            before = self._journal.newest
+            after = replace(before, **changes)
+            changed = differing(before, after)
+            if not changed or (who == "guard" and self._journal.holds(step, draw, who, changes)):
+                return
+            self._keep(
+                self._journal.add(
+                    Change(at_step=step, from_draw=draw, settings=after, who=who, reason=reason,
+                           time=datetime.now(UTC), lineage=self._lineage())
+                )
+            )  # fmt: skip
+        for name, _, _ in changed:
+            self._told.setting_changed(name)
+        words = ", ".join(f"{name} {old:g} to {new:g}" for name, old, new in changed)
+        self._note("settings", f"from update {step + 1} on: {words} ({who}{f': {reason}' if reason else ''})")
+
+    def roll_back_to(self, step: int, reason: str) -> None:
+        """A guard rail goes back to a checkpoint, and on with other prompts: the settings of now stay in force.
+
+        Raises:
+            DataError: it cannot be written down.
+        """
+        with self._lock:
+            rollback = Rollback(
+                to_step=step, from_step=self._next[0], next_draw_index=self._draw(), reason=reason,
+                time=datetime.now(UTC), lineage=self._lineage(),
+            )  # fmt: skip
+            self._keep(self._journal.roll_back_to(rollback))
+            self._next = (step, rollback.next_draw_index)
+
+    # --- inside
+
+    def _keep(self, journal: Journal) -> None:
+        """Written down first, so that nothing is in force that is not."""
+        if journal is not self._journal:
+            write_json(self._path, journal.model_dump(mode="json"))
+            self._journal = journal
+
+
+def open_journal(config: PPOConfig, folder: Path, note: Callable[[Kind, str], None]) -> Journal:
+    """The journal that an earlier attempt left; a new one where there is none, or it is of other settings and goes.
+
+    Raises:
+        DataError: it cannot be understood; names file and line.
+    """
+    start = RunSettings.of(config)
+    journal = read_journal(folder)
+    if journal is not None and journal.start == start:
+        return journal
+    if journal is not None:
+        (folder / FILE).unlink()
+        note("settings", f"{len(journal.changes)} changes of another configuration do not count any more")
+    return Journal(start=start)
+
+
+def check_change(config: PPOConfig, wanted: SettingsRequest) -> None:
+    """Raise ConfigError if a run of this configuration cannot take these settings."""
+    kind = config.kl.type
+    if wanted.kl_target is not None and kind != "adaptive":
+        raise ConfigError(
+            f'kl_target={wanted.kl_target:g} is of ppo.kl.type = "adaptive", and this run has "fixed"; change kl_coef'
+        )
+    if wanted.kl_coef is None:
+        return
+    if kind != "fixed":
+        raise ConfigError(
+            f'kl_coef={wanted.kl_coef:g} is of ppo.kl.type = "fixed"; this run has "adaptive", and moves it itself; '
+            "change kl_target"
+        )
+    try:
+        check_kl(
+            FixedKL(coef=wanted.kl_coef),
+            config.kl_loss_coef,
+            config.kl_estimator,
+            reference=config.reference,
+            advantage=config.advantage,
+        )
+    except ValueError as error:
+        raise ConfigError(f"kl_coef={wanted.kl_coef:g} must stay 0 in this run: {error}") from error

@@ -7,6 +7,7 @@ from typing import Any
 from deploy.evaluation_file import read_evaluations
 from deploy.files import read_json, write_json
 from deploy.report_preferences import preference_numbers
+from deploy.run_files import changes_in_force
 
 FROM_EVALUATION = (
     "reward_before",
@@ -27,7 +28,8 @@ FROM_EVALUATION = (
 def write_summary(folder: Path) -> dict[str, Any]:
     """Gather the stages' results; a number whose stage was not run is null.
 
-    `against` and `over_optimisation` are there where rivals were met, and where PPO was evaluated while it learnt.
+    `against`, `settings_changed` and `over_optimisation` are there where rivals were met, settings were changed while
+    PPO learnt, and where it was evaluated meanwhile.
     """
     records = {p.stem: read_json(p) for p in sorted((folder / "stages").glob("*.json"))}
     evaluated = records.get("evaluate", {}).get("inputs", {}).get("ppo")
@@ -54,6 +56,8 @@ def write_summary(folder: Path) -> dict[str, Any]:
         summary["rm_preferences"] = pairs.model_dump(mode="json")
     if "against" in evaluation:
         summary["against"] = evaluation["against"]
+    if changes := changes_in_force(folder, last_step=ppo.get("updates") or 0):
+        summary["settings_changed"] = len(changes)
     if evaluations := read_evaluations(folder):
         summary["over_optimisation"] = {
             "updates": [line.step for line in evaluations if line.over_optimised],
@@ -67,14 +71,18 @@ def write_summary(folder: Path) -> dict[str, Any]:
 def tokens_per_second(path: Path) -> dict[str, float]:
     """Response tokens per wall second of the phases of PPO, over all updates.
 
-    `collect` is generating and judging together, `update` is the learner's, `loop` is everything.
+    `collect` is generating and judging together, `update` is the learner's, `loop` is everything but pauses.
     """
     if not path.is_file():
         return {}
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     tokens = sum(row["metrics"]["response_tokens"] for row in rows)
+    spent = {
+        phase: sum(row["seconds"].get(phase, 0.0) for row in rows) for phase in ("collect", "update", "total", "paused")
+    }
     wall = {
-        name: sum(row["seconds"].get(key, 0.0) for row in rows)
-        for name, key in (("collect", "collect"), ("update", "update"), ("loop", "total"))
+        "collect": spent["collect"],
+        "update": spent["update"],
+        "loop": spent["total"] - spent["paused"],
     }
     return {name: round(tokens / seconds, 1) for name, seconds in wall.items() if seconds > 0}

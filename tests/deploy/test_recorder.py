@@ -13,6 +13,7 @@ from rich.console import Console
 
 from common.metrics import RunMetrics
 from common.records import Identity, Sample, UpdateReport
+from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import encode, train_word_tokenizer
 from deploy.progress import progress
@@ -80,6 +81,7 @@ def record(tokenizer, tmp_path, told, tracked):
             ledger=lambda: ledger,
             metrics=metrics,
             watch=watch,
+            settings=lambda: RunSettings(temperature=1.0, learning_rate=1e-3, kl_target=None, kl_coef=0.1),
             bar=(bar, task),
             saw=told.append,
             track=lambda row, samples: tracked.append((row, samples)),

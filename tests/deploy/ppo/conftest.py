@@ -24,8 +24,8 @@ DEADLINE_S = 60.0
 class Outcome:
     """What a run left."""
 
-    def __init__(self, folder, error, output):
-        self.folder, self.error, self.output = folder, error, output
+    def __init__(self, folder, error, output, registry):
+        self.folder, self.error, self.output, self.registry = folder, error, output, registry
 
     def ok(self):
         if self.error is not None:
@@ -75,8 +75,37 @@ def until():
     return wait
 
 
+def train_tiny(config, folder, *, before_update, again):
+    """Runs what is left to do in a folder; `before_update` is called before each update, by the thread of the loop."""
+    controls = RunControls(config.name, StopSignal())
+    console = Console(file=io.StringIO(), width=500)
+    pipeline = Pipeline(
+        config,
+        folder,
+        start_runtime=LocalRuntime,
+        console=console,
+        again=frozenset({"ppo"}) if again else frozenset(),
+        controls=controls,
+    )
+    update = LocalLearner.update
+
+    def interfered(learner, settings):
+        if before_update is not None:
+            before_update(controls, learner.step + 1)
+        return update(learner, settings)
+
+    error = None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLearner, "update", interfered)
+        try:
+            pipeline.run()
+        except BaseException as caught:
+            error = caught
+    return Outcome(folder, error, console.file.getvalue(), pipeline.metrics.registry)
+
+
 @pytest.fixture
-def train(tiny, tiny_run, tmp_path, monkeypatch):
+def train(tiny, tiny_run, tmp_path):
     """Runs PPO of `tiny` with changes; a second run of the same name goes on in the same folder.
 
     The stage `evaluate` is left out, unless a change is about it. `before_update` is called with the run's controls and
@@ -91,51 +120,32 @@ def train(tiny, tiny_run, tmp_path, monkeypatch):
             again = True
         config = tiny(f"ppo.updates={UPDATES}", *changes)
         config = config if evaluates else config.model_copy(update={"evaluate": None})
-        controls = RunControls(config.name, StopSignal())
-        console = Console(file=io.StringIO(), width=500)
-        pipeline = Pipeline(
-            config,
-            folder,
-            start_runtime=LocalRuntime,
-            console=console,
-            again=frozenset({"ppo"}) if again else frozenset(),
-            controls=controls,
-        )
-        update = LocalLearner.update
-
-        def interfered(learner, settings):
-            if before_update is not None:
-                before_update(controls, learner.step + 1)
-            return update(learner, settings)
-
-        error = None
-        with monkeypatch.context() as patch:
-            patch.setattr(LocalLearner, "update", interfered)
-            try:
-                pipeline.run()
-            except BaseException as caught:
-                error = caught
-        return Outcome(folder, error, console.file.getvalue())
+        return train_tiny(config, folder, before_update=before_update, again=again)
 
     return run
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tiny, tiny_run, tmp_path_factory):
-    """The same run with nobody who interferes, by its changes. To be read only."""
+def once(tiny, tiny_run, tmp_path_factory):
+    """A run with changes, by its changes and whoever interferes with it; each is done once. To be read only."""
     done = {}
 
-    def run(*changes):
-        if changes not in done:
-            folder = tmp_path_factory.mktemp("undisturbed") / "tiny"
+    def run(*changes, before_update=None):
+        if (changes, before_update) not in done:
+            folder = tmp_path_factory.mktemp("once") / "tiny"
             shutil.copytree(tiny_run, folder)
             config = tiny(f"ppo.updates={UPDATES}", *changes).model_copy(update={"evaluate": None})
-            console = Console(file=io.StringIO(), width=500)
-            Pipeline(config, folder, start_runtime=LocalRuntime, console=console, again=frozenset({"ppo"})).run()
-            done[changes] = Outcome(folder, None, console.file.getvalue())
-        return done[changes]
+            outcome = train_tiny(config, folder, before_update=before_update, again=True)
+            done[changes, before_update] = outcome.ok()
+        return done[changes, before_update]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def undisturbed(once):
+    """The same run with nobody who interferes, by its changes. To be read only."""
+    return once
 
 
 @pytest.fixture
