@@ -29,7 +29,9 @@ ROOMY: Final = 30
 """Lines from which on there are empty ones between the parts."""
 KEYS: Final = "q quit   p pause or resume   + − rollout workers"
 WORRYING: Final = frozenset({"lost", "restart", "given_up", "learner_lost", "error", "alarm", "rollback"})
-HEAD: Final = f"{'slot':<11}{'state':<10}{'weights':<9}{'age':>9}{'busy':>6}{'tokens/s':>10}{'memory':>9}{'restarts':>10}"
+HEAD: Final = (
+    f"{'slot':<11}{'state':<10}{'weights':<9}{'age':>9}{'busy':>6}{'tokens/s':>10}{'memory':>9}{'restarts':>10}"
+)
 
 
 def lines(view: View, *, width: int, height: int | None = None, note: Text | None = None) -> list[Text]:
@@ -87,7 +89,7 @@ def _head(view: View) -> list[Text]:
     word, style = state_of(status)
     first = Text.assemble((status.run, "bold cyan"), f"  {status.stage or ''}  ", (word, style))
     if status.step is None or not status.updates:
-        first.append("" if status.stage == "ppo" else "  curves and workers come with PPO", "dim")
+        first.append("" if view.updates else "  curves and workers come with PPO", "dim")
         return [first]
     share = min(1.0, status.step / status.updates)
     first.append(f"  update {status.step} of {status.updates} ")
@@ -199,7 +201,11 @@ def _sample(view: View, kind: str) -> Text | None:
         return None
     style = "green" if kind == "best" else "red"
     return Text.assemble(
-        (f"{kind:<6}", style), f"{number(row.score, 'signed'):>6}  ", (one_line(row.prompt), "dim"), " ", one_line(row.response)
+        (f"{kind:<6}", style),
+        f"{number(row.score, 'signed'):>6}  ",
+        (one_line(row.prompt), "dim"),
+        " ",
+        one_line(row.response),
     )
 
 

@@ -30,7 +30,11 @@ def advice(waits: WaitStatus) -> str:
             "large pieces. Try smaller chunks, so that all have some."
         )
     if reward > workers:
-        return f"The learner waits {share} of the time for scores, and the reward replicas are busy: add reward replicas."
+        return (
+            f"The learner waits {share} of the time for scores, and the reward replicas are busy: add reward replicas."
+        )
     if wait < LONG:
-        return f"The learner waits {share} of the time: the run is balanced; more rollout workers would shorten the wait."
+        return (
+            f"The learner waits {share} of the time: the run is balanced; more rollout workers would shorten the wait."
+        )
     return f"The learner waits {share} of the time and the workers are busy: add rollout workers."

@@ -79,7 +79,7 @@ class Watcher:
         if status.lineage is not None and status.lineage != self._lineage:  # it went back: rows may come again
             self._lineage, self._updates = status.lineage, ()
         after = self._updates[-1].step if self._updates else 0
-        if status.step is None and not self._updates or (status.step or 0) > after:
+        if (status.step is None and not self._updates) or (status.step or 0) > after:
             new = self._source.updates(after=after).updates
             self._updates = (*self._updates, *new)[-MOST:]
             if new:

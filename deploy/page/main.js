@@ -124,7 +124,8 @@ async function tick() {
   }
   const calm = document.hidden ? HIDDEN_MS : POLL_MS;
   const waitMs = failures ? Math.min(SLOWEST_MS, POLL_MS * 2 ** failures) : calm;
-  if (failures !== 1 || problem?.status === 401) showLink(problem, waitMs);
+  const isPassing = failures === 1 && problem.status >= 429; // one poll that was too many is no news
+  if (!isPassing) showLink(problem, waitMs);
   timer = setTimeout(tick, waitMs);
 }
 

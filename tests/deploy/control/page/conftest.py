@@ -1,11 +1,19 @@
 """Runs that never ran: statuses and run folders as the page may meet them, for tests and for looking at the page."""
 
+import contextlib
 import json
 import math
 import random
+import shutil
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
+
+from common.errors import ConfigError
 from deploy.run_status import (
     AlarmStatus,
     CheckpointInfo,
@@ -13,6 +21,7 @@ from deploy.run_status import (
     MemberStatus,
     PoolStatus,
     RunStatus,
+    SettingsRequest,
     SettingsStatus,
     WaitStatus,
 )
@@ -89,7 +98,9 @@ def pool(name: str, size: int, *, dead: int = 0) -> PoolStatus:
     )
 
 
-def write_history(folder: Path, *, steps: int, text: str = "a fine film , warm and funny .", target: float = 6.0) -> None:
+def write_history(
+    folder: Path, *, steps: int, text: str = "a fine film , warm and funny .", target: float = 6.0
+) -> None:
     """metrics.jsonl, samples.jsonl and events.jsonl of a run that learns."""
     chance = random.Random(1)
     folder.mkdir(parents=True, exist_ok=True)
@@ -163,3 +174,104 @@ def scenes() -> dict[str, tuple[RunStatus, dict]]:
         ),
         "stopping": (status(stopping="minichatgpt stop"), {"steps": 37}),
     }
+
+
+@dataclass
+class SceneRun:
+    """A run that says what it is told to say, and does what it is asked. Implements `Controls`."""
+
+    now: RunStatus = field(default_factory=status)
+    calls: list[object] = field(default_factory=list)
+
+    def status(self) -> RunStatus:
+        return self.now
+
+    def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
+        self.calls.append(("scale", rollout_workers, reward_replicas))
+        if rollout_workers is not None and rollout_workers < 2:
+            raise ConfigError(f"{rollout_workers} rollout workers are fewer than the minimum of 2; ask for more")
+        pools = dict(self.now.pools)
+        if rollout_workers is not None:
+            pools["rollout"] = pool("worker", rollout_workers)
+        if reward_replicas is not None:
+            pools["reward"] = pool("replica", reward_replicas)
+        self.now = self.now.model_copy(update={"pools": pools})
+        return self.now
+
+    def pause(self, reason: str) -> RunStatus:
+        self.calls.append("pause")
+        self.now = self.now.model_copy(update={"pause": "paused"})
+        return self.now
+
+    def resume(self) -> RunStatus:
+        self.calls.append("resume")
+        self.now = self.now.model_copy(update={"pause": "none"})
+        return self.now
+
+    def change(self, wanted: SettingsRequest) -> RunStatus:
+        self.calls.append(("change", wanted.model_dump(include=wanted.model_fields_set)))
+        return self.now
+
+    def checkpoint(self) -> Future[CheckpointInfo]:
+        return Future()
+
+    def stop(self, reason: str) -> None:
+        self.now = self.now.model_copy(update={"stopping": reason})
+
+
+Shown = Callable[..., contextlib.AbstractContextManager]
+
+
+@pytest.fixture
+def show_run(serve, tmp_path) -> Shown:
+    """Serves a scene while a block runs, with its history in the run folder."""
+
+    @contextlib.contextmanager
+    def shown(name: str = "collect") -> Iterator:
+        now, history = scenes()[name]
+        write_history(tmp_path / "runs" / "tiny", **history)
+        with serve(SceneRun(now)) as served:
+            yield served
+
+    return shown
+
+
+@pytest.fixture
+def all_scenes() -> dict[str, tuple[RunStatus, dict]]:
+    return scenes()
+
+
+@pytest.fixture
+def add_update() -> Callable[[Path, int], None]:
+    """Appends one update to a run's metrics.jsonl."""
+
+    def add(folder: Path, step: int, identity: str | None = None) -> None:
+        row = update_row(step, NOW, random.Random(step), 6.0)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row | {"identity": identity or row["identity"]}) + "\n")
+
+    return add
+
+
+@pytest.fixture
+def history_of(tmp_path) -> Callable[..., Path]:
+    """Writes a history into a folder of the test, and returns the folder."""
+
+    def write(**history: object) -> Path:
+        write_history(tmp_path / "history", **history)
+        return tmp_path / "history"
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator:
+    """Debian's browser, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield browser
+        browser.close()
