@@ -10,6 +10,7 @@ from common.errors import ConfigError
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.event_log import EventLog
 from deploy.place import Place
+from deploy.pulse import Cycle
 from deploy.recovery import Recovery
 from deploy.run_status import (
     CheckpointInfo,
@@ -19,11 +20,13 @@ from deploy.run_status import (
     RunStatus,
     SettingsRequest,
     SettingsStatus,
+    WaitStatus,
 )
 from deploy.runtime import HostedLearner
 from deploy.steering import Steering
 from deploy.stopwatch import Stopwatch
 from deploy.supervisor import Supervisor
+from deploy.waiting import advice
 
 
 class PPOControls:
@@ -67,7 +70,7 @@ class PPOControls:
     def status(self) -> RunStatus:
         """The run as it is now."""
         facts, running = self._place.controls.facts, self._watch.running()
-        newest = self._writer.newest
+        newest, cycle = self._writer.newest, self._supervisor.lookout.pulse.cycle
         return RunStatus(
             run=facts.run,
             pid=facts.pid,
@@ -89,6 +92,9 @@ class PPOControls:
             ),
             pause=self._steering.pause_state,
             settings=self._settings(),
+            latest={} if cycle is None else dict(cycle.metrics),
+            tokens_per_s=None if cycle is None else cycle.tokens_per_s,
+            waits=None if cycle is None else _waits(cycle),
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
@@ -147,6 +153,16 @@ class PPOControls:
         return CheckpointInfo(step=checkpoint.step, url=checkpoint.url, age_s=age_s)
 
 
+def _waits(cycle: Cycle) -> WaitStatus:
+    waits = WaitStatus(
+        update_s=cycle.update_s,
+        learner_wait_fraction=cycle.learner_wait,
+        worker_idle_fraction=1.0 - cycle.busy.get("rollout", 0.0),
+        reward_idle_fraction=1.0 - cycle.busy.get("reward", 0.0),
+    )
+    return waits.model_copy(update={"advice": advice(waits)})
+
+
 def _pool_status(pool: dict[str, Any]) -> PoolStatus:
     return PoolStatus(
         target=pool["target"],
@@ -162,7 +178,13 @@ def _pool_status(pool: dict[str, Any]) -> PoolStatus:
                 restarts=slot["restarts"],
                 heartbeat_age_s=slot["heartbeat_age_s"],
                 last_error=slot["last_error"] or None,
+                weights_age_s=slot["weights_age_s"],
+                busy_fraction=slot["busy"],
+                tokens_per_s=slot["tokens_per_s"],
+                rss_bytes=slot["described"].get("rss_bytes"),
             )
             for slot in pool["slots"]
         ),
+        queued=pool["queued"],
+        queue_age_s=pool["queue_age_s"],
     )

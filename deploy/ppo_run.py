@@ -9,6 +9,7 @@ from actors.prompts import PromptStream
 from common.errors import CheckpointError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from common.ports import Evaluations, Recorder
+from common.records import Identity
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import Beginning, newest_whole
 from deploy.brake import Brake
@@ -167,6 +168,7 @@ def ppo_run(
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     assert learner is not None, "training has a learner"
     lineages, ledger = _latest(place, beginning)
+    metrics.began(Identity(lineages.lineage, beginning.step), config.ppo.updates)
     with ExitStack() as stack:
         supervisor = stack.enter_context(
             supervised(
@@ -181,6 +183,7 @@ def ppo_run(
                     settings=lambda: beginning.settings,
                     save_timeout_s=config.learner.save_timeout_s,
                     warn=lambda text: log.write("checkpoint_failed", text),
+                    metrics=metrics,
                     newest=beginning.checkpoint,
                 )
             )
@@ -203,6 +206,7 @@ def ppo_run(
             folder=place.folder,
             went_back=forget_later,
             note=log.write,
+            metrics=metrics,
             stop=place.stop,
             first=beginning.checkpoint,
         )

@@ -12,7 +12,9 @@ from typing import Any
 
 from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
-from common.errors import LearnerLostError
+from common.errors import LearnerLostError, LearnerTimeoutError
+from common.metrics import RunMetrics
+from common.records import Identity
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import newest_whole
 from deploy.checkpoint_writer import CheckpointWriter
@@ -59,6 +61,7 @@ class Recovery:
         folder: of the run, whose files are cut back.
         went_back: told to which update, once the run's files are cut back.
         note: told what an operator wants to read.
+        metrics: told of losses, and of the weights that are gone back to.
         stop: looked at while waiting.
         first: where an earlier attempt was cut off.
     """
@@ -75,6 +78,7 @@ class Recovery:
         folder: Path,
         went_back: Callable[[int], None],
         note: Callable[[str, str], None],
+        metrics: RunMetrics,
         stop: StopSignal,
         first: Checkpoint | None,
     ) -> None:
@@ -87,6 +91,7 @@ class Recovery:
         self.folder = folder
         self.went_back = went_back
         self.note = note
+        self.metrics = metrics
         self.stop = stop
         self._first = first
         self._lost_at = 0 if first is None else first.step
@@ -112,6 +117,7 @@ class Recovery:
                         f"{error}. It was started again {self.budget.max_restarts} times within "
                         f"{self.budget.window_s:g} s (learner.max_restarts, learner.restart_window_s)"
                     ) from error
+                self.metrics.learner_lost(error.phase if isinstance(error, LearnerTimeoutError) else "")
                 self.note("learner_lost", f"{error}. Another one starts" + (f" in {pause:g} s" if pause else ""))
                 self._pause(pause)
 
@@ -145,6 +151,7 @@ class Recovery:
         self.writer.go_back_to(checkpoint)
         self.learner.load(None if checkpoint is None else checkpoint.url, lineage=self.lineages.lineage)
         self.supervisor.roll_back(state)
+        self.metrics.went_back(Identity(self.lineages.lineage, step))
         where = "from the start" if checkpoint is None else f"from {checkpoint.name}"
         self.note("resumed", f"training goes on {where}, as lineage {self.lineages.lineage}")
 

@@ -28,7 +28,9 @@ MOST_ALARMS: Final = 3
 ROOMY: Final = 30
 """Lines from which on there are empty ones between the parts."""
 KEYS: Final = "q quit   p pause or resume   + − rollout workers"
-WORRYING: Final = frozenset({"lost", "restart", "given_up", "learner_lost", "error", "alarm", "rollback"})
+WORRYING: Final = frozenset(
+    {"lost", "restart", "given_up", "learner_lost", "error", "guard_alarm", "guard_stop", "rollback"}
+)
 HEAD: Final = (
     f"{'slot':<11}{'state':<10}{'weights':<9}{'age':>9}{'busy':>6}{'tokens/s':>10}{'memory':>9}{'restarts':>10}"
 )

@@ -5,7 +5,7 @@ import { number, signed } from "./words.js";
 const MOST = 1000;
 const STEERED = new Set(["settings", "scale", "pause", "resume"]);
 const LOST = new Set(["lost", "restart", "given_up", "learner_lost", "resumed", "error"]);
-const GUARDED = /^(guard|alarm|rollback|rolled_back|nonfinite_update|over_optimisation)/;
+const GUARDED = new Set(["guard_alarm", "guard_stop", "rollback", "nonfinite_update", "over_optimisation"]);
 
 const known = (value) => (Number.isFinite(value) ? value : undefined);
 
@@ -13,7 +13,7 @@ const known = (value) => (Number.isFinite(value) ? value : undefined);
 export function markOf(event) {
   if (STEERED.has(event)) return "steered";
   if (LOST.has(event)) return "lost";
-  return GUARDED.test(event) ? "guarded" : null;
+  return GUARDED.has(event) ? "guarded" : null;
 }
 
 export class History {

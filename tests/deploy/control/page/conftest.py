@@ -123,7 +123,7 @@ def write_history(
         (150, "lost", "worker-1", "worker-1 died in generate: killed from outside (SIGKILL, the kernel's out-of-memory "
          "killer) or crashed.\n  | last line of its log"),
         (151, "restart", "worker-1", "worker-1 starts again (1 of 3 within 10 min)"),
-        (190, "alarm", "", "kl: 11.3 nats per response is above 10 for 3 updates; the learning rate is halved"),
+        (190, "guard_alarm", "", "kl: 11.3 nats per response is above 10 for 3 updates; the learning rate is halved"),
     ]  # fmt: skip
     with (folder / "events.jsonl").open("w") as file:
         for at, event, slot, said in events:

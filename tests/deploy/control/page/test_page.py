@@ -8,7 +8,7 @@ import pytest
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 Page, expect = playwright.Page, playwright.expect
 
-NAMELESS = """() => [...document.querySelectorAll('button, input, a[href], [tabindex], [role=meter], [role=progressbar]')]
+NAMELESS = """() => [...document.querySelectorAll('button, input, [tabindex], [role=meter], [role=progressbar]')]
   .filter((node) => node.offsetParent !== null || node.tagName === 'svg')
   .filter((node) => !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length))
   .map((node) => node.outerHTML)"""
