@@ -13,7 +13,8 @@ export function number(value) {
   if (size >= 1000) text = Math.round(value).toLocaleString("en");
   else if (size >= 100) text = value.toFixed(0);
   else if (size >= 10) text = value.toFixed(1);
-  else if (size >= 0.01 || size === 0) text = value.toFixed(2);
+  else if (size >= 0.1 || size === 0) text = value.toFixed(2);
+  else if (size >= 0.001) text = value.toFixed(3);
   else text = value.toExponential(1);
   return text.replaceAll("-", MINUS);
 }

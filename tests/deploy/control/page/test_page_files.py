@@ -72,7 +72,7 @@ def test_text_stands_out_from_every_ground(scheme):
         (0.62, 0.4, 0.8, "waits 62 % of the time and the workers are busy: add rollout workers"),
         (0.4, 0.6, 0.8, "the run is balanced"),
         (0.8, 0.8, 0.22, "the reward replicas are busy: add reward replicas"),
-        (0.8, 0.8, 0.8, "too few or too large pieces"),
+        (0.8, 0.8, 0.8, "they wait for one another"),
     ],
 )  # fmt: skip
 def test_the_advice_follows_who_is_busy_while_the_learner_waits(learner, workers, reward, said):
