@@ -12,6 +12,7 @@ from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
 from common.evaluate_config import EvaluateConfig
+from common.guards_config import GuardsConfig
 from common.model_config import Model
 from common.optimizer_config import Optimizer
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
@@ -106,6 +107,8 @@ class RunConfig(Config):
     """PPO."""
     evaluate: EvaluateConfig | None = None
     """Evaluation before and after PPO, and while it learns."""
+    guards: Annotated[GuardsConfig, CHANGEABLE] = GuardsConfig()
+    """Guard rails while PPO learns."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
     reward_service: RewardServiceConfig = RewardServiceConfig()
@@ -178,6 +181,8 @@ class RunConfig(Config):
         if self.ppo is not None:
             self._check_reward(self.ppo)
             self._check_groups(self.ppo)
+            is_evaluated = self.evaluate is not None and self.evaluate.every_updates > 0
+            self.guards.check(has_reference=self.ppo.reference != "none", is_evaluated=is_evaluated)
         if self.evaluate is not None and self.ppo is None:
             raise ValueError("[evaluate] compares before and after PPO; add a [ppo] table")
         if self.evaluate is not None and self.judge is None:

@@ -2,8 +2,10 @@
 
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from actors.prompt_texts import build_prompts
 from common.records import ModelPaths, StageResult
@@ -44,16 +46,25 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log, went_back=trackers.go_back_to)
         )
         started = time.monotonic()
+
+        def track(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+            run.guards.updated(row)
+            trackers.record(row, samples)
+
+        def track_evaluation(row: Mapping[str, Any]) -> None:
+            run.guards.evaluated(row)
+            trackers.evaluated(row)
+
         recorder = RunRecorder(
             folder,
             tokenizer=load_tokenizer(models.policy),
             ledger=run.supervisor.ledger,
             metrics=metrics,
             watch=members.watch,
-            pulse=run.supervisor.lookout.pulse,
             settings=lambda: run.steering.in_force,
+            pulse=run.supervisor.lookout.pulse,
             saw=run.writer.saw,
-            track=trackers.record,
+            track=track,
             note=log.write,
             bar=(bar, task),
         )
@@ -68,7 +79,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
                 weights_before=lambda: members.weights_of(models.policy, BEFORE),
                 metrics=metrics,
                 watch=members.watch,
-                track=trackers.evaluated,
+                track=track_evaluation,
                 note=log.write,
                 console=bar.console,
             )
