@@ -80,6 +80,11 @@ function calmNotice(status) {
   return history.updates.length ? what : `${what} Curves, workers and samples come with PPO.`;
 }
 
+function lostWords(error) {
+  if (error?.status) return `The run answers, but not with how it is: ${error.message}.`;
+  return "The run does not answer: it is over, or its driver hangs. minichatgpt status says which.";
+}
+
 /** What stands in the way of a live view; nothing where there is nothing. */
 function showLink(error, waitMs) {
   const isOver = Boolean(latest?.stopping);
@@ -91,7 +96,7 @@ function showLink(error, waitMs) {
     live: latest ? calmNotice(latest) : "",
     locked: `${error?.message} Paste a token below: the control token, or one that only reads.`,
     ended: `The run has ended: ${latest?.stopping}. ${since}`,
-    lost: `The run does not answer: it is over, or its driver hangs. minichatgpt status says which. ${since} ${again}`,
+    lost: `${lostWords(error)} ${since} ${again}`,
   };
   put(find("notice"), texts[link]);
   show(find("notice"), texts[link] !== "");
@@ -119,6 +124,7 @@ async function tick() {
     if (!(error instanceof Refused)) throw error;
     problem = error;
     failures += 1;
+    if (error.status === 401) steering.forget(error.message); // of an earlier start; reading may go on without
   } finally {
     isAsking = false;
   }

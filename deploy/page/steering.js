@@ -38,7 +38,6 @@ export class Steering {
       this.keep(token);
       this.say(token ? "" : "The token is forgotten.");
     } catch (error) {
-      this.keep("");
       this.say(error.message, true);
     }
     this.refresh();
@@ -49,6 +48,13 @@ export class Steering {
     if (token) sessionStorage.setItem(KEPT, token);
     else sessionStorage.removeItem(KEPT);
     this.show();
+  }
+
+  /** A token that the run does not know any more is of no use. */
+  forget(why) {
+    if (!this.token) return;
+    this.keep("");
+    this.say(why, true);
   }
 
   say(text, isBad = false) {
@@ -116,8 +122,8 @@ export class Steering {
       await this.ask(path, { method, body });
       this.say(done);
     } catch (error) {
-      if (error.status === 401) this.keep("");
       this.say(error.message, true);
+      if (error.status === 401) this.forget(error.message);
     }
     this.refresh();
   }

@@ -182,6 +182,8 @@ class SceneRun:
 
     now: RunStatus = field(default_factory=status)
     calls: list[object] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    counts: list[tuple[str, int]] = field(default_factory=list)
 
     def status(self) -> RunStatus:
         return self.now
