@@ -28,6 +28,7 @@ from deploy.runtime import HostedLearner
 from deploy.steering import Steering
 from deploy.stopwatch import Stopwatch
 from deploy.supervisor import Supervisor
+from deploy.waiting import advice
 
 
 class PPOControls:
@@ -61,6 +62,7 @@ class PPOControls:
         assert place.config.ppo is not None, "PPO is what is controlled"
         self._place = place
         self._updates = place.config.ppo.updates
+        self._kl = place.config.ppo.kl
         self._supervisor = supervisor
         self._learner = learner
         self._writer = writer
@@ -94,7 +96,7 @@ class PPOControls:
                 restarts=self._recovery.budget.total,
             ),
             pause=self._steering.pause_state,
-            settings=SettingsStatus(**asdict(self._steering.settings)),
+            settings=self._settings(),
             latest={} if cycle is None else dict(cycle.metrics),
             tokens_per_s=None if cycle is None else cycle.tokens_per_s,
             waits=None if cycle is None else _waits(cycle),
@@ -152,18 +154,23 @@ class PPOControls:
         self._writer.request().add_done_callback(pass_on)
         return answer
 
+    def _settings(self) -> SettingsStatus:
+        status, kl = SettingsStatus(**asdict(self._steering.settings)), self._kl
+        return status.model_copy(update={"kl_measure": kl.measure}) if kl.type == "adaptive" else status
+
     def _info(self, checkpoint: Checkpoint) -> CheckpointInfo:
         age_s = max(0.0, time.time() - checkpoint.written_at)
         return CheckpointInfo(step=checkpoint.step, url=checkpoint.url, age_s=age_s)
 
 
 def _waits(cycle: Cycle) -> WaitStatus:
-    return WaitStatus(
+    waits = WaitStatus(
         update_s=cycle.update_s,
         learner_wait_fraction=cycle.learner_wait,
         worker_idle_fraction=1.0 - cycle.busy.get("rollout", 0.0),
         reward_idle_fraction=1.0 - cycle.busy.get("reward", 0.0),
     )
+    return waits.model_copy(update={"advice": advice(waits)})
 
 
 def _pool_status(pool: dict[str, Any]) -> PoolStatus:
