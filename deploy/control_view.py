@@ -65,10 +65,18 @@ def _facts(status: RunStatus) -> Table:
     grid.add_row("stage", Text(status.stage or "between stages"))
     if status.step is not None and status.updates:
         grid.add_row("updates", _progress(status.step, status.updates, status.lineage))
+    if status.pause != "none":
+        told = (
+            "it stands still; `minichatgpt resume` lets it go on" if status.pause == "paused" else "after this update"
+        )
+        grid.add_row("pause", Text(told, "bold yellow"))
     if status.phase is not None:
         grid.add_row("phase", Text(f"{one_line(status.phase)}, for {duration(status.phase_s)}"))
     if status.waits is not None:
         grid.add_row("last update", Text(_waits(status.waits, status.tokens_per_s)))
+    if status.settings is not None:
+        present = status.settings.model_dump(exclude_none=True)
+        grid.add_row("settings", Text(" · ".join(f"{name.replace('_', ' ')} {v:g}" for name, v in present.items())))
     if status.ledger:
         grid.add_row("samples", Text(_ledger(status.ledger)))
     if status.learner is not None:

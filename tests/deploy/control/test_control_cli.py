@@ -133,6 +133,18 @@ def test_status_shows_the_run_and_each_of_its_processes(command, served):
     assert replica == ["replica-0", "active", "node-a", "100", "75%", "512", "MB", "0", "0", "0.2", "s"]
 
 
+@pytest.mark.parametrize(
+    ("pause", "said"), [("none", None), ("asked", "after this update"), ("paused", "it stands still")]
+)
+def test_status_shows_settings_and_whether_the_run_stands_still(command, served, pause, said):
+    served.run.pause_state = pause
+    _, shown, _ = command("status")
+    assert "temperature 1 · learning rate 0.001 · kl target 6" in shown
+    assert "kl coef" not in shown
+    assert ("pause" in shown) == (said is not None)
+    assert said is None or said in shown
+
+
 def test_what_a_run_says_cannot_steer_the_terminal(command, served):
     served.run.active = 0
     served.run.stopped = "a [bold]reason"
