@@ -6,10 +6,11 @@ A stage runs if its table is present. The order is always pretrain, sft, reward_
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
+from common.control_config import ControlConfig
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
 from common.evaluate_config import EvaluateConfig
 from common.guards_config import GuardsConfig
@@ -56,30 +57,6 @@ class LanguageModelTraining(Config):
     def _weighs_what_is_there(self) -> "LanguageModelTraining":
         check_weights(self.data, self.weights)
         return self
-
-
-LOOPBACK = ("127.0.0.1", "::1")
-
-
-class ControlConfig(Config):
-    """The driver's HTTP server: metrics for Prometheus, a page for people, and what steers the run."""
-
-    enabled: bool = True
-    """Serve it while the run lasts."""
-    host: str = "127.0.0.1"
-    """Address to bind: 127.0.0.1 or ::1."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """Port to bind; 0 takes a free one, written to run.json and shown at the start."""
-
-    @field_validator("host")
-    @classmethod
-    def _is_loopback(cls, host: str) -> str:
-        if host not in LOOPBACK:
-            raise ValueError(
-                f"host={host!r} can be reached from other machines, and who reaches the channel steers the run; "
-                f"legal are {' and '.join(LOOPBACK)}; from elsewhere, go through `ssh -L`"
-            )
-        return host
 
 
 class RunConfig(Config):

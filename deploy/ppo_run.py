@@ -9,6 +9,7 @@ from actors.prompts import PromptStream
 from common.errors import CheckpointError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from common.ports import Evaluations, Recorder
+from common.records import Identity
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import Beginning, newest_whole
 from deploy.brake import Brake
@@ -171,13 +172,14 @@ def ppo_run(
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     assert learner is not None, "training has a learner"
     lineages, ledger = _latest(place, beginning)
+    metrics.began(Identity(lineages.lineage, beginning.step), config.ppo.updates)
     with ExitStack() as stack:
         supervisor = stack.enter_context(
             supervised(
                 place, members, prompts=prompts, metrics=metrics, ledger=ledger, note=log.note, keep=lineages.keep
             )
         )
-        writer = stack.enter_context(closing(_writer(place, beginning, log)))
+        writer = stack.enter_context(closing(_writer(place, beginning, metrics, log)))
         lineages.newest = lambda: writer.newest
         steering = _steering(place, members, step=beginning.step, supervisor=supervisor, writer=writer,
                              lineages=lineages, metrics=metrics, log=log)  # fmt: skip
@@ -210,14 +212,17 @@ def ppo_run(
                      steering=steering, guards=guards, anew=beginning.anew)  # fmt: skip
 
 
-def _writer(place: Place, beginning: Beginning, log: EventLog) -> CheckpointWriter:
-    assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
+def _writer(place: Place, beginning: Beginning, metrics: RunMetrics, log: EventLog) -> CheckpointWriter:
+    """Of checkpoints, after the one that the run goes on from."""
+    config = place.config
+    assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     return CheckpointWriter(
         beginning.store,
-        place.config.ppo,
+        config.ppo,
         settings=lambda: beginning.settings,
-        save_timeout_s=place.config.learner.save_timeout_s,
+        save_timeout_s=config.learner.save_timeout_s,
         warn=lambda text: log.write("checkpoint_failed", text),
+        metrics=metrics,
         newest=beginning.checkpoint,
     )
 

@@ -58,6 +58,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             ledger=run.supervisor.ledger,
             metrics=metrics,
             watch=members.watch,
+            pulse=run.supervisor.lookout.pulse,
             settings=lambda: run.steering.in_force,
             saw=run.writer.saw,
             track=listeners.updated,

@@ -22,8 +22,9 @@ from typing import Any
 
 from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
-from common.errors import LearnerLostError, RollBack
+from common.errors import LearnerLostError, LearnerTimeoutError, RollBack
 from common.metrics import RunMetrics
+from common.records import Identity
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import newest_whole
 from deploy.checkpoint_writer import CheckpointWriter
@@ -70,9 +71,9 @@ class Recovery:
         lineages: a new one begins at each restart and each rollback.
         budget: how often the learner may be started again.
         folder: of the run, whose files are cut back.
-        metrics: told of rollbacks.
         went_back: told to which update, once the run's files are cut back.
         note: told what an operator wants to read.
+        metrics: told of losses, rollbacks, and of the weights that are gone back to.
         stop: looked at while waiting.
         first: where an earlier attempt was cut off.
     """
@@ -132,6 +133,7 @@ class Recovery:
                         f"{error}. It was started again {self.budget.max_restarts} times within "
                         f"{self.budget.window_s:g} s (learner.max_restarts, learner.restart_window_s)"
                     ) from error
+                self.metrics.learner_lost(error.phase if isinstance(error, LearnerTimeoutError) else "")
                 self.note("learner_lost", f"{error}. Another one starts" + (f" in {pause:g} s" if pause else ""))
                 self._pause(pause)
 
@@ -187,6 +189,7 @@ class Recovery:
         rewind(self.folder, step)
         self.went_back(step)
         self.supervisor.roll_back(self._rollouts_at(checkpoint))
+        self.metrics.went_back(Identity(lineage, step))
         where = "from the start" if checkpoint is None else f"from {checkpoint.name}"
         self.note("resumed", f"training goes on {where}, as lineage {self.lineages.lineage}")
 
