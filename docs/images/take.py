@@ -14,7 +14,7 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from deploy.control_client import find_run
+from deploy.control_target import find_run
 from deploy.run_address import read_address
 from deploy.top import print_once
 
@@ -45,7 +45,9 @@ def take_top(folder: Path, target: Path) -> None:
     with find_run(str(folder), folder.parent) as client:
         print_once(client, console)
     drawn = console.export_svg(title=f"minichatgpt top {folder.name}")
-    without_fonts = re.sub(r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL)  # they would come from a stranger's server
+    without_fonts = re.sub(
+        r"@font-face \{.*?\}", "", drawn, flags=re.DOTALL
+    )  # they would come from a stranger's server
     target.write_text(re.sub(r"[ \t]+$", "", without_fonts, flags=re.MULTILINE))
 
 
