@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.text import Text
 from deploy.console import one_line
 from deploy.control_models import Workers
 from deploy.report_words import duration
-from deploy.run_status import MemberStatus, PoolStatus, RunStatus, SettingsStatus
+from deploy.run_status import MemberStatus, PoolStatus, RunStatus, SettingsStatus, WaitStatus
 
 BAR_CHARACTERS: Final = 24
 STYLES: Final = {
@@ -84,6 +84,8 @@ def _facts(status: RunStatus) -> Table:
         grid.add_row("updates", _progress(status.step, status.updates, status.lineage))
     if status.phase is not None:
         grid.add_row("phase", Text(f"{one_line(status.phase)}, for {duration(status.phase_s)}"))
+    if status.waits is not None:
+        grid.add_row("last update", Text(_waits(status.waits, status.tokens_per_s)))
     if status.settings is not None:
         grid.add_row("settings", Text(_settings(status.settings)))
     if status.ledger:
@@ -110,6 +112,15 @@ def _progress(step: int, updates: int, lineage: int | None) -> Text:
     )
 
 
+def _waits(waits: WaitStatus, tokens_per_s: float | None) -> str:
+    """How long it took, how fast that was, and who waited for whom."""
+    speed = "" if tokens_per_s is None else f" · {tokens_per_s:,.0f} tokens/s"
+    return (
+        f"{duration(waits.update_s)}{speed} · learner waits {waits.learner_wait_fraction:.0%} of it, workers idle "
+        f"{waits.worker_idle_fraction:.0%}, replicas {waits.reward_idle_fraction:.0%}"
+    )
+
+
 def _settings(settings: SettingsStatus) -> str:
     return " · ".join(f"{name} {value:g}" for name, value in settings.model_dump(exclude_none=True).items())
 
@@ -127,13 +138,14 @@ def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
 
 
 def _members(title: str, pool: PoolStatus, columns: Columns) -> Table:
+    queued = f", {pool.queued} requests wait, {duration(pool.queue_age_s)}" if pool.queued else ""
     table = Table(
-        title=f"{TITLES.get(role, role)}: {pool.active} of {pool.target} active{queued}",
+        title=f"{title}: {pool.active} of {pool.target} active{queued}",
         title_justify="left",
         title_style="bold",
         box=None,
         pad_edge=False,
-        padding=(0, 1, 0, 0),
+        padding=(0, 2, 0, 0),
     )
     for name in columns:
         table.add_column(Text(name, "dim"), justify="left" if name in WORDS else "right", overflow="fold")
