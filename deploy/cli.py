@@ -55,6 +55,8 @@ EXAMPLES = """
 
   3    ended by `minichatgpt stop`; the same command goes on from there
 
+  4    ended by a guard rail of learning; docs/guards.md says how to go on
+
   130  ended by Ctrl-C; a second one ends it at once, with what the last checkpoint holds
 
   143  ended by SIGTERM

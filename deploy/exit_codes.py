@@ -10,6 +10,8 @@ DIFFERENT: Final = 1
 """`minichatgpt replay`: an update, recomputed, differs from what was recorded."""
 STOPPED: Final = 3
 """`minichatgpt stop`."""
+GUARDED: Final = 4
+"""A guard rail of learning has stopped the run: look at what it says before going on."""
 INTERRUPTED: Final = 130
 """Ctrl-C, as shells count: 128 + SIGINT."""
 TERMINATED: Final = 143

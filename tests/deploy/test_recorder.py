@@ -17,6 +17,7 @@ from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import encode, train_word_tokenizer
 from deploy.progress import progress
+from deploy.pulse import Pulse
 from deploy.recorder import RunRecorder, append_json
 from deploy.run_files import read_run
 from deploy.stopwatch import Stopwatch
@@ -81,6 +82,7 @@ def record(tokenizer, tmp_path, told, tracked):
             ledger=lambda: ledger,
             metrics=metrics,
             watch=watch,
+            pulse=Pulse(),
             settings=lambda: RunSettings(temperature=1.0, learning_rate=1e-3, kl_target=None, kl_coef=0.1),
             bar=(bar, task),
             saw=told.append,

@@ -75,6 +75,13 @@ def until():
     return wait
 
 
+def configured(tiny, changes):
+    """Of `tiny` with changes; without the stage `evaluate`, unless a change is about it."""
+    config = tiny(f"ppo.updates={UPDATES}", *changes)
+    evaluates = any(change.startswith("evaluate.") for change in changes)
+    return config if evaluates else config.model_copy(update={"evaluate": None})
+
+
 def train_tiny(config, folder, *, before_update, again):
     """Runs what is left to do in a folder; `before_update` is called before each update, by the thread of the loop."""
     controls = RunControls(config.name, StopSignal())
@@ -113,13 +120,10 @@ def train_in(tiny, tiny_run):
     """
 
     def run(folder, *changes, before_update=None, again=False):
-        evaluates = any(change.startswith("evaluate.") for change in changes)
         if not folder.exists():
             shutil.copytree(tiny_run, folder)
             again = True
-        config = tiny(f"ppo.updates={UPDATES}", *changes)
-        config = config if evaluates else config.model_copy(update={"evaluate": None})
-        return train_tiny(config, folder, before_update=before_update, again=again)
+        return train_tiny(configured(tiny, changes), folder, before_update=before_update, again=again)
 
     return run
 
@@ -143,7 +147,7 @@ def once(tiny, tiny_run, tmp_path_factory):
         if (changes, before_update) not in done:
             folder = tmp_path_factory.mktemp("once") / "tiny"
             shutil.copytree(tiny_run, folder)
-            config = tiny(f"ppo.updates={UPDATES}", *changes).model_copy(update={"evaluate": None})
+            config = configured(tiny, changes)
             outcome = train_tiny(config, folder, before_update=before_update, again=True)
             done[changes, before_update] = outcome.ok()
         return done[changes, before_update]
