@@ -332,7 +332,10 @@ def test_fewer_than_the_minimum_are_refused_with_the_minimum(served):
 def test_a_bug_tells_the_client_nothing_and_the_server_goes_on(served):
     served.run.failure = TypeError("the secret of line 12")
     for method, path in ENDPOINTS:
-        assert problem(served.ask(method, path, json=ORDERS.get((method, path))), 500) == "internal error; the driver's log has it"
+        assert (
+            problem(served.ask(method, path, json=ORDERS.get((method, path))), 500)
+            == "internal error; the driver's log has it"
+        )
     served.run.failure = None
     assert served.ask("GET", "/v1/run").status_code == 200
 
