@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.exit_codes import FINISHED, INTERRUPTED, STOPPED, TERMINATED
+from deploy.exit_codes import FINISHED, GUARDED, INTERRUPTED, STOPPED, TERMINATED
 
 if TYPE_CHECKING:
     from deploy.control_client import RunClient, Show
@@ -20,8 +20,8 @@ app = typer.Typer(rich_markup_mode="rich")
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run that is running, or its folder.")]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are.")]
 
-ORDERLY: Final = frozenset({FINISHED, STOPPED, INTERRUPTED, TERMINATED})
-"""Exit codes of a run that ended by itself or because somebody asked."""
+ORDERLY: Final = frozenset({FINISHED, STOPPED, GUARDED, INTERRUPTED, TERMINATED})
+"""Exit codes of a run that ended by itself, or because somebody or a guard rail asked."""
 
 STATUS_EXAMPLES = """
 [bold]Examples[/]

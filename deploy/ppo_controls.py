@@ -9,10 +9,12 @@ from common.checkpoint import Checkpoint
 from common.errors import ConfigError
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.event_log import EventLog
+from deploy.guard_rails import GuardRails
 from deploy.place import Place
 from deploy.pulse import Cycle
 from deploy.recovery import Recovery
 from deploy.run_status import (
+    AlarmStatus,
     CheckpointInfo,
     LearnerStatus,
     MemberStatus,
@@ -39,6 +41,7 @@ class PPOControls:
         watch: knows the phase of the loop.
         recovery: knows lineage and restarts.
         steering: knows the settings, and whether the run stands still.
+        guards: knows what alarms are raised.
         log: is told of what was asked for.
     """
 
@@ -52,6 +55,7 @@ class PPOControls:
         watch: Stopwatch,
         recovery: Recovery,
         steering: Steering,
+        guards: GuardRails,
         log: EventLog,
     ) -> None:
         assert place.config.ppo is not None, "PPO is what is controlled"
@@ -63,6 +67,7 @@ class PPOControls:
         self._watch = watch
         self._recovery = recovery
         self._steering = steering
+        self._guards = guards
         self._log = log
 
     def status(self) -> RunStatus:
@@ -93,6 +98,11 @@ class PPOControls:
             latest={} if cycle is None else dict(cycle.metrics),
             tokens_per_s=None if cycle is None else cycle.tokens_per_s,
             waits=None if cycle is None else _waits(cycle),
+            alarms=tuple(
+                AlarmStatus(guard=alarm.guard, since_step=alarm.since_step, text=alarm.text)
+                for alarm in self._guards.alarms
+            ),
+            rollbacks=len(self._steering.journal.rollbacks),
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:

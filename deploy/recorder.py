@@ -107,6 +107,7 @@ class RunRecorder:
         row = {
             "step": report.step,
             "identity": str(report.identity),
+            "weights_hash": report.weights_hash,
             "settings": self.settings().present(),
             "metrics": dict(sorted(report.metrics.items())),
             "seconds": seconds,

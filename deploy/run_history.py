@@ -29,6 +29,8 @@ class UpdateRow(Status):
     """Updates done, this one included."""
     identity: str
     """Of the weights that it made, lineage and step."""
+    weights_hash: str = ""
+    """xxh3-64 of the published policy, in hexadecimal digits."""
     metrics: dict[str, float | None]
     """By name; docs/runs.md says what they are."""
     seconds: dict[str, float]

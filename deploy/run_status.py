@@ -223,7 +223,7 @@ class SettingsRequest(Config):
 class CheckpointRequest(Config):
     """How long to wait for the checkpoint."""
 
-    wait_s: float = Field(default=600.0, gt=0, le=3600)
+    wait_s: float = Field(default=600.0, gt=0, le=3600, strict=True, allow_inf_nan=False)
     """Longest time until the answer; the checkpoint is written all the same."""
 
 

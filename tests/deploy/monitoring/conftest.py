@@ -135,7 +135,7 @@ def watching(tool, tmp_path_factory):
     """Starts the programs that watch a folder, configured as `minichatgpt watch` does, but looking every second."""
     with ExitStack() as stack:
 
-        def start(*, ray_folder=Path("/nowhere")):
+        def start(*, ray_folder=Path("/nowhere"), token=None):
             folder = tmp_path_factory.mktemp("watch")
             runs, port, alert_port = folder / "runs", free_port(), free_port()
             (runs / ".targets").mkdir(parents=True)
@@ -143,11 +143,16 @@ def watching(tool, tmp_path_factory):
             settings, alerting = folder / "prometheus.yml", folder / "alertmanager.yml"
             change(settings, {"_interval: 5s": "_interval: 1s", "_interval: 15s": "_interval: 1s",
                               "_interval: 10s": "_interval: 1s", ":9093": f":{alert_port}"})  # fmt: skip
+            if token is not None:
+                (folder / "token").write_text(token, encoding="ascii")
+                change(settings, {"# authorization:": "authorization:", "#   credentials_file: ": "  credentials_file: ",
+                                  "/etc/prometheus/minichatgpt.token": str(folder / "token")})  # fmt: skip
             shutil.copy(PACKAGE / "prometheus" / "alertmanager.yml", alerting)
             url, messages = stack.enter_context(webhook())
             change(alerting, {"http://127.0.0.1:9095/alerts": url})
-            manager = [tool("prometheus-alertmanager"), f"--config.file={alerting}", "--cluster.listen-address=",
-                       f"--storage.path={folder / 'alerts'}", f"--web.listen-address=127.0.0.1:{alert_port}"]  # fmt: skip
+            manager = [tool("prometheus-alertmanager"), f"--config.file={alerting}",
+                       f"--storage.path={folder / 'alerts'}", f"--web.listen-address=127.0.0.1:{alert_port}",
+                       "--cluster.listen-address="]  # fmt: skip
             server = [tool("prometheus"), f"--config.file={settings}", f"--storage.tsdb.path={folder / 'data'}",
                       f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
             stack.enter_context(program(manager, folder / "alertmanager.log"))
