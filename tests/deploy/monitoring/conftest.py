@@ -109,12 +109,13 @@ class Watched:
     runs: Path
     url: str
     """Of Prometheus."""
+    client: httpx2.Client
     messages: list = field(default_factory=list)
     """That came to the webhook."""
 
     def ask(self, path, **parameters):
         """What Prometheus' API answers."""
-        answer = httpx2.get(f"{self.url}/api/v1/{path}", params=parameters, trust_env=False, timeout=30).json()
+        answer = self.client.get(f"{self.url}/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", f"{parameters}: {answer}"
         return answer["data"]
 
@@ -125,7 +126,7 @@ class Watched:
 
     def is_ready(self):
         try:
-            return httpx2.get(f"{self.url}/-/ready", trust_env=False, timeout=5).status_code == 200
+            return self.client.get(f"{self.url}/-/ready").status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -145,7 +146,7 @@ def watching(tool, tmp_path_factory):
                               "_interval: 10s": "_interval: 1s", ":9093": f":{alert_port}"})  # fmt: skip
             if token is not None:
                 (folder / "token").write_text(token, encoding="ascii")
-                change(settings, {"# authorization:": "authorization:", "#   credentials_file: ": "  credentials_file: ",
+                change(settings, {"# authorization:": "authorization:", "#   credentials_file:": "  credentials_file:",
                                   "/etc/prometheus/minichatgpt.token": str(folder / "token")})  # fmt: skip
             shutil.copy(PACKAGE / "prometheus" / "alertmanager.yml", alerting)
             url, messages = stack.enter_context(webhook())
@@ -157,7 +158,8 @@ def watching(tool, tmp_path_factory):
                       f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
             stack.enter_context(program(manager, folder / "alertmanager.log"))
             stack.enter_context(program(server, folder / "prometheus.log"))
-            watched = Watched(runs, f"http://127.0.0.1:{port}", messages)
+            client = stack.enter_context(httpx2.Client(trust_env=False, timeout=30))
+            watched = Watched(runs, f"http://127.0.0.1:{port}", client, messages)
             wait_until(watched.is_ready, "Prometheus is ready")
             return watched
 

@@ -1,4 +1,4 @@
-"""A run on a Ray cluster with its dashboard: Prometheus finds the nodes by Ray's discovery file, and the run by ours."""
+"""A run on a Ray cluster with its dashboard: Prometheus finds nodes by Ray's discovery file, and the run by ours."""
 
 import re
 import shutil
