@@ -92,6 +92,7 @@ class RolloutWorker:
             samples=len(chunk.rollouts),
             prompt_tokens=sum(len(p.token_ids) for p in chunk.prompts),
             response_tokens=sum(len(r.response_ids) for r in chunk.rollouts),
+            response_lengths=tuple(len(r.response_ids) for r in chunk.rollouts),
             stops=sum(r.finish == "stop" for r in chunk.rollouts),
             seconds=seconds,
             identity=self.identity,
@@ -112,6 +113,7 @@ class RolloutWorker:
                 f"{self.name}: weights {handle.identity} arrived with hash {arrived:016x}, "
                 f"but {handle.hash:016x} was published; the buffer changed on its way"
             )
+        verified = time.perf_counter()
         self.identity = None  # until all is copied and has passed the probe, the model is of no version
         load_flat(self.engine.policy, buffer, handle.manifest)
         loaded = time.perf_counter()
@@ -120,7 +122,8 @@ class RolloutWorker:
         self.identity, self.weights_hash = handle.identity, handle.hash
         return {
             "fetch": fetched - start,
-            "load": loaded - fetched,
+            "verify": verified - fetched,
+            "load": loaded - verified,
             "probe": time.perf_counter() - loaded,
         }
 

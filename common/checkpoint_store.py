@@ -176,14 +176,21 @@ class CheckpointStore:
                 wrong[name] = error
         return sorted(found, key=_age), wrong
 
-    def newest_verified(self) -> tuple[Checkpoint | None, list[str]]:
+    def newest_verified(self, *, before_step: int | None = None) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint of which every byte is as it was written.
+
+        Args:
+            before_step: the newest of fewer updates than these, and where there is none the oldest of all.
 
         Returns:
             It, or None; and a message for each newer one that is damaged and was passed over, naming the file; those
             go with the next commit. With None and messages there were checkpoints, and none of them can be used.
         """
         found, wrong = self._look()
+        if before_step is not None:
+            early = [checkpoint for checkpoint in found if checkpoint.step < before_step]
+            late = [checkpoint for checkpoint in found if checkpoint.step >= before_step]
+            found = [*reversed(late), *early]
         newest, passed_over = None, dict[str, CheckpointError]()
         for checkpoint in reversed(found):
             try:
@@ -205,6 +212,17 @@ class CheckpointStore:
     def next_lineage(self) -> int:
         """A lineage later than that of every checkpoint; 0 where there is none."""
         return max((checkpoint.lineage + 1 for checkpoint in self.checkpoints()), default=0)
+
+    def remove_after(self, step: int) -> None:
+        """Remove the checkpoints of more updates than these, damaged ones too; raises CheckpointError if it cannot.
+
+        The newest goes first: whoever is interrupted leaves those from which it would have come here again.
+        """
+        found, wrong = self._look()
+        names = {checkpoint.name for checkpoint in found} | wrong.keys()
+        for name in sorted((name for name in names if _step_of(name) > step), key=_step_of, reverse=True):
+            self._remove(name)
+            self._damaged.discard(name)
 
     def clear(self) -> None:
         """Remove all checkpoints, and what was begun and not finished; what else lies in the folder stays."""

@@ -6,12 +6,14 @@ A stage runs if its table is present. The order is always pretrain, sft, reward_
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from common.classifier_config import RewardModelConfig
 from common.config_base import CHANGEABLE, Config
+from common.control_config import ControlConfig
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
 from common.evaluate_config import EvaluateConfig
+from common.guards_config import GuardsConfig
 from common.model_config import Model
 from common.optimizer_config import Optimizer
 from common.placement_config import LearnerConfig, RewardServiceConfig, RolloutConfig
@@ -57,30 +59,6 @@ class LanguageModelTraining(Config):
         return self
 
 
-LOOPBACK = ("127.0.0.1", "::1")
-
-
-class ControlConfig(Config):
-    """The driver's HTTP server: metrics for Prometheus, a page for people, and what steers the run."""
-
-    enabled: bool = True
-    """Serve it while the run lasts."""
-    host: str = "127.0.0.1"
-    """Address to bind: 127.0.0.1 or ::1."""
-    port: int = Field(default=0, ge=0, le=65535)
-    """Port to bind; 0 takes a free one, written to run.json and shown at the start."""
-
-    @field_validator("host")
-    @classmethod
-    def _is_loopback(cls, host: str) -> str:
-        if host not in LOOPBACK:
-            raise ValueError(
-                f"host={host!r} can be reached from other machines, and who reaches the channel steers the run; "
-                f"legal are {' and '.join(LOOPBACK)}; from elsewhere, go through `ssh -L`"
-            )
-        return host
-
-
 class RunConfig(Config):
     """One run: its data, its model, its stages and its processes."""
 
@@ -106,6 +84,8 @@ class RunConfig(Config):
     """PPO."""
     evaluate: EvaluateConfig | None = None
     """Evaluation before and after PPO, and while it learns."""
+    guards: Annotated[GuardsConfig, CHANGEABLE] = GuardsConfig()
+    """Guard rails while PPO learns."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
     reward_service: RewardServiceConfig = RewardServiceConfig()
@@ -178,6 +158,8 @@ class RunConfig(Config):
         if self.ppo is not None:
             self._check_reward(self.ppo)
             self._check_groups(self.ppo)
+            is_evaluated = self.evaluate is not None and self.evaluate.every_updates > 0
+            self.guards.check(has_reference=self.ppo.reference != "none", is_evaluated=is_evaluated)
         if self.evaluate is not None and self.ppo is None:
             raise ValueError("[evaluate] compares before and after PPO; add a [ppo] table")
         if self.evaluate is not None and self.judge is None:

@@ -33,6 +33,19 @@ class LearnerLostError(MemberFailedError):
     """The learner died, hangs or holds corrupt weights; it can be started again from a checkpoint."""
 
 
+class LearnerTimeoutError(LearnerLostError):
+    """The learner has passed a deadline.
+
+    Args:
+        message: what was waited for, and how long.
+        phase: the same in a word.
+    """
+
+    def __init__(self, message: str, phase: str = "") -> None:
+        super().__init__(message)
+        self.phase = phase
+
+
 class TooManyDropsError(MiniChatGPTError, RuntimeError):
     """The reward service could not judge so many samples that going on would make no sense; says why the last one."""
 

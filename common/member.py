@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from common.ports import MemberKey, Method
+from common.records import Identity
 from common.supervision import RestartBudget
 
 State = Literal["starting", "syncing", "active", "draining"]
@@ -35,8 +36,8 @@ class Member:
     held: dict[int, Held] = field(default_factory=dict)
     described: Mapping[str, Any] = field(default_factory=dict)
     """What it said of itself when it was ready: node, pid, threads."""
-    weights: str = ""
-    """Identity of the weights that it last used."""
+    weights: Identity | None = None
+    """Of the weights that it last used."""
     beat_at: float = 0.0
     """Last sign of life."""
     beat_call: int | None = None
@@ -96,7 +97,8 @@ class Slot:
             "name": self.name,
             "state": "given_up" if self.given_up else member.state if member else "starting",
             "described": {**member.described, **member.last_beat} if member else {},
-            "weights": member.weights if member else "",
+            "weights": str(member.weights) if member and member.weights is not None else "",
+            "identity": member.weights if member else None,
             "held": member.load() if member else 0,
             "restarts": self.budget.total,
             "heartbeat_age_s": now - member.beat_at if member and member.state != "starting" else None,

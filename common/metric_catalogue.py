@@ -78,7 +78,8 @@ RUN: Final = (
            labels=("event",)),
     Metric("control_requests", "counter", "requests", "Requests to the control channel by route and HTTP status.",
            "Many are refused (401, 403, 429).", labels=("route", "status")),
-    Metric("metrics_seconds", "counter", "seconds", "Seconds that the driver spent on these metrics.",
+    Metric("metrics_seconds", "counter", "seconds",
+           "Seconds that the driver spent on these metrics, locks included, answering scrapes left out.",
            "More than 1 % of the time."),
 )
 
@@ -116,7 +117,9 @@ MEMBERS: Final = (
     Metric("resizes", "counter", "resizes", "Times that the wanted number of members was changed.", "",
            labels=("role",)),
     Metric("rollbacks", "counter", "rollbacks", "Times that a guard rail went back to a checkpoint.", "Any."),
-    Metric("busy_seconds", "counter", "seconds", "Seconds of work, by member; the learner and the driver too.", "",
+    Metric("busy_seconds", "counter", "seconds",
+           "Seconds of work, by member; of the learner, those of its calls; of the driver, CPU time of its process.",
+           "",
            labels=("role", "slot")),
     Metric("busy_ratio", "gauge", "1",
            "Share of the last update's time in which a role worked, mean over its active members.",
@@ -124,7 +127,8 @@ MEMBERS: Final = (
     Metric("calls_held", "gauge", "calls", "Calls that a member works on.", "", labels=("role", "slot")),
     Metric("heartbeat_age_seconds", "gauge", "seconds", "Since a member's last sign of life.",
            "Near heartbeat_timeout_s.", labels=("role", "slot")),
-    Metric("memory_bytes", "gauge", "bytes", "Memory in RAM of a member, the learner and the driver.",
+    Metric("memory_bytes", "gauge", "bytes",
+           "Memory in RAM of a member, the learner and the driver; of the driver alone where all is one process.",
            "It grows without end.", labels=("role", "slot")),
     Metric("queue_length", "gauge", "requests", "Requests that wait for a member with room.",
            "reward: it grows, so add replicas.", labels=("role",)),
@@ -142,8 +146,9 @@ WEIGHTS: Final = (
     Metric("published_time_seconds", "gauge", "seconds", "When they were published, Unix time.", ""),
     Metric("published_bytes", "gauge", "bytes", "Size of the published weights.", ""),
     Metric("publish_seconds", "histogram", "seconds",
-           "Publishing by part. take: the learner copies and hashes; fetch: a worker gets the buffer; load: it "
-           "checks and copies it into its model; pause: all the time in which it does not generate for that.",
+           "Publishing by part. take: the learner copies and hashes; fetch: a worker gets the buffer; verify: it "
+           "hashes it; load: it copies it into its model; probe: it compares logprobs, where there is a probe; pause: "
+           "all the time in which it does not generate for that.",
            "Pause is a large share of an update.", labels=("part",), buckets=SECONDS),
     Metric("weights_step", "gauge", "updates", "Update behind the weights that a worker holds.",
            "It stays behind published_step while the worker is active.", labels=("slot",)),

@@ -1,59 +1,22 @@
-"""Every Prometheus metric of a run, declared once, on an injected registry. Base units; counters end in _total."""
+"""What a run tells Prometheus: one small method for each thing that happens. The metrics are those of the catalogue.
 
+    Stats beside payloads ─▶ supervisor ─▶ MemberMetrics ┐
+    UpdateReport ─▶ recorder, checkpoints, steering ─▶ RunMetrics ─▶ registry ─▶ GET /metrics
+
+All of it runs in the driver, on any thread. What pools and their members say is in member_metrics.py.
+"""
+
+import time
 from collections.abc import Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
 
-from common.records import Stats, UpdateReport
+from common.member_metrics import MemberMetrics
+from common.metric_families import Families, timed
+from common.metric_labels import DROPPED, LOOP_PHASES, OTHER, PHASES, ROUTES_AT_MOST, WAITS, bounded, word
+from common.records import Identity, UpdateReport
 from common.run_settings import RunSettings
 from common.supervision import Ledger
-
-SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
-
-UPDATE_GAUGES = {
-    "score_mean": ("score_mean", "Mean score of the last update's samples, in the scorer's logits."),
-    "score_std": ("score_std", "Standard deviation of the last update's scores."),
-    "kl_seq_sum": ("kl_seq_sum_nats", "KL to the reference, summed over a response, mean over the last update."),
-    "kl_token_mean": ("kl_token_mean_nats", "KL to the reference per response token, mean over the last update."),
-    "kl_coef": ("kl_coefficient", "Weight of the KL penalty."),
-    "entropy": ("entropy_nats", "Entropy of the policy per response token."),
-    "policy_loss": ("policy_loss", "Clipped surrogate, per token."),
-    "value_loss": ("value_loss", "Half the squared error of the values, per token."),
-    "approx_kl": ("approx_kl_nats", "KL between the policy before and during the update, per token (k3)."),
-    "clip_fraction": ("clip_fraction", "Share of tokens whose gradient the ratio clip took."),
-    "value_clip_fraction": ("value_clip_fraction", "Share of tokens whose gradient the value clip took."),
-    "explained_variance": ("explained_variance", "Share of the returns' variance that the values foresaw."),
-    "grad_norm": ("gradient_norm", "Norm of the gradient before clipping, mean over optimizer steps."),
-    "learning_rate": ("learning_rate", "Learning rate of the last update."),
-    "response_tokens_mean": ("response_length_tokens", "Mean response length of the last update."),
-    "truncated_fraction": ("truncated_fraction", "Share of responses cut by their length limit."),
-    "zero_std_group_share": (
-        "zero_std_group_share",
-        "Share of prompts whose samples all have one score; 0 where there is one sample per prompt.",
-    ),
-    "logprob_gap_max": ("logprob_gap_max_nats", "Largest gap between the workers' and the learner's logprobs."),
-}
-"""UpdateReport.metrics name to Prometheus name (without prefix) and meaning."""
-
-
-EVALUATION_GAUGES = {
-    "reward": ("reward_mean", "Mean score of the last evaluation's responses, without a prompt baseline."),
-    "judge": ("judge_mean", "Mean logit of the judge, which training never sees."),
-    "judge_p_positive": ("judge_positive_ratio", "Mean probability of the positive class by the judge."),
-    "reward_z": (
-        "reward_rise_ratio",
-        "Rise of the reward over before PPO, in standard deviations of then.",
-    ),
-    "judge_z": ("judge_rise_ratio", "Rise of the judge over before PPO, in standard deviations of then."),
-    "gap": ("gap_ratio", "Rise of the reward less that of the judge: how far the policy pleases the reward alone."),
-    "win_rate": ("win_ratio", "Share of prompts on which the judge prefers the response to the one before PPO."),
-    "kl_seq_sum": ("kl_seq_sum_nats", "KL to the policy before PPO, summed over a response, mean over the responses."),
-    "kl_token_mean": ("kl_token_mean_nats", "KL to the policy before PPO per response token."),
-    "response_tokens": ("response_length_tokens", "Mean response length."),
-    "truncated_fraction": ("truncated_fraction", "Share of responses cut by their length limit."),
-    "distinct_2": ("distinct_2_ratio", "Distinct word pairs over all word pairs."),
-}
-"""Number of an evaluation to Prometheus name (without prefix `minichatgpt_evaluation_`) and meaning."""
 
 
 class RunMetrics:
@@ -65,109 +28,176 @@ class RunMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
-        prefix = "minichatgpt_"
+        self.families = Families(registry)
+        self.members = MemberMetrics(self.families)
+        """Of the pools and who is in them."""
+        self._routes: set[str] = set()
+        self.families.set("paused", 0)
 
-        def counter(name: str, meaning: str, *labels: str) -> Counter:
-            return Counter(prefix + name, meaning, labels, registry=registry)
+    # --- the run
 
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(prefix + name, meaning, labels, registry=registry)
+    @timed
+    def build(self, *, version: str, python: str, torch: str, ray: str) -> None:
+        """Which software runs."""
+        self.families.set("build_info", 1, version, python, torch, ray)
 
-        self._updates = counter("updates", "PPO updates done.")
-        self._samples = gauge("samples", "Samples by fate; the fates add up to those dispatched.", "fate", "reason")
-        self._dispatched = gauge("samples_dispatched", "Samples dispatched since the start.")
-        self._generated = counter("tokens_generated", "Response tokens generated.", "worker")
-        self._trained = counter("tokens_trained", "Response tokens trained on, each counted once.")
-        self._nonfinite = counter(
-            "nonfinite_steps", "Optimizer steps left out for a loss or gradient that was not finite."
-        )
-        self._seconds = Histogram(
-            prefix + "phase_seconds",
-            "Seconds by role and phase.",
-            ("role", "phase"),
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self._events = counter(
-            "events", "What events.jsonl holds: members lost, replaced, resized; losses of the learner.", "event"
-        )
-        self._duplicates = gauge("samples_duplicate", "Samples that were answered a second time.")
-        self._weights_step = gauge("weights_step", "Update behind the weights that a worker last used.", "worker")
-        self._probe_gap = gauge("probe_gap_nats", "Gap to the learner's logprobs on the probe prompts.", "worker")
-        self._setting = gauge("setting", "A setting that may be changed at run time, as it is in force.", "setting")
-        self._changes = counter("setting_changes", "Changes of such a setting.", "setting")
-        self._paused = gauge("paused", "1 while the run stands still because somebody paused it.")
-        self._evaluated = gauge("evaluation_step", "Update behind the last evaluation on held-out prompts.")
-        self._over_optimised = gauge(
-            "over_optimised", "1 while the reward of held-out prompts rises without the judge."
-        )
-        self._evaluation_gauges = {
-            key: gauge(f"evaluation_{name}", meaning) for key, (name, meaning) in EVALUATION_GAUGES.items()
-        }
-        self._update_gauges = {key: gauge(name, meaning) for key, (name, meaning) in UPDATE_GAUGES.items()}
+    @timed
+    def run(self, name: str, runtime: str) -> None:
+        """What runs, and where: `local` or `ray`."""
+        self.families.set("run_info", 1, name, runtime)
 
-    def member(self, role: str, member: str, stats: Stats) -> None:
-        """What a pool's member says of one call."""
-        for phase, seconds in stats.seconds.items():
-            self._seconds.labels(role, phase).observe(seconds)
-        if stats.response_tokens and member:
-            self._generated.labels(member).inc(stats.response_tokens)
-        if stats.identity is not None and member:
-            self._weights_step.labels(member).set(stats.identity.step)
-            self._probe_gap.labels(member).set(stats.probe_gap)
+    @timed
+    def began(self, identity: Identity, planned: int) -> None:
+        """The PPO stage begins, or goes on, from these weights."""
+        now = time.time()
+        for name in ("start_time_seconds", "last_update_time_seconds", "checkpoint_time_seconds"):
+            self.families.set(name, now)
+        self.families.set("checkpoint_step", 0)
+        self.families.set("checkpoint_bytes", 0)
+        self.families.set("over_optimised", 0)
+        self.families.set("updates_planned", planned)
+        self._show(identity)
 
-    def departed(self, slot: str) -> None:
-        """A member has left for good: its series go with it."""
-        for family in (self._generated, self._weights_step, self._probe_gap):
-            family.remove(slot)
+    @timed
+    def went_back(self, identity: Identity) -> None:
+        """Training goes on from the weights of a checkpoint, as a new lineage."""
+        self._show(identity)
 
+    def _show(self, identity: Identity) -> None:
+        self.families.set("step", identity.step)
+        self.families.set("lineage", identity.lineage)
+
+    @timed
     def event(self, name: str) -> None:
         """Something happened that an operator wants to know."""
-        self._events.labels(name).inc()
+        self.families.inc("events", word(name))
 
-    def phases(self, role: str, seconds: Mapping[str, float]) -> None:
-        """Seconds that driver or learner spent."""
-        for phase, value in seconds.items():
-            self._seconds.labels(role, phase).observe(value)
+    # --- steering and guard rails
 
+    @timed
+    def settings(self, settings: RunSettings) -> None:
+        """The settings in force; those that this run has not are left out."""
+        for name, value in settings.present().items():
+            self.families.set("setting", value, name)
+            self.families.begin("setting_changes", name)
+
+    @timed
+    def setting_changed(self, name: str) -> None:
+        """An operator or a guard rail has changed a setting."""
+        self.families.inc("setting_changes", word(name))
+
+    @timed
+    def paused(self, is_paused: bool) -> None:
+        """Whether the run stands still because somebody wants it to."""
+        self.families.set("paused", is_paused)
+
+    @timed
+    def guard_alarm(self, guard: str, raised: bool) -> None:
+        """Whether a guard rail is raised; told of each at the start, so that its series is there."""
+        self.families.set("guard_alarm", raised, word(guard))
+
+    @timed
+    def guard_action(self, guard: str, action: str) -> None:
+        """A guard rail did something."""
+        self.families.inc("guard_actions", word(guard), word(action))
+
+    @timed
+    def rolled_back(self) -> None:
+        """A guard rail went back to a checkpoint."""
+        self.families.inc("rollbacks")
+
+    @timed
+    def control_request(self, route: str, status: int) -> None:
+        """A request to the control channel was answered. `route` is one of the server's own, as `/v1/run/scale`."""
+        if route not in self._routes:
+            if len(self._routes) < ROUTES_AT_MOST and route.startswith("/"):
+                self._routes.add(route)
+            else:
+                route = OTHER
+        self.families.inc("control_requests", route, str(status))
+
+    # --- learning
+
+    @timed
     def update(self, report: UpdateReport) -> None:
         """What the learner says of an update."""
-        self._nonfinite.inc(report.metrics.get("nonfinite_steps", 0.0))
+        self.families.inc("nonfinite_steps", by=report.metrics.get("nonfinite_steps", 0.0))
         if not report.is_finite:
             return
-        self._updates.inc()
-        self._trained.inc(report.metrics.get("response_tokens", 0.0))
-        for key, gauge in self._update_gauges.items():
-            if key in report.metrics:
-                gauge.set(report.metrics[key])
+        self.families.inc("updates")
+        self.families.inc("trained_tokens", by=report.metrics.get("response_tokens", 0.0))
+        self.families.set("last_update_time_seconds", time.time())
+        self._show(report.identity)
+        for key, value in report.metrics.items():
+            self.families.report(key, value)
+        for phase, seconds in report.seconds.items():
+            self.families.observe("phase_seconds", seconds, "learner", bounded(phase, PHASES["learner"]))
 
+    @timed
+    def cycle(self, seconds: Mapping[str, float], update_s: float, busy: Mapping[str, float]) -> None:
+        """Where the time between two updates went.
+
+        Args:
+            seconds: by phase; the loop's own are picked out.
+            update_s: in all, without pauses.
+            busy: by role, the share of it in which the role worked.
+        """
+        for phase in LOOP_PHASES:
+            if phase in seconds:
+                self.families.inc("loop_seconds", phase, by=seconds[phase])
+        if "publish" in seconds:
+            self.families.observe("publish_seconds", seconds["publish"], "take")
+        self.families.observe("update_seconds", update_s)
+        worked = sum(seconds.get(phase, 0.0) for phase in ("update", "publish", "snapshot"))
+        self.families.inc("busy_seconds", "learner", "learner", by=worked)
+        for role, share in busy.items():
+            self.families.set("busy_ratio", share, role)
+
+    @timed
     def evaluation(self, step: int, numbers: Mapping[str, float], *, over_optimised: bool) -> None:
         """What the policy did on held-out prompts after an update."""
-        self._evaluated.set(step)
-        self._over_optimised.set(over_optimised)
-        for key, gauge in self._evaluation_gauges.items():
-            if key in numbers:
-                gauge.set(numbers[key])
+        self.families.set("evaluation_step", step)
+        self.families.set("over_optimised", over_optimised)
+        for key, value in numbers.items():
+            self.families.report(f"evaluation.{key}", value)
 
-    def settings(self, settings: RunSettings) -> None:
-        """These are in force."""
-        for name, value in settings.present().items():
-            self._setting.labels(name).set(value)
+    # --- what must not be lost
 
-    def setting_changed(self, name: str) -> None:
-        """Somebody changed one."""
-        self._changes.labels(name).inc()
-
-    def paused(self, stands: bool) -> None:
-        """The run stands still, or goes on."""
-        self._paused.set(stands)
-
+    @timed
     def ledger(self, ledger: Ledger) -> None:
         """Where every sample is."""
-        self._dispatched.set(ledger.dispatched)
-        self._duplicates.set(ledger.duplicates)
+        self.families.set("samples_dispatched", ledger.dispatched)
+        self.families.set("samples_duplicate", ledger.duplicates)
         for fate in ("trained", "rolled_back", "buffered", "in_flight"):
-            self._samples.labels(fate, "").set(getattr(ledger, fate))
-        self._samples.labels("dropped", "").set(0)
+            self.families.set("samples", getattr(ledger, fate), fate, "")
+        dropped: dict[str, int] = {}
         for reason, samples in ledger.dropped.items():
-            self._samples.labels("dropped", reason).set(samples)
+            known = bounded(reason, DROPPED)
+            dropped[known] = dropped.get(known, 0) + samples
+        for reason, samples in dropped.items():
+            self.families.set("samples", samples, "dropped", reason)
+        self.families.set("ledger_mismatch_samples", ledger.mismatch)
+
+    @timed
+    def checkpoint(self, step: int, written_at: float, size: int) -> None:
+        """The newest checkpoint: its update, Unix time and bytes."""
+        self.families.set("checkpoint_step", step)
+        self.families.set("checkpoint_time_seconds", written_at)
+        self.families.set("checkpoint_bytes", size)
+
+    @timed
+    def saved(self, part: str, seconds: float) -> None:
+        """A part of a save is done: `snapshot` or `write`."""
+        self.families.observe("checkpoint_seconds", seconds, part)
+
+    @timed
+    def save_failed(self) -> None:
+        """A checkpoint could not be written."""
+        self.families.inc("checkpoint_failures")
+
+    @timed
+    def learner_lost(self, timed_out_in: str) -> None:
+        """Another learner starts; empty where no deadline was the cause, else what was waited for."""
+        self.families.inc("restarts", "learner")
+        if timed_out_in:
+            self.families.inc("timeouts", "learner", bounded(timed_out_in, WAITS["learner"]))

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from common.errors import ConfigError, WeightsMismatchError
 from common.member import Held, Member, Slot
-from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
+from common.pool_actions import Action, Counted, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
 from common.ports import Method, Reply, Role
 from common.records import GenerateRequest, Stats
 from common.roster import Roster, weights_lost, words
@@ -30,6 +30,8 @@ class Task:
     task_id: int
     method: Method
     argument: Any
+    queued_at: float
+    """When it was queued, the last time."""
     sent_at: float | None = None
     """When it was sent first: its budget counts from then."""
     sent: int = 0
@@ -73,10 +75,10 @@ class Pool:
         """These nodes are about to go: their members are replaced elsewhere, and their work moves at once."""
         return self._absorb(self.roster.leave_nodes(nodes, now), now)
 
-    def submit(self, method: Method, argument: Any) -> int:
+    def submit(self, method: Method, argument: Any, now: float) -> int:
         """Queue work; returns the id under which `Done`, `LostArgument` or `GaveUp` will come."""
         task_id = next(self._ids)
-        self.tasks[task_id] = Task(task_id, method, argument)
+        self.tasks[task_id] = Task(task_id, method, argument, queued_at=now)
         self._queue.append(task_id)
         return task_id
 
@@ -97,7 +99,7 @@ class Pool:
         """A call is answered."""
         held, slot, member = self.roster.answered(reply, now)
         if held.task_id is not None and reply.error is None:
-            actions = self._on_answer(reply, held, held.task_id, slot)
+            actions = self._on_answer(reply, held, held.task_id, slot, now)
         elif held.task_id is not None:
             actions = self._on_error(reply, held, held.task_id, slot, member, now)
         elif slot is not None and member is not None:
@@ -114,8 +116,19 @@ class Pool:
         for task in list(self.tasks.values()):
             if task.sent_at is not None and now - task.sent_at > self.limits.budget_s:
                 error = TimeoutError(f"{task.method} was not answered within {self.limits.budget_s:g} s in all")
-                actions += self._close(task, "timeout", error)
+                actions += [Counted(self.role, "timeouts", "budget"), *self._close(task, "timeout", error)]
         return self._absorb(actions + self.roster.tick(now), now)
+
+    def describe(self, now: float) -> dict[str, Any]:
+        """For status and metrics: how many there shall be and are, what waits, and all slots."""
+        queued_at = [self.tasks[task_id].queued_at for task_id in self._queue]
+        return {
+            "target": self.roster.target,
+            "active": len(self.roster.active()),
+            "queued": len(queued_at),
+            "queue_age_s": now - min(queued_at, default=now),
+            "slots": [slot.describe(now) for slot in self.roster.slots.values()],
+        }
 
     def dispatch(self, now: float) -> list[Action]:
         """Hand queued tasks to the least loaded members that have room; first come, first served."""
@@ -139,7 +152,7 @@ class Pool:
             actions.append(self.roster.call(member, task.method, argument, now, task_id=task_id))
         return actions
 
-    def _on_answer(self, reply: Reply, held: Held, task_id: int, slot: Slot | None) -> list[Action]:
+    def _on_answer(self, reply: Reply, held: Held, task_id: int, slot: Slot | None, now: float) -> list[Action]:
         assert reply.stats is not None, "work brings its Stats"
         if held.call_id in self._forgotten:
             self._forgotten.discard(held.call_id)
@@ -151,10 +164,11 @@ class Pool:
         if _judged_nothing(reply.stats) and task.attempts + 1 < self.limits.max_attempts:
             why = reply.stats.unscored[0]
             note = Note("error", name, f"{name} could judge nothing of a chunk: {why.reason}: {why.detail}")
-            return [note, *self._blame(task, name or None, ValueError(why.detail))]
+            return [note, *self._blame(task, name or None, ValueError(why.detail), now)]
         del self.tasks[task_id]
         self._unqueue(task_id)  # it may have been queued again, in vain
-        return [Done(task_id, held.method, self.role, name, reply.payload, reply.stats)]
+        queued_s, took_s = max(0.0, held.since - task.queued_at), now - held.since
+        return [Done(task_id, held.method, self.role, name, reply.payload, reply.stats, queued_s, took_s)]
 
     def _on_error(
         self, reply: Reply, held: Held, task_id: int, slot: Slot | None, member: Member | None, now: float
@@ -176,27 +190,27 @@ class Pool:
             self.forget(task_id)
             return [Failed(weights_lost(error)) if held.method == "generate" else LostArgument(task_id)]
         note = Note("error", slot.name, f"{member.key} failed in {held.method}: {words(error)}")
-        return [note, *self._blame(task, slot.name, error)]
+        return [note, *self._blame(task, slot.name, error, now)]
 
     def _absorb(self, actions: list[Action], now: float) -> list[Action]:
         """Take back the work of lost members, and hand out what is queued; the rest is for others to do."""
         passed: list[Action] = []
         for action in actions:
             if isinstance(action, Orphaned):
-                passed += self._take_back(action)
+                passed += self._take_back(action, now)
             else:
                 passed.append(action)
         return passed + self.dispatch(now)
 
-    def _take_back(self, orphaned: Orphaned) -> list[Action]:
+    def _take_back(self, orphaned: Orphaned, now: float) -> list[Action]:
         for task_id in reversed(orphaned.task_ids):
-            if task_id in self.tasks and task_id not in self._queue:
-                self._queue.appendleft(task_id)
+            if task_id in self.tasks:
+                self._queue_again(self.tasks[task_id], now)
         if orphaned.blamed is None or orphaned.error is None or orphaned.blamed not in self.tasks:
             return []
-        return self._blame(self.tasks[orphaned.blamed], None, orphaned.error)
+        return self._blame(self.tasks[orphaned.blamed], None, orphaned.error, now)
 
-    def _blame(self, task: Task, slot: str | None, error: BaseException) -> list[Action]:
+    def _blame(self, task: Task, slot: str | None, error: BaseException, now: float) -> list[Action]:
         """The task failed by its own fault, as it seems: try it elsewhere, or give it up."""
         task.attempts += 1
         if slot is not None:
@@ -205,13 +219,18 @@ class Pool:
             return [Failed(error)]
         if task.attempts >= self.limits.max_attempts:
             return self._close(task, "timeout" if isinstance(error, TimeoutError) else "error", error)
-        if task.task_id not in self._queue:
-            self._queue.appendleft(task.task_id)
+        self._queue_again(task, now)
         return []
 
     def _close(self, task: Task, reason: Literal["timeout", "error"], error: BaseException) -> list[Action]:
         self.forget(task.task_id)
         return [GaveUp(task.task_id, task.method, reason, error)]
+
+    def _queue_again(self, task: Task, now: float) -> None:
+        """To the front, at once."""
+        if task.task_id not in self._queue:
+            task.queued_at = now
+            self._queue.appendleft(task.task_id)
 
     def _unqueue(self, task_id: int) -> None:
         if task_id in self._queue:

@@ -49,6 +49,17 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Counted:
+    """Something that metrics count, and nobody else needs to know."""
+
+    role: Role
+    what: Literal["restarts", "resizes", "timeouts", "unscored"]
+    label: str = ""
+    """Of timeouts: what was waited for. Of samples without a score: the reason."""
+    amount: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Done:
     """A task is answered, for the first time."""
 
@@ -59,6 +70,10 @@ class Done:
     """Who answered; empty where it was one that is lost."""
     payload: Any
     stats: Stats
+    queued_s: float = 0.0
+    """Seconds from queueing it, the last time, until a member got it."""
+    took_s: float = 0.0
+    """Seconds from then until the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,4 +119,4 @@ class Orphaned:
     """What the blamed one did."""
 
 
-Action = Start | Send | Kill | Departed | Note | Done | Duplicate | LostArgument | GaveUp | Failed | Orphaned
+Action = Start | Send | Kill | Departed | Note | Counted | Done | Duplicate | LostArgument | GaveUp | Failed | Orphaned

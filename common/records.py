@@ -12,6 +12,7 @@ payloads of a chunk (`RolloutChunk`, `JudgementChunk`, `ReferenceChunk`) and rea
 Legend: P prompt tokens, R response tokens.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -32,6 +33,12 @@ class Identity(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.lineage}.{self.step}"
+
+    @classmethod
+    def of(cls, text: str) -> "Identity":
+        """What `str` gave."""
+        lineage, _, step = text.partition(".")
+        return cls(int(lineage), int(step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +128,11 @@ class Stats:
     response_tokens: int = 0
     stops: int = 0
     """Responses that ended with an EOS token."""
+    response_lengths: tuple[int, ...] = ()
+    """Tokens of each response, for the histogram."""
     score_sum: float = 0.0
+    scores: tuple[float, ...] = ()
+    """Of those that have one, for the histogram."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall seconds by phase, as in `{"fetch": 0.01, "load": 0.002, "generate": 0.8}`."""
     identity: Identity | None = None
@@ -191,6 +202,11 @@ class WeightsHandle:
     manifest: tuple[TensorSpec, ...]
     probe: Probe | None = None
 
+    @property
+    def size_bytes(self) -> int:
+        """Of the buffer, which is float32."""
+        return 4 * max((spec.offset + math.prod(spec.shape) for spec in self.manifest), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
@@ -259,13 +275,15 @@ class UpdateReport:
     trained: tuple[tuple[int, int], ...]
     """(draw_index, sample_index) of every sample that was trained on, sorted."""
     metrics: Mapping[str, float]
-    """By name; those that Prometheus shows are in common/metrics.py, all are in docs/runs.md. No times."""
+    """By name; those that Prometheus shows are in common/metric_catalogue.py, all are in docs/runs.md. No times."""
     seconds: Mapping[str, float]
     """Wall seconds by phase."""
     samples: tuple[Sample, ...] = ()
     """Best and worst texts of the update."""
     is_finite: bool = True
     """False: no optimizer step had a finite loss and gradient; the weights are as they were and `trained` is empty."""
+    weights_hash: str = ""
+    """Of the policy that the update made: `WeightsHandle.hash` in 16 hexadecimal digits; empty where it made none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ import numpy as np
 
 from common.errors import ConfigError, DataError, LearnerLostError, MemberFailedError, MiniChatGPTError
 from common.member import Held, Member, Slot
-from common.pool_actions import Action, Departed, Failed, Kill, Note, Orphaned, Send, Start
+from common.pool_actions import Action, Counted, Departed, Failed, Kill, Note, Orphaned, Send, Start
 from common.ports import Call, MemberKey, Method, Reply, Role
+from common.records import Identity
 from common.supervision import Limits, RestartBudget
 
 PROBE_TOLERANCE = 1e-3
@@ -59,8 +60,9 @@ class Roster:
 
     def resize(self, target: int, now: float) -> list[Action]:
         """Have `target` members: start new ones, or let the last ones finish and go; given-up slots start afresh."""
+        is_changed = self.target not in (0, target)
         self.target = target
-        actions: list[Action] = []
+        actions: list[Action] = [Counted(self.role, "resizes")] if is_changed else []
         for slot in [s for s in self.slots.values() if s.given_up]:
             actions += self._remove(slot)
         staying = [s for s in self.slots.values() if not s.is_leaving]
@@ -118,7 +120,7 @@ class Roster:
         if reply.error is None:
             slot.member.beat_at = now
             if reply.stats is not None and reply.stats.identity is not None:
-                slot.member.weights = str(reply.stats.identity)
+                slot.member.weights = reply.stats.identity
         return held, slot, slot.member
 
     def on_control(self, reply: Reply, held: Held, slot: Slot, member: Member, now: float) -> list[Action]:
@@ -169,7 +171,10 @@ class Roster:
             )
             return [*actions, Note("given_up", slot.name, slot.given_up), *self._check_floor()]
         later = f" in {pause:g} s" if pause else ""
-        actions.append(Note("restart", slot.name, f"{told.rstrip('.')}. Another starts{later}"))
+        actions += [
+            Note("restart", slot.name, f"{told.rstrip('.')}. Another starts{later}"),
+            Counted(self.role, "restarts"),
+        ]
         slot.restart_at = now + pause
         return actions if pause else actions + self._begin_life(slot, now)
 
@@ -213,7 +218,7 @@ class Roster:
             elif wrong := _differs(numbers, self._probe):
                 return self.lose(slot, member, "probe", wrong, now)
         else:
-            member.weights = str(answer["identity"])
+            member.weights = Identity.of(answer["identity"])
         member.enter("active", now)
         where = f" on node {member.node[:8]}" if member.node else ""
         return [Note("active", slot.name, f"{member.key} takes work{where}")]
@@ -263,25 +268,30 @@ class Roster:
         limits, age = self.limits, now - member.since
         oldest = member.oldest()
         if member.state == "starting" and age > limits.start_s:
-            return self.lose(slot, member, "start", f"not ready within {limits.start_s:g} s (start_timeout_s)", now)
+            wrong = f"not ready within {limits.start_s:g} s (start_timeout_s)"
+            return [self._late("start"), *self.lose(slot, member, "start", wrong, now)]
         if member.state == "syncing" and any(now - h.since > limits.sync_s for h in member.held.values()):
             phase = "probe" if self.role == "reward" else "adopt"
-            return self.lose(slot, member, phase, f"no answer within {limits.sync_s:g} s (sync_timeout_s)", now,
-                             dump=True)  # fmt: skip
+            wrong = f"no answer within {limits.sync_s:g} s (sync_timeout_s)"
+            return [self._late(phase), *self.lose(slot, member, phase, wrong, now, dump=True)]
         if member.state == "draining" and age > limits.drain_s:
             note = Note("drain", slot.name, f"{member.key} did not finish within {limits.drain_s:g} s; its work moves")
-            return [note, *self._end_life(slot, member), *self._remove(slot)]
+            return [note, self._late("drain"), *self._end_life(slot, member), *self._remove(slot)]
         if member.beat_call is not None and now - max(member.beat_sent_at, member.beat_at) > limits.heartbeat_s:
             phase = oldest.method if oldest is not None else "idling"
             wrong = f"no sign of life for {now - member.beat_at:.0f} s (limit {limits.heartbeat_s:g} s, "
-            return self.lose(slot, member, phase, wrong + "heartbeat_timeout_s)", now)
+            return [self._late("heartbeat"), *self.lose(slot, member, phase, wrong + "heartbeat_timeout_s)", now)]
         if oldest is not None and now - oldest.since > limits.request_s:
             wrong = f"no answer for {now - oldest.since:.0f} s (limit {limits.request_s:g} s, request_timeout_s)"
             error = TimeoutError(f"{member.key} in {oldest.method}: {wrong}")
-            return self.lose(slot, member, oldest.method, wrong, now, dump=True, blamed=oldest.task_id, error=error)
+            lost = self.lose(slot, member, oldest.method, wrong, now, dump=True, blamed=oldest.task_id, error=error)
+            return [self._late(oldest.method), *lost]
         if self._beat_due(member, now):
             return [self.call(member, "heartbeat", None, now)]
         return []
+
+    def _late(self, phase: str) -> Counted:
+        return Counted(self.role, "timeouts", phase)
 
     def _beat_due(self, member: Member, now: float) -> bool:
         if member.state == "starting" or member.beat_call is not None or self.limits.heartbeat_s == float("inf"):

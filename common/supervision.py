@@ -74,12 +74,17 @@ class Ledger:
         self.rolled_back += self.trained - trained + self.buffered + self.in_flight
         self.trained, self.buffered, self.in_flight = trained, 0, 0
 
+    @property
+    def mismatch(self) -> int:
+        """Samples dispatched less the sum of the fates: 0, or there is a bug."""
+        dropped = sum(self.dropped.values())
+        return self.dispatched - (self.trained + self.rolled_back + dropped + self.buffered + self.in_flight)
+
     def check(self) -> None:
         """Raise LedgerError if a sample is lost or counted twice."""
-        dropped = sum(self.dropped.values())
-        booked = self.trained + self.rolled_back + dropped + self.buffered + self.in_flight
         smallest = min(self.trained, self.rolled_back, self.buffered, self.in_flight, *self.dropped.values(), 0)
-        if self.dispatched != booked or smallest < 0:
+        if self.mismatch or smallest < 0:
+            booked = self.dispatched - self.mismatch
             raise LedgerError(f"dispatched={self.dispatched} but {booked} accounted for: {self}")
 
     def as_dict(self) -> dict[str, Any]:

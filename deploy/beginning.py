@@ -77,17 +77,20 @@ def _miss_none(folder: Path, store: CheckpointStore) -> None:
         )
 
 
-def newest_whole(store: CheckpointStore, warn: Callable[[str], None]) -> Checkpoint | None:
+def newest_whole(
+    store: CheckpointStore, warn: Callable[[str], None], *, before_step: int | None = None
+) -> Checkpoint | None:
     """The newest verified checkpoint; None where there are none at all.
 
     Args:
         store: where they are.
         warn: told of those that are damaged, and so passed over.
+        before_step: the newest of fewer updates than these, and where there is none the oldest of all.
 
     Raises:
         CheckpointError: there are checkpoints, and none is whole: to go on from the start would throw them away.
     """
-    checkpoint, damaged = store.newest_verified()
+    checkpoint, damaged = store.newest_verified(before_step=before_step)
     for message in damaged:
         warn(message)
     if checkpoint is None and damaged:

@@ -22,6 +22,7 @@ from pydantic import JsonValue
 from common.checkpoint import Checkpoint, ShardFiles
 from common.checkpoint_store import CheckpointStore
 from common.errors import CheckpointError, LearnerLostError, MiniChatGPTError
+from common.metrics import RunMetrics
 from common.ports import Learner, Rollouts
 from common.ppo_config import PPOConfig
 from common.records import UpdateReport
@@ -43,6 +44,8 @@ class _Save:
     """Of those who asked for it and were not answered yet."""
     began: float = field(default_factory=time.monotonic)
     outcome: "Future[Checkpoint]" = field(default_factory=Future)
+    copied_at: float = 0.0
+    """When the learner went on training."""
     is_given_up: bool = False
 
 
@@ -55,6 +58,7 @@ class CheckpointWriter:
         settings: gives what identifies the run, for `deploy.resume.refuse_changes`.
         save_timeout_s: longest time from the beginning of a save to its commit; after that it counts as failed.
         warn: told of a failed save, in the training thread.
+        metrics: told of every save.
         newest: the checkpoint that the run was resumed from.
     """
 
@@ -66,6 +70,7 @@ class CheckpointWriter:
         settings: Callable[[], Mapping[str, JsonValue]],
         save_timeout_s: float,
         warn: Callable[[str], None],
+        metrics: RunMetrics,
         newest: Checkpoint | None = None,
     ) -> None:
         self._store = store
@@ -73,7 +78,9 @@ class CheckpointWriter:
         self._settings = settings
         self._save_timeout_s = save_timeout_s
         self._warn = warn
+        self._metrics = metrics
         self._newest = newest
+        self._show(newest)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._lock = threading.Lock()
         self._requests: list[Future[Checkpoint]] = []
@@ -136,6 +143,8 @@ class CheckpointWriter:
         save.outcome.add_done_callback(lambda outcome: self._answer(save, outcome))
         try:
             shard = learner.begin_save(self._store.place(step))
+            save.copied_at = time.monotonic()
+            self._metrics.saved("snapshot", save.copied_at - save.began)
         except MiniChatGPTError as error:
             save.outcome.set_exception(error)
             if not isinstance(error, CheckpointError):  # the learner is gone, or its weights are: no matter of storage
@@ -159,6 +168,7 @@ class CheckpointWriter:
     def go_back_to(self, checkpoint: Checkpoint | None) -> None:
         """Training goes back to this checkpoint, or to the start: what was due after it is due again."""
         self._newest = checkpoint
+        self._show(checkpoint)
         self._score = (0, None)
 
     def close(self) -> None:
@@ -190,7 +200,14 @@ class CheckpointWriter:
                 raise CheckpointError(f"{type(error).__name__}: {error}") from error
             checkpoint = self._store.commit(save.step, written.result(), save.state, save.score)
             self._newest = checkpoint
+        self._metrics.saved("write", time.monotonic() - save.copied_at)
+        self._show(checkpoint)
         return checkpoint
+
+    def _show(self, checkpoint: Checkpoint | None) -> None:
+        if checkpoint is not None:
+            size = sum(file.size_bytes for file in checkpoint.files.values())
+            self._metrics.checkpoint(checkpoint.step, checkpoint.written_at, size)
 
     def _answer(self, save: _Save, outcome: "Future[Checkpoint]") -> None:
         """Tell those who asked how it ended, once."""
@@ -233,6 +250,7 @@ class CheckpointWriter:
                 raise error
             return
         self.failures += 1
+        self._metrics.save_failed()
         self._failures_in_a_row += 1
         message = f"checkpoint of step {save.step} failed: {error}; {self._describe_newest()}"
         if raise_at is not None and self._failures_in_a_row >= raise_at:

@@ -17,7 +17,7 @@ from actors.prompts import PromptStream
 from common.config import RunConfig
 from common.errors import MemberFailedError, TooManyDropsError
 from common.pool import Pool
-from common.pool_actions import Action, Done, Duplicate, Failed, GaveUp, LostArgument
+from common.pool_actions import Action, Counted, Done, Duplicate, Failed, GaveUp, LostArgument
 from common.ppo_config import PPOConfig
 from common.records import GenerateRequest, Prompt, WeightsHandle
 from common.supervision import Ledger, Limits
@@ -128,7 +128,7 @@ class ChunkFlow:
         return actions
 
     def _ask(self, pool: Pool, chunk: Chunk, method: Any, argument: Any, now: float) -> list[Action]:
-        task_id = pool.submit(method, argument)
+        task_id = pool.submit(method, argument, now)
         chunk.tasks.add(task_id)
         self._tasks[task_id] = chunk
         return self.take(pool.dispatch(now), now)
@@ -166,12 +166,14 @@ class ChunkFlow:
         assert batch is not None, "a chunk belongs to a batch"
         for reason, samples, detail in chunk.drops():
             batch.drop(reason, samples, detail)
+        assert chunk.judge_stats is not None, "it is judged"
+        counted: list[Action] = [Counted("reward", "unscored", one.reason) for one in chunk.judge_stats.unscored]
         handle = chunk.handle()
         batch.ledger.buffer(handle.num_samples)
         if handle.draw_indices or not batch.refill:  # whoever gave the prompts learns why none has a score
             batch.ready.append(handle)
         del batch.chunks[handle.chunk_index]
-        return self._refill(batch, now)
+        return [*counted, *self._refill(batch, now)]
 
     def _on_gave_up(self, chunk: Chunk, gave_up: GaveUp, now: float) -> list[Action]:
         if gave_up.method == "generate":
@@ -184,10 +186,11 @@ class ChunkFlow:
         self._forget_rest(chunk)
         batch = self.batch
         assert batch is not None, "a chunk belongs to a batch"
-        role = "reference" if gave_up.method == "reference" else "reward"
-        batch.drop(f"{role}_{gave_up.reason}", chunk.request.num_samples, str(gave_up.error))
+        reason = f"{'reference' if gave_up.method == 'reference' else 'reward'}_{gave_up.reason}"
+        samples = chunk.request.num_samples
+        batch.drop(reason, samples, str(gave_up.error))
         del batch.chunks[chunk.request.chunk_index]
-        return self._refill(batch, now)
+        return [Counted("reward", "unscored", reason, samples), *self._refill(batch, now)]
 
     def _refill(self, batch: Batch, now: float) -> list[Action]:
         """Once a round is over: the next draws for what was dropped, unless that happens too often."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from deploy import chat_cli, compare_cli, config_cli, control_cli
+from deploy import chat_cli, compare_cli, config_cli, control_cli, replay_cli, top_cli, watch_cli
 from deploy.config_cli import ConfigArgument, SetOption
 from deploy.control_cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
@@ -26,8 +26,11 @@ app = typer.Typer(
 )
 app.add_typer(config_cli.app, name="config")
 app.add_typer(control_cli.app)
+app.add_typer(top_cli.app)
 app.add_typer(compare_cli.app)
 app.add_typer(chat_cli.app)
+app.add_typer(replay_cli.app)
+app.add_typer(watch_cli.app)
 
 LocalOption = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 AddressOption = Annotated[
@@ -52,6 +55,8 @@ EXAMPLES = """
   2    the command line is not understood
 
   3    ended by `minichatgpt stop`; the same command goes on from there
+
+  4    ended by a guard rail of learning; docs/guards.md says how to go on
 
   130  ended by Ctrl-C; a second one ends it at once, with what the last checkpoint holds
 

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from deploy import report_words as words
 from deploy.report_changes import changes_sentence
+from deploy.report_guards import guard_rows, guards_sentence
 from deploy.report_preferences import length_warning, preference_measures
 from deploy.run_files import HeldoutLine, RunFiles, read_run, stage_seconds
 
@@ -51,6 +52,8 @@ def _print_result(run: RunFiles, console: Console) -> None:
     console.print(Text(textwrap.fill(bound, console.width).replace("\N{NO-BREAK SPACE}", " ")))
     if changed := changes_sentence(run.changes):
         console.print(Text(changed, "yellow"))
+    if guarded := guards_sentence(guard_rows(run)):
+        console.print(Text(guarded, "yellow"))
     console.print()
 
 

@@ -2,193 +2,144 @@
 
 | request | answer |
 |---|---|
+| GET / | the page, which asks for the rest; its files need no token |
 | GET /healthz | that the driver answers; needs no token |
+| GET /readyz | that the run does its work, or 503 and why it does not |
 | GET /metrics | what Prometheus scrapes; docs/metrics.md |
-| GET /v1/run | RunStatus |
+| GET /openapi.json | all of this, for programs |
+| GET /v1/run, /v1/workers, /v1/ledger | RunStatus, or that part of it |
+| GET /v1/updates, /v1/samples, /v1/events | what the run has written down |
 | POST /v1/run/scale | ScaleRequest to RunStatus, with the new targets |
+| POST /v1/run/pause, /v1/run/resume | RunStatus; it stands still after the running update |
+| PATCH /v1/run/settings | SettingsRequest to RunStatus; in force from the next update on |
 | POST /v1/run/checkpoint | CheckpointRequest to CheckpointInfo, once it is written and verified |
 | POST /v1/run/stop | StopRequest to RunStatus; the run ends by itself |
 
-Whatever is refused is answered with a Problem: what was got, what is legal, what to change. Every answer comes within a
-deadline: a run that does not answer costs a thread, never the server.
+    request ─▶ control_guard (control_access, control_limits) ─▶ control_read  ─▶ control_calls ─▶ the run, its files
+                                                              └▶ control_steer ─▶ control_calls ─▶ the run
+
+Whatever is refused is answered with a Problem: what was got, what is legal, what to change.
 """
 
-import asyncio
 import threading
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError, Future
-from typing import Any, Final, Generic, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 from starlette.exceptions import HTTPException
 
-from common.errors import ConfigError, ControlError, MiniChatGPTError, PhaseTimeoutError
+from common.errors import ConfigError, MiniChatGPTError, PhaseTimeoutError
+from deploy.control_access import Access
+from deploy.control_calls import CALL_TIMEOUT_S, Calls
 from deploy.control_guard import Guard
+from deploy.control_limits import Limits
+from deploy.control_openapi import OF_ALL, OF_READS, document, refusals, who
+from deploy.control_read import ReadRoutes
+from deploy.control_steer import SteerRoutes
+from deploy.page_routes import add_page
 from deploy.run_controls import Controls
-from deploy.run_status import CheckpointInfo, CheckpointRequest, Health, Problem, RunStatus, ScaleRequest, StopRequest
+from deploy.run_history import RunHistory
+from deploy.run_status import Problem
 
-CALL_TIMEOUT_S: Final = 20.0
-"""Longest time that the run may take to answer a call."""
-MAX_CALLS: Final = 16
-"""Calls that may wait for the run at once."""
-POLL_S: Final = 0.01
-
-T = TypeVar("T")
-
-
-class _Call(threading.Thread, Generic[T]):
-    """One call of the run in a thread of its own, which does not keep the process alive.
-
-    An error that is none of ours goes where those of threads go, to the driver's log, and leaves no result.
-    """
-
-    def __init__(self, call: Callable[[], T]) -> None:
-        super().__init__(name="control-call", daemon=True)
-        self._call = call
-        self.results: list[T] = []
-        self.error: MiniChatGPTError | None = None
-
-    def run(self) -> None:
-        """Call, and keep how it ended."""
-        try:
-            self.results.append(self._call())
-        except MiniChatGPTError as error:
-            self.error = error
-
-
-class ControlApi:
-    """The endpoints.
-
-    Args:
-        controls: the run.
-        ending: set when the server is about to end; who waits then is told so.
-        registry: what GET /metrics shows.
-        call_timeout_s: longest time that the run may take to answer.
-    """
-
-    def __init__(
-        self,
-        controls: Controls,
-        ending: threading.Event,
-        registry: CollectorRegistry,
-        call_timeout_s: float = CALL_TIMEOUT_S,
-    ) -> None:
-        self._controls = controls
-        self._ending = ending
-        self._registry = registry
-        self._call_timeout_s = call_timeout_s
-        self._calls: list[_Call[Any]] = []
-
-    async def healthz(self) -> Health:
-        """The driver answers."""
-        return Health()
-
-    async def metrics(self, request: Request) -> Response:
-        """All metrics, in the format that the scraper asks for."""
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(self._registry), headers={"Content-Type": content_type})
-
-    async def status(self) -> RunStatus:
-        """The run as it is now."""
-        return await self._ask(self._controls.status)
-
-    async def scale(self, wanted: ScaleRequest) -> RunStatus:
-        """Set how many rollout workers and reward replicas there shall be."""
-        return await self._ask(
-            lambda: self._controls.scale(rollout_workers=wanted.rollout_workers, reward_replicas=wanted.reward_replicas)
-        )
-
-    async def checkpoint(self, wanted: CheckpointRequest | None = None) -> CheckpointInfo:
-        """Have a checkpoint written, and wait until it is verified."""
-        wait_s = (wanted or CheckpointRequest()).wait_s
-        future: Future[CheckpointInfo] = await self._ask(self._controls.checkpoint)
-        await self._until(
-            future.done, wait_s, f"the checkpoint is not written and verified within {wait_s:g} s; it goes on"
-        )
-        try:
-            return future.result(timeout=0)
-        except CancelledError as error:
-            raise ControlError("the run gave the checkpoint up; ask again") from error
-
-    async def stop(self, wanted: StopRequest | None = None) -> RunStatus:
-        """Ask the run to end; it finishes or abandons its step, writes a checkpoint and goes."""
-        await self._ask(lambda: self._controls.stop((wanted or StopRequest()).reason))
-        return await self.status()
-
-    async def _ask(self, call: Callable[[], T]) -> T:
-        """Call the run, without blocking the server.
-
-        Raises:
-            MiniChatGPTError: as the run raised it; PhaseTimeoutError if it did not answer in time.
-            HTTPException: too many calls wait already, or the call failed for no reason of ours.
-        """
-        self._calls = [running for running in self._calls if running.is_alive()]
-        if len(self._calls) >= MAX_CALLS:
-            raise HTTPException(503, f"{MAX_CALLS} calls wait for the run already; try again later")
-        asked = _Call(call)
-        self._calls.append(asked)
-        asked.start()
-        await self._until(
-            lambda: not asked.is_alive(),
-            self._call_timeout_s,
-            f"the run has not answered within {self._call_timeout_s:g} s",
-        )
-        if asked.error is not None:
-            raise asked.error
-        if not asked.results:
-            raise HTTPException(500, "internal error; the driver's log has it")
-        return asked.results[0]
-
-    async def _until(self, is_done: Callable[[], bool], timeout_s: float, otherwise: str) -> None:
-        """Look until it is done. Looking, not being told, leaves nothing behind that a late end could trip over."""
-        deadline = time.monotonic() + timeout_s
-        while not is_done():
-            if self._ending.is_set():
-                raise HTTPException(503, "the run is ending")
-            if time.monotonic() > deadline:
-                raise PhaseTimeoutError(otherwise)
-            await asyncio.sleep(POLL_S)
+LIMITS = Limits()
 
 
 def build_app(
     controls: Controls,
     *,
-    token: str,
+    access: Access,
     ending: threading.Event,
     registry: CollectorRegistry,
+    history: RunHistory,
+    note: Callable[[str], None],
+    count: Callable[[str, int], None],
+    limits: Limits = LIMITS,
     call_timeout_s: float = CALL_TIMEOUT_S,
 ) -> Guard:
     """The guarded ASGI application.
 
     Args:
         controls: the run.
-        token: that every request but those to open paths must bear.
+        access: who may ask for what.
         ending: set when the server is about to end.
         registry: what GET /metrics shows.
+        history: what the run has written down.
+        note: told of every order.
+        count: told route and status of every answer.
+        limits: how often one address may ask.
         call_timeout_s: longest time that the run may take to answer.
     """
-    api = ControlApi(controls, ending, registry, call_timeout_s)
-    app = FastAPI(title="Mini-ChatGPT", openapi_url=None, docs_url=None, redoc_url=None)
-    app.add_api_route("/healthz", api.healthz, methods=["GET"])
-    app.add_api_route("/metrics", api.metrics, methods=["GET"])
-    app.add_api_route("/v1/run", api.status, methods=["GET"])
-    app.add_api_route("/v1/run/scale", api.scale, methods=["POST"])
-    app.add_api_route("/v1/run/checkpoint", api.checkpoint, methods=["POST"])
-    app.add_api_route("/v1/run/stop", api.stop, methods=["POST"])
+    asking, reading = Calls(ending, call_timeout_s), Calls(ending, call_timeout_s)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    _add_reads(app, ReadRoutes(controls, asking, history, reading, registry))
+    _add_orders(app, SteerRoutes(controls, asking, note))
+    add_page(app)
+    described = document(app)
+
+    async def openapi() -> JSONResponse:
+        return JSONResponse(described)
+
+    app.add_api_route("/openapi.json", openapi, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(RequestValidationError, _not_valid)
     app.add_exception_handler(MiniChatGPTError, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _internal_error)
-    return Guard(app, token=token)
+    routes = frozenset(_paths(app))
+    return Guard(app, access=access, limits=limits, routes=routes, count=count)
 
 
-def _problem(status: int, error: str, message: str) -> JSONResponse:
-    return JSONResponse(Problem(error=error, message=message).model_dump(), status)
+def _add_reads(app: FastAPI, api: ReadRoutes) -> None:
+    app.add_api_route(
+        "/healthz", api.healthz, methods=["GET"], responses=refusals(*OF_ALL), openapi_extra={"security": []}
+    )
+    app.add_api_route(
+        "/metrics",
+        api.metrics,
+        methods=["GET"],
+        response_model=None,
+        response_class=PlainTextResponse,
+        responses=refusals(*OF_ALL),
+        openapi_extra=who(steers=False),
+    )
+    for path, endpoint in (
+        ("/readyz", api.readyz),
+        ("/v1/run", api.status),
+        ("/v1/workers", api.workers),
+        ("/v1/ledger", api.ledger),
+        ("/v1/updates", api.updates),
+        ("/v1/samples", api.samples),
+        ("/v1/events", api.events),
+    ):
+        app.add_api_route(
+            path, endpoint, methods=["GET"], responses=refusals(*OF_READS), openapi_extra=who(steers=False)
+        )
+
+
+def _add_orders(app: FastAPI, api: SteerRoutes) -> None:
+    for method, path, endpoint in (
+        ("POST", "/v1/run/scale", api.scale),
+        ("POST", "/v1/run/pause", api.pause),
+        ("POST", "/v1/run/resume", api.resume),
+        ("PATCH", "/v1/run/settings", api.change),
+        ("POST", "/v1/run/checkpoint", api.checkpoint),
+        ("POST", "/v1/run/stop", api.stop),
+    ):
+        app.add_api_route(
+            path, endpoint, methods=[method], responses=refusals(*OF_READS), openapi_extra=who(steers=True)
+        )
+
+
+def _paths(app: FastAPI) -> dict[str, str]:
+    """The method of each path, in order."""
+    return {route.path: min(route.methods or ()) for route in app.routes if isinstance(route, APIRoute)}
+
+
+def _problem(status: int, error: str, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(Problem(error=error, message=message).model_dump(), status, headers)
 
 
 async def _not_valid(request: Request, error: Exception) -> JSONResponse:
@@ -211,9 +162,9 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException), "registered for it"
     message = str(error.detail)
     if error.status_code in (404, 405):
-        there = ", ".join(f"{sorted(route.methods)[0]} {route.path}" for route in request.app.routes)
+        there = ", ".join(f"{method} {path}" for path, method in _paths(request.app).items())
         message = f"{request.method} {request.url.path}: {message}; there are {there}"
-    return _problem(error.status_code, "refused", message)
+    return _problem(error.status_code, "refused", message, error.headers)
 
 
 async def _internal_error(request: Request, error: Exception) -> JSONResponse:

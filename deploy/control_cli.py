@@ -9,10 +9,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.exit_codes import FINISHED, INTERRUPTED, STOPPED, TERMINATED
+from deploy.exit_codes import FINISHED, GUARDED, INTERRUPTED, STOPPED, TERMINATED
 
 if TYPE_CHECKING:
     from deploy.control_client import RunClient, Show
+    from deploy.run_address import RunEnd
     from deploy.run_status import RunStatus
 
 app = typer.Typer(rich_markup_mode="rich")
@@ -20,8 +21,8 @@ app = typer.Typer(rich_markup_mode="rich")
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run that is running, or its folder.")]
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are.")]
 
-ORDERLY: Final = frozenset({FINISHED, STOPPED, INTERRUPTED, TERMINATED})
-"""Exit codes of a run that ended by itself or because somebody asked."""
+ORDERLY: Final = frozenset({FINISHED, STOPPED, GUARDED, INTERRUPTED, TERMINATED})
+"""Exit codes of a run that ended by itself, or because somebody or a guard rail asked."""
 
 STATUS_EXAMPLES = """
 [bold]Examples[/]
@@ -170,8 +171,6 @@ def _progress(console: Console) -> "Iterator[Show]":
 
 def _await_end(client: "RunClient", timeout_s: float, console: Console) -> None:
     """Wait until the process has gone, and say how it ended; raises ControlError if it failed or was killed."""
-    from common.errors import ControlError
-
     last: list[RunStatus] = []
     with _progress(console) as show:
 
@@ -180,6 +179,15 @@ def _await_end(client: "RunClient", timeout_s: float, console: Console) -> None:
             show(now)
 
         end = client.await_end(timeout_s, look)
+    show_end(client, end, console)
+    if last and last[0].step is not None:
+        console.print(f"last seen at update {last[0].step} of {last[0].updates}", highlight=False)
+
+
+def show_end(client: "RunClient", end: "RunEnd | None", console: Console) -> None:
+    """Say how a run ended; raises ControlError if it failed or was killed."""
+    from common.errors import ControlError
+
     name = client.folder.name
     if end is None:
         raise ControlError(f"{name} has ended and left no word on how: process {client.pid} was killed")
@@ -187,5 +195,3 @@ def _await_end(client: "RunClient", timeout_s: float, console: Console) -> None:
         raise ControlError(f"{name} has ended, but by an error (exit code {end.exit_code}): {end.reason}")
     console.print(f"[green]✓[/] {name} has ended (exit code {end.exit_code}):", highlight=False)
     console.print(end.reason, markup=False, highlight=False, soft_wrap=True)
-    if last and last[0].step is not None:
-        console.print(f"last seen at update {last[0].step} of {last[0].updates}", highlight=False)

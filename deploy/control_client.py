@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from common.errors import ControlError
 from deploy.control_token import read_token
 from deploy.run_address import RunEnd, find_folder, read_address, read_end
+from deploy.run_history import Events, Samples, Updates
 from deploy.run_lock import holder_pid, is_held, process_exists
 from deploy.run_status import CheckpointInfo, CheckpointRequest, Problem, RunStatus, ScaleRequest, StopRequest
 
@@ -85,6 +86,26 @@ class RunClient:
     def status(self) -> RunStatus:
         """The run as it is now; raises ControlError, as all calls do, if it does not answer or refuses."""
         return self._ask("GET", "/v1/run", RunStatus)
+
+    def updates(self, *, after: int) -> Updates:
+        """Updates later than that one."""
+        return self._ask("GET", f"/v1/updates?after={after}", Updates)
+
+    def events(self, *, after: int) -> Events:
+        """Events after the one of that number."""
+        return self._ask("GET", f"/v1/events?after={after}", Events)
+
+    def samples(self, *, limit: int) -> Samples:
+        """The newest samples."""
+        return self._ask("GET", f"/v1/samples?limit={limit}", Samples)
+
+    def pause(self) -> RunStatus:
+        """Have the run stand still once the running update is done."""
+        return self._ask("POST", "/v1/run/pause", RunStatus)
+
+    def resume(self) -> RunStatus:
+        """Have it go on."""
+        return self._ask("POST", "/v1/run/resume", RunStatus)
 
     def scale(self, wanted: ScaleRequest) -> RunStatus:
         """Set how many members there shall be; returns before they are."""

@@ -1,17 +1,20 @@
-"""What every request to the control channel must pass before anything looks at it: host, token, size, time.
+"""What every request to the control channel passes before anything looks at it, and every answer on its way out.
 
-Host first: a web page that a name server points at this machine (DNS rebinding) must not even learn whether its token
-is right. Everything that is not on the list of open paths needs the token, paths that do not exist included.
+    request ──▶ Access: host, origin, token ──▶ Buckets: how often ──▶ body: size, time ──▶ the app
+    answer  ◀── security headers ◀── counted by route and status ◀───────────────────────────┘
+
+ASGI middleware, made by `deploy.control.build_app`. It knows no route and no run.
 """
 
 import asyncio
-import hmac
-import re
+import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from fastapi.responses import JSONResponse
 
+from deploy.control_access import SAFE_METHODS, Access, Asked, Refused
+from deploy.control_limits import Buckets, Limits, client_of, whole_seconds
 from deploy.run_status import Problem
 
 Message = MutableMapping[str, Any]
@@ -19,17 +22,17 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-LOOPBACK_HOST: Final = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:[0-9]{1,5})?", re.IGNORECASE)
-OPEN_PATHS: Final = frozenset({"/healthz"})
 MAX_BODY_BYTES: Final = 16 * 1024
 BODY_TIMEOUT_S: Final = 10.0
 """Longest time in which a body must have arrived."""
-
-
-class _Refused(Exception):  # noqa: N818 an answer, no fault
-    def __init__(self, status: int, error: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.error, self.message = status, error, message
+HEADERS: Final = {
+    b"x-content-type-options": b"nosniff",
+    b"cache-control": b"no-store",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
+    b"cross-origin-resource-policy": b"same-origin",
+    b"referrer-policy": b"no-referrer",
+}
+"""Of every answer that does not set its own."""
 
 
 class Guard:
@@ -37,85 +40,117 @@ class Guard:
 
     Args:
         app: gets what is allowed.
-        token: that a request must bear.
+        access: who may ask for what.
+        limits: how often.
+        routes: paths that there are.
+        count: told route and status of every answer; the route is `other` where there is none.
+        clock: seconds that only grow.
     """
 
-    def __init__(self, app: App, *, token: str) -> None:
+    def __init__(
+        self,
+        app: App,
+        *,
+        access: Access,
+        limits: Limits,
+        routes: frozenset[str],
+        count: Callable[[str, int], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
-        self._expected = f"Bearer {token}".encode()
+        self._access = access
+        self._routes = routes
+        self._count = count
+        self._requests, self._orders, self._refusals = (
+            Buckets(rate, clock, limits.most_clients) for rate in (limits.requests, limits.orders, limits.refusals)
+        )
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one request."""
         assert scope["type"] == "http", "the server speaks no other protocol"
+        answer = self._finishing(scope["path"], send)
         try:
-            self._check_host(scope)
-            self._check_token(scope)
-            body = await self._body(scope, receive)
-        except _Refused as refused:
-            await _respond(refused, scope, receive, send)
+            self._admit(scope)
+            body = await _body(scope, receive)
+        except Refused as refused:
+            await _respond(refused, scope, receive, answer)
             return
-        await self._app(scope, _replay(body, receive), send)
+        await self._app(scope, _replay(body, receive), answer)
 
-    @staticmethod
-    def _check_host(scope: Message) -> None:
-        hosts = _headers(scope, b"host")
-        if len(hosts) != 1 or not LOOPBACK_HOST.fullmatch(hosts[0]):
-            got = ", ".join(_shown(host) for host in hosts) or "none"
-            raise _Refused(
-                421, "wrong host", f"Host is {got}; legal are localhost, 127.0.0.1 and [::1], with or without a port"
-            )
-
-    def _check_token(self, scope: Message) -> None:
-        if scope["path"] in OPEN_PATHS:
-            return
-        given = _headers(scope, b"authorization")
-        if len(given) != 1:
-            raise _Refused(
-                401,
-                "no token",
-                f"got {len(given)} Authorization headers; send one, `Authorization: Bearer TOKEN`, with the token from "
-                "control.token of the run folder",
-            )
-        if not hmac.compare_digest(given[0], self._expected):
-            raise _Refused(
-                401,
-                "wrong token",
-                "the Authorization header does not hold this run's token; read it from control.token of the run "
-                "folder: each start of a run makes a new one",
-            )
-
-    @staticmethod
-    async def _body(scope: Message, receive: Receive) -> bytes:
-        too_large = _Refused(413, "body too large", f"the body is larger than {MAX_BODY_BYTES} bytes; send less")
-        for length in _headers(scope, b"content-length"):
-            if int(length) > MAX_BODY_BYTES:  # the server has checked that it is a number
-                raise too_large
-        body = b""
+    def _admit(self, scope: Message) -> None:
+        """Raises Refused if the request is not allowed, or is one too many."""
+        client = client_of((scope.get("client") or ("unknown",))[0])
+        asked = Asked(
+            method=scope["method"],
+            path=scope["path"],
+            hosts=_headers(scope, b"host"),
+            origins=_headers(scope, b"origin"),
+            authorizations=_headers(scope, b"authorization"),
+            local_address=(scope.get("server") or ("",))[0],
+        )
         try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                is_more = True
-                while is_more:
-                    message = await receive()
-                    if message["type"] != "http.request":
-                        raise _Refused(400, "body cut short", "the connection ended before the body did")
-                    body += message.get("body", b"")
-                    is_more = message.get("more_body", False)
-                    if len(body) > MAX_BODY_BYTES:
-                        raise too_large
-        except TimeoutError as error:
-            raise _Refused(
-                408, "body too slow", f"{len(body)} bytes came within {BODY_TIMEOUT_S:.0f} s; send the body at once"
-            ) from error
-        return body
+            who = self._access.admit(asked)
+        except Refused as refused:
+            _take(self._refusals, client, f"refused answers ({refused.error})")
+            raise
+        _take(self._requests, (client, who), "requests")
+        if asked.method not in SAFE_METHODS:
+            _take(self._orders, client, "calls that change the run")
+
+    def _finishing(self, path: str, send: Send) -> Send:
+        """Adds the headers that are not there, and counts."""
+        route = path if path in self._routes else "other"
+
+        async def finish(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                there = {name.lower() for name, _ in message.get("headers", ())}
+                added = [(name, value) for name, value in HEADERS.items() if name not in there]
+                message["headers"] = [*message.get("headers", ()), *added]
+                self._count(route, message["status"])
+            await send(message)
+
+        return finish
+
+
+def _take(buckets: Buckets, client: object, what: str) -> None:
+    """Raises Refused if there is none to take."""
+    if wait_s := buckets.take(client):
+        seconds = whole_seconds(wait_s)
+        raise Refused(
+            429,
+            "too many",
+            f"too many {what} from this address; try again in {seconds} s",
+            {"Retry-After": str(seconds)},
+        )
+
+
+async def _body(scope: Message, receive: Receive) -> bytes:
+    too_large = Refused(413, "body too large", f"the body is larger than {MAX_BODY_BYTES} bytes; send less")
+    for length in _headers(scope, b"content-length"):
+        if int(length) > MAX_BODY_BYTES:  # the server has checked that it is a number
+            raise too_large
+    body = b""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            is_more = True
+            while is_more:
+                message = await receive()
+                if message["type"] != "http.request":
+                    raise Refused(400, "body cut short", "the connection ended before the body did")
+                body += message.get("body", b"")
+                is_more = message.get("more_body", False)
+                if len(body) > MAX_BODY_BYTES:
+                    raise too_large
+    except TimeoutError as error:
+        raise Refused(
+            408, "body too slow", f"{len(body)} bytes came within {BODY_TIMEOUT_S:.0f} s; send the body at once"
+        ) from error
+    return body
 
 
 def _headers(scope: Message, name: bytes) -> list[bytes]:
     """Values of a header; ASGI gives names in lower case."""
     return [value for key, value in scope["headers"] if key == name]
-
-
-def _shown(header: bytes) -> str:
-    return repr(header[:100].decode("latin-1"))
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
@@ -128,7 +163,9 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replay
 
 
-async def _respond(refused: _Refused, scope: Message, receive: Receive, send: Send) -> None:
-    headers = {"Connection": "close"} | ({"WWW-Authenticate": "Bearer"} if refused.status == 401 else {})
+async def _respond(refused: Refused, scope: Message, receive: Receive, send: Send) -> None:
+    headers = {"Connection": "close"} | refused.headers
+    if refused.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     problem = Problem(error=refused.error, message=refused.message)
     await JSONResponse(problem.model_dump(), refused.status, headers)(scope, receive, send)

@@ -1,9 +1,10 @@
-"""Serves the control channel from a thread of the driver, and leaves the token where the command line finds it."""
+"""Serves the control channel from a thread of the driver, and leaves the tokens where the command line finds them."""
 
+import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
@@ -11,13 +12,18 @@ from typing import Final
 import uvicorn
 from prometheus_client import CollectorRegistry
 
-from common.config import ControlConfig
+from common.control_config import ControlConfig
 from common.errors import ConfigError, ControlError
-from deploy.control import CALL_TIMEOUT_S, build_app
+from deploy.control import LIMITS, build_app
+from deploy.control_access import Access
+from deploy.control_calls import CALL_TIMEOUT_S
 from deploy.control_guard import Guard
-from deploy.control_token import token_file
+from deploy.control_limits import Limits
+from deploy.control_token import run_tokens
 from deploy.run_address import announce
 from deploy.run_controls import Controls
+from deploy.run_history import RunHistory
+from deploy.scrape_target import scrape_target
 
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 5.0
@@ -31,21 +37,31 @@ def serve_control(
     folder: Path,
     *,
     registry: CollectorRegistry,
+    note: Callable[[str], None] = lambda text: None,
+    count: Callable[[str, int], None] = lambda route, status: None,
+    environ: Mapping[str, str] = os.environ,
+    limits: Limits = LIMITS,
     call_timeout_s: float = CALL_TIMEOUT_S,
 ) -> Iterator[str | None]:
     """Serve while the block runs; yields the URL, or None where it is off.
 
-    The URL is in run.json, the token in control.token, readable by its owner only. Both are gone afterwards.
+    The URL is in run.json, the tokens in control.token and read.token, readable by their owner only, unless they come
+    from the environment, and where Prometheus scrapes in `.targets` beside the folder. All are gone afterwards. The URL
+    is one for this machine, whatever the bound address.
 
     Args:
-        config: where to listen.
+        config: where to listen, and to whom.
         controls: the run.
         folder: of the run.
         registry: what GET /metrics shows.
+        note: told of every order that changes the run.
+        count: told route and status of every answer.
+        environ: where tokens may be.
+        limits: how often one address may ask.
         call_timeout_s: longest time that the run may take to answer a call.
 
     Raises:
-        ConfigError: the port is taken.
+        ConfigError: the port is taken, or a token is not where the configuration says.
         ControlError: the server does not start.
     """
     if not config.enabled:
@@ -54,13 +70,29 @@ def serve_control(
     ending = threading.Event()
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(config))
-        shown = f"[{config.host}]" if ":" in config.host else config.host
-        url = f"http://{shown}:{listening.getsockname()[1]}"
-        token = stack.enter_context(token_file(folder))
-        app = build_app(controls, token=token, ending=ending, registry=registry, call_timeout_s=call_timeout_s)
+        url = f"http://{_local(config.host)}:{listening.getsockname()[1]}"
+        tokens = stack.enter_context(run_tokens(config, folder, environ))
+        app = build_app(
+            controls,
+            access=Access.of(config, tokens.steer, tokens.read),
+            ending=ending,
+            registry=registry,
+            history=RunHistory(folder),
+            note=note,
+            count=count,
+            limits=limits,
+            call_timeout_s=call_timeout_s,
+        )
         stack.enter_context(_running(listening, app, ending))
         stack.enter_context(announce(folder, control_url=url))
+        stack.enter_context(scrape_target(folder, url))
         yield url
+
+
+def _local(host: str) -> str:
+    """How this machine reaches it."""
+    reached = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{reached}]" if ":" in reached else reached
 
 
 def _listen(config: ControlConfig) -> socket.socket:

@@ -1,7 +1,8 @@
 """How `minichatgpt status` shows a run in the terminal."""
 
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -9,7 +10,7 @@ from rich.text import Text
 
 from deploy.console import one_line
 from deploy.report_words import duration
-from deploy.run_status import MemberStatus, PoolStatus, RunStatus
+from deploy.run_status import MemberStatus, PoolStatus, RunStatus, WaitStatus
 
 BAR_CHARACTERS: Final = 24
 STYLES: Final = {
@@ -21,6 +22,10 @@ STYLES: Final = {
 }
 TITLES: Final = {"rollout": "Rollout workers", "reward": "Reward replicas"}
 """By role."""
+NUMBERS: Final = ("busy", "memory", "held", "restarts", "beat")
+"""Columns of every member; `beat` is the age of its last sign of life."""
+
+T = TypeVar("T")
 
 
 def print_status(status: RunStatus, console: Console) -> None:
@@ -28,7 +33,7 @@ def print_status(status: RunStatus, console: Console) -> None:
     console.print(_facts(status))
     for role, pool in status.pools.items():
         console.print()
-        console.print(_members(TITLES.get(role, role), pool))
+        console.print(_members(role, pool))
         for member in pool.members:
             if member.last_error:
                 console.print(Text(f"{member.slot}: {one_line(member.last_error)}", "red"), soft_wrap=True)
@@ -61,15 +66,15 @@ def _facts(status: RunStatus) -> Table:
     if status.step is not None and status.updates:
         grid.add_row("updates", _progress(status.step, status.updates, status.lineage))
     if status.pause != "none":
-        told = (
-            "it stands still; `minichatgpt resume` lets it go on" if status.pause == "paused" else "after this update"
-        )
-        grid.add_row("pause", Text(told, "bold yellow"))
+        stands = "it stands still; `minichatgpt resume` lets it go on"
+        grid.add_row("pause", Text(stands if status.pause == "paused" else "after this update", "bold yellow"))
     if status.phase is not None:
         grid.add_row("phase", Text(f"{one_line(status.phase)}, for {duration(status.phase_s)}"))
     if status.settings is not None:
         present = status.settings.model_dump(exclude_none=True)
         grid.add_row("settings", Text(" · ".join(f"{name.replace('_', ' ')} {v:g}" for name, v in present.items())))
+    if status.waits is not None:
+        grid.add_row("last update", Text(_waits(status.waits, status.tokens_per_s)))
     if status.ledger:
         grid.add_row("samples", Text(_ledger(status.ledger)))
     if status.learner is not None:
@@ -94,6 +99,15 @@ def _progress(step: int, updates: int, lineage: int | None) -> Text:
     )
 
 
+def _waits(waits: WaitStatus, tokens_per_s: float | None) -> str:
+    """How long it took, how fast that was, and who waited for whom."""
+    speed = "" if tokens_per_s is None else f" · {tokens_per_s:,.0f} tokens/s"
+    return (
+        f"{duration(waits.update_s)}{speed} · learner waits {waits.learner_wait_fraction:.0%} of it, workers idle "
+        f"{waits.worker_idle_fraction:.0%}, replicas {waits.reward_idle_fraction:.0%}"
+    )
+
+
 def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
     parts = []
     for name, value in ledger.items():
@@ -106,36 +120,48 @@ def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
     return one_line(" · ".join(parts))
 
 
-def _members(title: str, pool: PoolStatus) -> Table:
+def _members(role: str, pool: PoolStatus) -> Table:
+    queued = f", {pool.queued} requests wait, {duration(pool.queue_age_s)}" if pool.queued else ""
     table = Table(
-        title=f"{title}: {pool.active} of {pool.target} active",
+        title=f"{TITLES.get(role, role)}: {pool.active} of {pool.target} active{queued}",
         title_justify="left",
         title_style="bold",
         box=None,
         pad_edge=False,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
     )
-    for name in ("slot", "state", "node", "process", "weights"):
+    for name in ("slot", "state", "node", "process"):
         table.add_column(Text(name, "dim"), overflow="fold")
-    for name in ("held", "restarts", "heartbeat"):
+    for name in (*(("weights", "age", "tokens/s") if role == "rollout" else ()), *NUMBERS):
         table.add_column(Text(name, "dim"), justify="right")
     for member in pool.members:
-        table.add_row(*_row(member))
+        table.add_row(*_row(role, member))
     return table
 
 
-def _row(member: MemberStatus) -> list[Text]:
+def _row(role: str, member: MemberStatus) -> list[Text]:
+    weights = [
+        Text(_or_dash(member.weights)),
+        Text(_or_dash(member.weights_age_s, duration)),
+        Text(_or_dash(member.tokens_per_s, "{:,.0f}".format)),
+    ]
     return [
         Text(member.slot),
         Text(member.state.replace("_", " "), STYLES[member.state]),
         Text(one_line(_or_dash(member.node and member.node[:8]))),
         Text(_or_dash(member.pid)),
-        Text(_or_dash(member.weights)),
+        *(weights if role == "rollout" else []),
+        Text(_or_dash(member.busy_fraction, "{:.0%}".format)),
+        Text(_or_dash(member.rss_bytes, _memory)),
         Text(str(member.calls_held)),
         Text(str(member.restarts)),
-        Text("–" if member.heartbeat_age_s is None else duration(member.heartbeat_age_s)),
+        Text(_or_dash(member.heartbeat_age_s, duration)),
     ]
 
 
-def _or_dash(value: str | int | None) -> str:
-    return "–" if value is None else str(value)
+def _memory(size: int) -> str:
+    return f"{size / 1e6:.0f} MB" if size < 10e9 else f"{size / 1e9:.0f} GB"
+
+
+def _or_dash(value: T | None, shown: Callable[[T], str] = str) -> str:
+    return "–" if value is None else shown(value)

@@ -33,7 +33,7 @@ from common.text import decode, eos_token_ids, load_tokenizer
 from deploy.answers import Answer, fetch_answers, heldout_prompts, judged, kl_of, numbers_of, scores, why_unscored
 from deploy.evaluation_file import EvaluationLine, differences, read_evaluations
 from deploy.fingerprint import folder_hash, reading_of
-from deploy.over_optimisation import Point, divergence, is_over_optimised
+from deploy.over_optimisation import Point, divergence, is_over_optimised, point_of
 from deploy.place import Place
 from deploy.recorder import append_json
 from deploy.stopwatch import Stopwatch
@@ -268,12 +268,6 @@ class HeldoutEvaluations:
             f"deviations and the judge by {found.judge_rise:+.2f}: the policy may be learning to please the reward "
             "model alone; read the texts, raise the KL penalty, or take an earlier checkpoint (docs/evaluation.md)",
         )
-
-
-def point_of(line: EvaluationLine) -> Point | None:
-    """What the alarm looks at; None where nothing is known of the policy before PPO."""
-    reward_z, judge_z = line.numbers.get("reward_z"), line.numbers.get("judge_z")
-    return None if reward_z is None or judge_z is None else Point(line.step, reward_z, judge_z)
 
 
 def in_words(step: int, numbers: dict[str, float]) -> str:

@@ -14,8 +14,8 @@ from common.errors import DataError
 from common.pool_actions import Note
 from deploy.recorder import append_json
 
-QUIET = frozenset({"active"})
-"""Events that are written down and not shown: a good start is no news."""
+QUIET = frozenset({"active", "control"})
+"""Events that are written down and not shown: a good start is no news, and what an order does is told by itself."""
 
 
 class EventLog:

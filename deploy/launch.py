@@ -13,6 +13,7 @@ from common.metrics import RunMetrics
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
 from deploy.control_server import serve_control
+from deploy.event_log import EventLog
 from deploy.pipeline import STAGES, Pipeline, is_work
 from deploy.preflight_models import check_data
 from deploy.report import write_report
@@ -54,7 +55,14 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         handle_signals(controls.stop_signal),
         ExitStack() as handlers,
         announce(folder),
-        serve_control(config.control, controls, folder, registry=metrics.registry) as url,
+        serve_control(
+            config.control,
+            controls,
+            folder,
+            registry=metrics.registry,
+            note=lambda text: EventLog(folder, console, count=metrics.event).write("control", text),
+            count=metrics.control_request,
+        ) as url,
     ):
         if url is not None:
             console.print(f"[dim]control and metrics at {url}[/]")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.evaluate_config import OverOptimisationConfig
+from deploy.evaluation_file import EvaluationLine
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +60,9 @@ def is_over_optimised(points: Sequence[Point], config: OverOptimisationConfig) -
     """Whether each of the last `in_a_row` evaluations diverges from an earlier one."""
     ends = range(len(points) - config.in_a_row + 1, len(points) + 1)
     return all(end > 0 and divergence(points[:end], config) is not None for end in ends)
+
+
+def point_of(line: EvaluationLine) -> Point | None:
+    """What the alarm looks at; None where nothing is known of the policy before PPO."""
+    reward_z, judge_z = line.numbers.get("reward_z"), line.numbers.get("judge_z")
+    return None if reward_z is None or judge_z is None else Point(line.step, reward_z, judge_z)

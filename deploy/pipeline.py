@@ -35,6 +35,7 @@ from deploy.resume import run_settings
 from deploy.rivals import rival_path
 from deploy.run_controls import RunControls
 from deploy.runtime import Runtime
+from deploy.software import versions
 from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest
 
@@ -89,6 +90,7 @@ class Pipeline:
         self.again = again
         self.controls = controls or RunControls(config.name, StopSignal())
         self.metrics = metrics or RunMetrics(CollectorRegistry())
+        self.metrics.build(**versions())
         self.stop = self.controls.stop_signal
         self._start_runtime = start_runtime
         self._runtime: Runtime | None = None
@@ -99,6 +101,7 @@ class Pipeline:
         if self._runtime is None:
             with self.console.status("starting"):
                 self._runtime = self._start_runtime()
+            self.metrics.run(self.config.name, self._runtime.name)
         return self._runtime
 
     def run(self) -> bool:

@@ -46,8 +46,16 @@ def supervised(
             ledger=ledger,
         )
     )
+    learner = members.learner
     supervisor = Supervisor(
-        conductor, members.transport, metrics=metrics, watch=members.watch, stop=place.stop, note=note, keep=keep
+        conductor,
+        members.transport,
+        metrics=metrics,
+        watch=members.watch,
+        stop=place.stop,
+        note=note,
+        keep=keep,
+        learner=dict if learner is None else lambda: learner.described,
     )
     try:
         supervisor.resize(workers=config.rollout.workers, replicas=config.reward_service.replicas)

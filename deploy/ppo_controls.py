@@ -9,9 +9,12 @@ from common.checkpoint import Checkpoint
 from common.errors import ConfigError
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.event_log import EventLog
+from deploy.guard_rails import GuardRails
 from deploy.place import Place
+from deploy.pulse import Cycle
 from deploy.recovery import Recovery
 from deploy.run_status import (
+    AlarmStatus,
     CheckpointInfo,
     LearnerStatus,
     MemberStatus,
@@ -19,11 +22,13 @@ from deploy.run_status import (
     RunStatus,
     SettingsRequest,
     SettingsStatus,
+    WaitStatus,
 )
 from deploy.runtime import HostedLearner
 from deploy.steering import Steering
 from deploy.stopwatch import Stopwatch
 from deploy.supervisor import Supervisor
+from deploy.waiting import advice
 
 
 class PPOControls:
@@ -37,6 +42,7 @@ class PPOControls:
         watch: knows the phase of the loop.
         recovery: knows lineage and restarts.
         steering: knows the settings, and whether the run stands still.
+        guards: knows what alarms are raised.
         log: is told of what was asked for.
     """
 
@@ -50,23 +56,26 @@ class PPOControls:
         watch: Stopwatch,
         recovery: Recovery,
         steering: Steering,
+        guards: GuardRails,
         log: EventLog,
     ) -> None:
         assert place.config.ppo is not None, "PPO is what is controlled"
         self._place = place
         self._updates = place.config.ppo.updates
+        self._kl = place.config.ppo.kl
         self._supervisor = supervisor
         self._learner = learner
         self._writer = writer
         self._watch = watch
         self._recovery = recovery
         self._steering = steering
+        self._guards = guards
         self._log = log
 
     def status(self) -> RunStatus:
         """The run as it is now."""
         facts, running = self._place.controls.facts, self._watch.running()
-        newest = self._writer.newest
+        newest, cycle = self._writer.newest, self._supervisor.lookout.pulse.cycle
         return RunStatus(
             run=facts.run,
             pid=facts.pid,
@@ -87,7 +96,15 @@ class PPOControls:
                 restarts=self._recovery.budget.total,
             ),
             pause=self._steering.pause_state,
-            settings=SettingsStatus(**asdict(self._steering.settings)),
+            settings=self._settings(),
+            latest={} if cycle is None else dict(cycle.metrics),
+            tokens_per_s=None if cycle is None else cycle.tokens_per_s,
+            waits=None if cycle is None else _waits(cycle),
+            alarms=tuple(
+                AlarmStatus(guard=alarm.guard, since_step=alarm.since_step, text=alarm.text)
+                for alarm in self._guards.alarms
+            ),
+            rollbacks=len(self._steering.journal.rollbacks),
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
@@ -137,9 +154,23 @@ class PPOControls:
         self._writer.request().add_done_callback(pass_on)
         return answer
 
+    def _settings(self) -> SettingsStatus:
+        status, kl = SettingsStatus(**asdict(self._steering.settings)), self._kl
+        return status.model_copy(update={"kl_measure": kl.measure}) if kl.type == "adaptive" else status
+
     def _info(self, checkpoint: Checkpoint) -> CheckpointInfo:
         age_s = max(0.0, time.time() - checkpoint.written_at)
         return CheckpointInfo(step=checkpoint.step, url=checkpoint.url, age_s=age_s)
+
+
+def _waits(cycle: Cycle) -> WaitStatus:
+    waits = WaitStatus(
+        update_s=cycle.update_s,
+        learner_wait_fraction=cycle.learner_wait,
+        worker_idle_fraction=1.0 - cycle.busy.get("rollout", 0.0),
+        reward_idle_fraction=1.0 - cycle.busy.get("reward", 0.0),
+    )
+    return waits.model_copy(update={"advice": advice(waits)})
 
 
 def _pool_status(pool: dict[str, Any]) -> PoolStatus:
@@ -157,7 +188,13 @@ def _pool_status(pool: dict[str, Any]) -> PoolStatus:
                 restarts=slot["restarts"],
                 heartbeat_age_s=slot["heartbeat_age_s"],
                 last_error=slot["last_error"] or None,
+                weights_age_s=slot["weights_age_s"],
+                busy_fraction=slot["busy"],
+                tokens_per_s=slot["tokens_per_s"],
+                rss_bytes=slot["described"].get("rss_bytes"),
             )
             for slot in pool["slots"]
         ),
+        queued=pool["queued"],
+        queue_age_s=pool["queue_age_s"],
     )

@@ -9,12 +9,14 @@ from actors.prompts import PromptStream
 from common.errors import CheckpointError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from common.ports import Evaluations, Recorder
+from common.records import Identity
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import Beginning, newest_whole
 from deploy.brake import Brake
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.event_log import EventLog
 from deploy.files import read_json
+from deploy.guard_rails import GuardRails
 from deploy.place import Place
 from deploy.pools import supervised
 from deploy.ppo_controls import PPOControls
@@ -36,6 +38,7 @@ class PPORun:
         writer: of checkpoints.
         recovery: goes back to a checkpoint.
         steering: settings and pause between updates.
+        guards: guard rails of learning, which stand before it.
         anew: whether `--again ppo` was given, which must be left out to go on.
     """
 
@@ -48,6 +51,7 @@ class PPORun:
         writer: CheckpointWriter,
         recovery: Recovery,
         steering: Steering,
+        guards: GuardRails,
         anew: bool,
     ) -> None:
         assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
@@ -58,6 +62,7 @@ class PPORun:
         self.writer = writer
         self.recovery = recovery
         self.steering = steering
+        self.guards = guards
         self.anew = anew
 
     def train(self, recorder: Recorder, evaluations: Evaluations) -> None:
@@ -73,7 +78,7 @@ class PPORun:
                 learner=self.learner,
                 rollouts=self.supervisor,
                 recorder=recorder,
-                steering=self.steering,
+                steering=self.guards,
                 evaluations=evaluations,
                 checkpoints=self.writer,
                 config=self.ppo,
@@ -167,50 +172,59 @@ def ppo_run(
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     assert learner is not None, "training has a learner"
     lineages, ledger = _latest(place, beginning)
+    metrics.began(Identity(lineages.lineage, beginning.step), config.ppo.updates)
     with ExitStack() as stack:
         supervisor = stack.enter_context(
             supervised(
                 place, members, prompts=prompts, metrics=metrics, ledger=ledger, note=log.note, keep=lineages.keep
             )
         )
-        writer = stack.enter_context(
-            closing(
-                CheckpointWriter(
-                    beginning.store,
-                    config.ppo,
-                    settings=lambda: beginning.settings,
-                    save_timeout_s=config.learner.save_timeout_s,
-                    warn=lambda text: log.write("checkpoint_failed", text),
-                    newest=beginning.checkpoint,
-                )
-            )
-        )
+        writer = stack.enter_context(closing(_writer(place, beginning, metrics, log)))
         lineages.newest = lambda: writer.newest
         steering = _steering(place, members, step=beginning.step, supervisor=supervisor, writer=writer,
                              lineages=lineages, metrics=metrics, log=log)  # fmt: skip
+        guards = GuardRails(config, place.folder, steering=steering, metrics=metrics, note=log.write)
 
         def forget_later(step: int) -> None:
             steering.go_back_to(step)
+            guards.go_back_to(step)
             went_back(step)
 
         recovery = Recovery(
             learner=learner,
             supervisor=supervisor,
+            steering=steering,
             store=beginning.store,
             writer=writer,
             lineages=lineages,
             budget=RestartBudget(config.learner.max_restarts, config.learner.restart_window_s),
             folder=place.folder,
+            metrics=metrics,
             went_back=forget_later,
             note=log.write,
             stop=place.stop,
             first=beginning.checkpoint,
         )
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
-                               recovery=recovery, steering=steering, log=log)  # fmt: skip
+                               recovery=recovery, steering=steering, guards=guards, log=log)  # fmt: skip
         stack.enter_context(place.controls.attached(controls))
         yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery,
-                     steering=steering, anew=beginning.anew)  # fmt: skip
+                     steering=steering, guards=guards, anew=beginning.anew)  # fmt: skip
+
+
+def _writer(place: Place, beginning: Beginning, metrics: RunMetrics, log: EventLog) -> CheckpointWriter:
+    """Of checkpoints, after the one that the run goes on from."""
+    config = place.config
+    assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
+    return CheckpointWriter(
+        beginning.store,
+        config.ppo,
+        settings=lambda: beginning.settings,
+        save_timeout_s=config.learner.save_timeout_s,
+        warn=lambda text: log.write("checkpoint_failed", text),
+        metrics=metrics,
+        newest=beginning.checkpoint,
+    )
 
 
 def _steering(

@@ -18,6 +18,7 @@ from common.errors import (
     CheckpointError,
     CorruptWeightsError,
     LearnerLostError,
+    LearnerTimeoutError,
     MemberFailedError,
     MiniChatGPTError,
     RunStopped,
@@ -151,7 +152,7 @@ class RayLearner:
             waited = time.monotonic() - start
             if waited > timeout_s:
                 self._dump()
-                raise LearnerLostError(f"the learner has not finished {phase} within {timeout_s:g} s")
+                raise LearnerTimeoutError(f"the learner has not finished {phase} within {timeout_s:g} s", phase)
             if beats:
                 self._check_heart(phase)
             if stoppable and self._stop.requested and self._stop.seconds_since() > self._config.stop_timeout_s:
@@ -192,9 +193,10 @@ class RayLearner:
         if self._beat is None and now - self._beat_at >= limits.heartbeat_every_s:
             self._beat, self._beat_sent_at = self._actor.heartbeat.remote(), now
         if self._beat is not None and now - self._beat_sent_at > limits.heartbeat_timeout_s:
-            raise LearnerLostError(
+            raise LearnerTimeoutError(
                 f"the learner gave no sign of life for {now - self._beat_at:.0f} s in {phase} "
-                f"(limit {limits.heartbeat_timeout_s:g} s, learner.heartbeat_timeout_s)"
+                f"(limit {limits.heartbeat_timeout_s:g} s, learner.heartbeat_timeout_s)",
+                "heartbeat",
             )
 
     def _dump(self) -> None:

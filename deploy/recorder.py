@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from common.records import Sample, UpdateReport
 from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import decode
+from deploy.pulse import Pulse
 from deploy.stopwatch import Stopwatch
 
 
@@ -53,6 +55,7 @@ class RunRecorder:
         ledger: gives the ledger as it is.
         metrics: the Prometheus registry's.
         watch: knows the seconds.
+        pulse: told where they went.
         settings: gives those of the update that is recorded.
         bar: progress bar and its task.
         saw: told of every report too.
@@ -68,6 +71,7 @@ class RunRecorder:
         ledger: Callable[[], Ledger],
         metrics: RunMetrics,
         watch: Stopwatch,
+        pulse: Pulse,
         settings: Callable[[], RunSettings],
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
@@ -79,6 +83,7 @@ class RunRecorder:
         self.ledger = ledger
         self.metrics = metrics
         self.watch = watch
+        self.pulse = pulse
         self.settings = settings
         self.bar, self.task = bar
         self._saw = saw
@@ -103,6 +108,8 @@ class RunRecorder:
         row = {
             "step": report.step,
             "identity": str(report.identity),
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "weights_hash": report.weights_hash,
             "settings": self.settings().present(),
             "metrics": dict(sorted(report.metrics.items())),
             "seconds": seconds,
@@ -113,7 +120,8 @@ class RunRecorder:
         for sample in samples:
             append_json(self.folder / "samples.jsonl", sample)
         self._track(row, samples)
-        self.metrics.phases("learner", report.seconds)
+        cycle = self.pulse.updated(report, seconds)
+        self.metrics.cycle(seconds, cycle.update_s, cycle.busy)
         shown = report.metrics
         kl = f"  KL {shown['kl_token_mean']:.2f}/token" if "kl_token_mean" in shown else ""
         self.bar.update(self.task, completed=report.step, message=f"score {shown['score_mean']:+.2f}{kl}")

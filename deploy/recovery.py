@@ -1,24 +1,37 @@
-"""What follows when the learner is lost: another one goes on from the newest verified checkpoint, as a new lineage.
+"""What follows when the learner is lost, or a guard rail wants to go back: training goes on from a verified checkpoint,
+as a new lineage.
 
-Rollout workers and reward replicas stay as they are. Prompt cursor, ledger and the run's files go back to the same
-step, so that the samples that come again are the same, and count once along the ancestry of the weights.
+Rollout workers and reward replicas stay as they are. Ledger and the run's files go back to the same step, so that every
+sample counts once along the ancestry of the weights. The prompt cursor goes back too where a learner was lost: the same
+samples come again. Over a rollback it stays, for the same batch could do the same harm again:
+
+    learner lost   newest checkpoint                       same prompts    learner.max_restarts
+    rollback       newest one before what went wrong;      new prompts     guards.max_rollbacks (counted by guards.py)
+                   later ones are removed
+
+A rollback happens at one stroke, when the journal of settings has it: whoever is killed before comes to it again, and
+whoever is killed afterwards goes on from there, for the journal keeps the cursor.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
-from common.errors import LearnerLostError
+from common.errors import LearnerLostError, LearnerTimeoutError, RollBack
+from common.metrics import RunMetrics
+from common.records import Identity
 from common.supervision import Ledger, RestartBudget
 from deploy.beginning import newest_whole
 from deploy.checkpoint_writer import CheckpointWriter
 from deploy.files import write_json
 from deploy.resume import rewind
 from deploy.runtime import HostedLearner
+from deploy.steering import Steering
 from deploy.stop_signal import StopSignal
 from deploy.supervisor import Supervisor
 
@@ -52,13 +65,15 @@ class Recovery:
     Args:
         learner: the one that may be lost.
         supervisor: source of samples.
+        steering: keeps the journal of rollbacks.
         store: checkpoints.
         writer: of checkpoints, which forgets what was after the one that is gone back to.
-        lineages: a new one begins at each restart.
+        lineages: a new one begins at each restart and each rollback.
         budget: how often the learner may be started again.
         folder: of the run, whose files are cut back.
         went_back: told to which update, once the run's files are cut back.
         note: told what an operator wants to read.
+        metrics: told of losses, rollbacks, and of the weights that are gone back to.
         stop: looked at while waiting.
         first: where an earlier attempt was cut off.
     """
@@ -68,11 +83,13 @@ class Recovery:
         *,
         learner: HostedLearner,
         supervisor: Supervisor,
+        steering: Steering,
         store: CheckpointStore,
         writer: CheckpointWriter,
         lineages: Lineages,
         budget: RestartBudget,
         folder: Path,
+        metrics: RunMetrics,
         went_back: Callable[[int], None],
         note: Callable[[str, str], None],
         stop: StopSignal,
@@ -80,11 +97,13 @@ class Recovery:
     ) -> None:
         self.learner = learner
         self.supervisor = supervisor
+        self.steering = steering
         self.store = store
         self.writer = writer
         self.lineages = lineages
         self.budget = budget
         self.folder = folder
+        self.metrics = metrics
         self.went_back = went_back
         self.note = note
         self.stop = stop
@@ -92,18 +111,20 @@ class Recovery:
         self._lost_at = 0 if first is None else first.step
 
     def train(self, train: Callable[[], None]) -> None:
-        """Run the loop to its end, through losses of the learner.
+        """Run the loop to its end, through losses of the learner and rollbacks.
 
         Raises:
             LearnerLostError: it was lost too often; names the last cause.
             CheckpointError: there are checkpoints, and none is whole.
         """
-        begin = self._begin
+        begin: Callable[[], None] = self._begin
         while True:
             try:
                 begin()
                 train()
                 return
+            except RollBack as order:
+                begin = partial(self._roll_back, order)
             except LearnerLostError as error:
                 begin = self._start_again
                 pause = self.budget.take(time.monotonic(), progressed=self._has_progressed())
@@ -112,6 +133,7 @@ class Recovery:
                         f"{error}. It was started again {self.budget.max_restarts} times within "
                         f"{self.budget.window_s:g} s (learner.max_restarts, learner.restart_window_s)"
                     ) from error
+                self.metrics.learner_lost(error.phase if isinstance(error, LearnerTimeoutError) else "")
                 self.note("learner_lost", f"{error}. Another one starts" + (f" in {pause:g} s" if pause else ""))
                 self._pause(pause)
 
@@ -135,18 +157,47 @@ class Recovery:
         checkpoint = newest_whole(self.store, lambda message: self.note("checkpoint_damaged", message))
         self._go_back_to(checkpoint)
 
-    def _go_back_to(self, checkpoint: Checkpoint | None) -> None:
-        """Learner, rollouts and files as they were after the checkpoint's update; None: before the first one."""
-        self.lineages.lineage += 1
-        state: Any = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]
-        step = 0 if checkpoint is None else checkpoint.step
+    def _roll_back(self, order: RollBack) -> None:
+        """To the newest checkpoint of before what went wrong; where none is kept, to the oldest; where there is none at
+        all, to the start.
+        """
+        self.supervisor.abandon()
+        self.writer.settle()  # one of the weights that are given up may be on its way
+        checkpoint = newest_whole(
+            self.store, lambda message: self.note("checkpoint_damaged", message), before_step=order.before_step
+        )
+        self.store.remove_after(0 if checkpoint is None else checkpoint.step)
+        if checkpoint is None:
+            self.learner.restart()
+        self._go_back_to(checkpoint, because=order)
+
+    def _go_back_to(self, checkpoint: Checkpoint | None, *, because: RollBack | None = None) -> None:
+        """Learner, rollouts and files as they were after the checkpoint's update; None: before the first one.
+
+        Args:
+            checkpoint: where to.
+            because: of a rollback.
+        """
+        lineage, step, left = self.lineages.lineage + 1, 0 if checkpoint is None else checkpoint.step, self.learner.step
+        self.learner.load(None if checkpoint is None else checkpoint.url, lineage=lineage)
+        self.writer.go_back_to(checkpoint)
+        if because is not None:  # once the learner has other weights, for the old ones must not be saved after this
+            self.steering.roll_back_to(step, str(because))
+            self.metrics.rolled_back()
+            self.note("rolled_back", f"{because}: back from update {left} to {step}, and on with other prompts")
+        self.lineages.lineage = lineage
         rewind(self.folder, step)
         self.went_back(step)
-        self.writer.go_back_to(checkpoint)
-        self.learner.load(None if checkpoint is None else checkpoint.url, lineage=self.lineages.lineage)
-        self.supervisor.roll_back(state)
+        self.supervisor.roll_back(self._rollouts_at(checkpoint))
+        self.metrics.went_back(Identity(lineage, step))
         where = "from the start" if checkpoint is None else f"from {checkpoint.name}"
         self.note("resumed", f"training goes on {where}, as lineage {self.lineages.lineage}")
+
+    def _rollouts_at(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
+        """State of the rollouts; the prompts that a rollback has left behind do not come again."""
+        state: Any = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]
+        left_behind = [rollback.next_draw_index for rollback in self.steering.journal.rollbacks]
+        return {**state, "next_draw_index": max([state["next_draw_index"], *left_behind])}
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

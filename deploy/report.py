@@ -20,6 +20,7 @@ from deploy.evaluation_file import EvaluationLine
 from deploy.report_changes import Mark, change_rows, marks
 from deploy.report_curves import EVALUATIONS, GROUPS, Curve, Layer
 from deploy.report_figures import MAX_POINTS, draw, has_values, thinned
+from deploy.report_guards import guard_rows, with_guards
 from deploy.report_preferences import length_warning, preference_measures, scores_shown
 from deploy.run_files import ExtremeLine, RunFiles, UpdateLine, final_ledger, finite, read_run, stage_seconds
 
@@ -83,8 +84,9 @@ def write_report(run_folder: Path) -> Path:
 def render(run: RunFiles) -> str:
     """The page of a run."""
     rows = [*words.measures(run.summary), *preference_measures(run.summary)]
-    changed = marks(run.changes)
-    groups = [*evaluation_group(run.evaluations, changed), *panel_groups(run.updates, changed)]
+    guarded = guard_rows(run)
+    shown = with_guards(marks(run.changes), guarded)
+    groups = [*evaluation_group(run.evaluations, shown), *panel_groups(run.updates, shown)]
     return (
         page_environment()
         .get_template("report.html")
@@ -102,6 +104,7 @@ def render(run: RunFiles) -> str:
             length_warning=length_warning(run.summary.rm_preferences if run.summary else None),
             groups=groups,
             changes=change_rows(run.changes),
+            guarded=guarded,
             undrawn=[panel for group in groups for panel in group.panels if panel.svg is None],
             num_drawn=len(thinned(run.updates)),
             max_points=MAX_POINTS,

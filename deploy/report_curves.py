@@ -192,6 +192,12 @@ GROUPS = (
             _one("truncated_fraction"), starts_at_zero=True,
         ),
         Curve(
+            "repetition", "Repeated trigrams",
+            "Share of a response's runs of three tokens that it held before.",
+            "above about 0.3, or a steady rise: it says the same again and again.",
+            _one("repetition"), starts_at_zero=True,
+        ),
+        Curve(
             "gap", "Largest logprob gap (nats)",
             "Where sampling and learning compute the same logprob with the same weights, how far they differ at most.",
             "above 0.0001 (dashed) in float32: the two do not run the same model.",

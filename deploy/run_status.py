@@ -101,6 +101,8 @@ class SettingsStatus(Status):
     """Nats; None where the KL coefficient is fixed."""
     kl_coef: float | None = None
     """None where the KL coefficient is adaptive."""
+    kl_measure: Literal["kl_seq_sum", "kl_token_mean"] = "kl_seq_sum"
+    """What `kl_target` is about: KL per response, or per token."""
 
 
 class WaitStatus(Status):
@@ -114,6 +116,8 @@ class WaitStatus(Status):
     """Active rollout workers had nothing to do, mean over the workers."""
     reward_idle_fraction: float
     """Active reward replicas had nothing to do, mean over the replicas."""
+    advice: str = ""
+    """What limits the run, and what would help, in a sentence."""
 
 
 class AlarmStatus(Status):
@@ -223,7 +227,7 @@ class SettingsRequest(Config):
 class CheckpointRequest(Config):
     """How long to wait for the checkpoint."""
 
-    wait_s: float = Field(default=600.0, gt=0, le=3600)
+    wait_s: float = Field(default=600.0, gt=0, le=3600, strict=True, allow_inf_nan=False)
     """Longest time until the answer; the checkpoint is written all the same."""
 
 

@@ -11,19 +11,20 @@ sends a command waits for its result with a bound. Time enters as ticks.
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Any, TypeVar
 
 from common.errors import MiniChatGPTError, PhaseTimeoutError, StageEndedError
 from common.metrics import RunMetrics
-from common.pool_actions import Action, Departed, Done, Kill, Note, Send, Start
+from common.pool_actions import Action, Done, Kill, Note, Send, Start
 from common.ports import Reply, Transport
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
 from common.supervision import Ledger
 from deploy.conductor import Conductor
+from deploy.lookout import Lookout
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 
@@ -50,6 +51,7 @@ class Supervisor:
         note: told what an operator wants to read.
         keep: told the ledger before samples are dispatched, and once they are there, booked or rolled back; called in
             the supervisor's thread.
+        learner: what the learner says of itself: its memory, where it has a process of its own.
         clock: seconds, for deadlines.
     """
 
@@ -63,6 +65,7 @@ class Supervisor:
         stop: StopSignal,
         note: Callable[[Note], None],
         keep: Callable[[Ledger], None] = lambda ledger: None,
+        learner: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.conductor = conductor
@@ -78,6 +81,8 @@ class Supervisor:
         self._waiting: Future[list[ChunkHandle]] | None = None
         self._told = conductor.ledger.dispatched
         self._ticked_at = self._nodes_seen_at = clock()
+        self.lookout = Lookout(conductor, metrics.members, learner, self._ticked_at)
+        """Sees what pools and members do, for metrics and status."""
         transport.receive(self._inbox.put)
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="supervisor")
         self._thread: Future[None] = self._executor.submit(self._run)
@@ -86,12 +91,18 @@ class Supervisor:
         """End the thread; members are ended by whoever started the transport."""
         self._closing.set()
         self._executor.shutdown(wait=True)
+        self.metrics.members.closed()
 
     # --- for the loop
 
     def publish(self, weights: WeightsHandle) -> None:
         """All that is generated from now on comes from these weights."""
-        self.command(lambda now: self._perform(self.conductor.publish(weights, now)))
+
+        def publish(now: float) -> None:
+            self.lookout.published(weights, now)
+            self._perform(self.conductor.publish(weights, now))
+
+        self.command(publish)
 
     def weights(self) -> WeightsHandle:
         """Those that were published last."""
@@ -120,6 +131,7 @@ class Supervisor:
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""
+        self.lookout.trained(report)
         try:
             self.command(lambda now: self.conductor.account(report))
         finally:
@@ -150,19 +162,8 @@ class Supervisor:
         return self.command(lambda now: self._copy_of_ledger())
 
     def describe(self) -> dict[str, dict[str, Any]]:
-        """The pools as they are now, for status: by role, target, active members and slots."""
-
-        def look(now: float) -> dict[str, dict[str, Any]]:
-            return {
-                pool.role: {
-                    "target": pool.roster.target,
-                    "active": len(pool.roster.active()),
-                    "slots": [slot.describe(now) for slot in pool.roster.slots.values()],
-                }
-                for pool in (self.conductor.rollout, self.conductor.reward)
-            }
-
-        return self.command(look)
+        """The pools as they are now, for status: by role, see Lookout.describe."""
+        return self.command(self.lookout.describe)
 
     def command(self, work: Command[Result]) -> Result:
         """Run something in the thread that owns the pools; raises what it raises.
@@ -202,10 +203,16 @@ class Supervisor:
             self._raise_if_dead()
             self.stop.raise_if_requested()
         self._show_ledger()
-        return future.result()
+        handles = future.result()
+        self.lookout.handed_out(handles)
+        return handles
 
     def _show_ledger(self) -> None:
-        self.command(lambda now: self._tell_ledger())
+        def show(now: float) -> None:
+            self._tell_ledger()
+            self.lookout.look(now)
+
+        self.command(show)
 
     # --- the thread
 
@@ -224,6 +231,7 @@ class Supervisor:
                 self._ticked_at = now
                 self._perform(self.conductor.tick(now))
                 self._look_at_nodes(now)
+                self.lookout.look_if_due(now)
             self._hand_out()
 
     def _obey(self, work: Command[Any], future: Future[Any], now: float) -> None:
@@ -255,15 +263,16 @@ class Supervisor:
         return Ledger.of(self.conductor.ledger.as_dict())
 
     def _tell_ledger(self) -> None:
+        self.metrics.ledger(self.conductor.ledger)  # before it is checked, so that a mismatch is seen
         ledger = self._copy_of_ledger()
         self._told = ledger.dispatched
-        self.metrics.ledger(ledger)
         self._keep(ledger)
 
     def _perform(self, actions: Sequence[Action]) -> None:
         if self.conductor.ledger.dispatched != self._told:
             self._tell_ledger()  # before anything is sent, so that even after kill -9 nothing is uncounted
         for action in actions:
+            self.lookout.see(action)
             match action:
                 case Start(member, avoid):
                     self.transport.start(member, avoid=avoid)
@@ -271,11 +280,8 @@ class Supervisor:
                     self.transport.send(call)
                 case Kill(member, dump):
                     self.transport.kill(member, dump=dump)
-                case Done(role=role, slot=slot, stats=stats):
+                case Done(stats=stats):
                     self.watch.add(stats.seconds)
-                    self.metrics.member(role, slot, stats)
-                case Departed(slot):
-                    self.metrics.departed(slot)
                 case Note():
                     self._note(action)
                 case _:

@@ -69,6 +69,7 @@ class Mixture:
                 judgements.append(Judgement(draw, sample, outcome.value, outcome.parts, self.version))
         return JudgementChunk(tuple(judgements)), Stats(
             samples=len(texts),
+            scores=tuple(j.score for j in judgements if j is not None),
             score_sum=sum(j.score for j in judgements if j is not None),
             seconds={"score": time.perf_counter() - start},
             unscored=tuple(unscored),

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 from common.checkpoint import read_shard, verify, write_shard
 from common.checkpoint_store import CheckpointStore
 from common.errors import CheckpointError
+from common.metrics import RunMetrics
 from common.ppo_config import PPOConfig
 from deploy.checkpoint_writer import CheckpointWriter
 
@@ -270,6 +272,7 @@ def test_training_goes_on_over_a_full_disk_and_saves_again_once_there_is_room(sm
         settings=dict,
         save_timeout_s=DEADLINE_S,
         warn=warnings.append,
+        metrics=RunMetrics(CollectorRegistry()),
     )
     learner = Writing()
     for step in (1, 2, 3):

@@ -7,7 +7,7 @@ import psutil
 import pytest
 from prometheus_client import CollectorRegistry
 
-from common.config import ControlConfig
+from common.control_config import ControlConfig
 from deploy.control_client import RunClient
 from deploy.control_server import serve_control
 from deploy.control_token import read_token

@@ -63,7 +63,7 @@ class Bench:
             self.answer(call, PROBE)
 
     def submit(self, *arguments, method="generate"):
-        ids = [self.pool.submit(method, argument) for argument in arguments]
+        ids = [self.pool.submit(method, argument, self.now) for argument in arguments]
         self.take(self.pool.dispatch(self.now))
         return ids
 

@@ -5,10 +5,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry
 
 from common.checkpoint import write_shard
 from common.checkpoint_store import CheckpointStore
 from common.errors import CheckpointError, MemberFailedError
+from common.metrics import RunMetrics
 from common.ppo_config import PPOConfig
 from common.records import Identity, UpdateReport
 from common.storage import Folder
@@ -69,14 +71,24 @@ def warnings():
 
 
 @pytest.fixture
-def writer(store, warnings):
+def metrics():
+    return RunMetrics(CollectorRegistry())
+
+
+@pytest.fixture
+def writer(store, warnings, metrics):
     writers = []
 
     def build(*, save_timeout_s=LIMIT_S, **changed):
         config = PPOConfig.model_validate({"data": ["texts"], "updates": 6, "checkpoint_every": 2} | changed)
         writers.append(
             CheckpointWriter(
-                store, config, settings=lambda: {"seed": 7}, save_timeout_s=save_timeout_s, warn=warnings.append
+                store,
+                config,
+                settings=lambda: {"seed": 7},
+                save_timeout_s=save_timeout_s,
+                warn=warnings.append,
+                metrics=metrics,
             )
         )
         return writers[-1]
@@ -234,7 +246,7 @@ def test_a_failure_of_the_last_save_is_an_error(writer, learner, warnings):
     assert warnings == []
 
 
-def test_a_place_that_cannot_be_had_is_a_failed_save(tmp_path, learner, warnings):
+def test_a_place_that_cannot_be_had_is_a_failed_save(tmp_path, learner, warnings, metrics):
     (tmp_path / "file").write_text("in the way")
     saving = CheckpointWriter(
         CheckpointStore(str(tmp_path / "file" / "checkpoints"), keep_last=1, keep_best=0),
@@ -242,6 +254,7 @@ def test_a_place_that_cannot_be_had_is_a_failed_save(tmp_path, learner, warnings
         settings=dict,
         save_timeout_s=LIMIT_S,
         warn=warnings.append,
+        metrics=metrics,
     )
     train(saving, learner, [6])
     with pytest.raises(CheckpointError, match="file"):

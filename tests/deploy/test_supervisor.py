@@ -418,13 +418,94 @@ def test_who_leaves_takes_its_series_along(bridge):
     b = bridge()
     poll(lambda: b.active()["rollout"] == 2, "both are there")
     b.supervisor.account(report_of(1, b.supervisor.collect(32)))
-    assert b.value("tokens_generated_total", worker="worker-1") > 0
+    assert b.value("generated_tokens_total", slot="worker-1") > 0
     b.supervisor.resize(workers=1)
     poll(lambda: len(b.supervisor.describe()["rollout"]["slots"]) == 1, "the second one leaves")
-    assert b.value("tokens_generated_total", worker="worker-1") is None
-    assert b.value("weights_step", worker="worker-1") is None
-    assert b.value("tokens_generated_total", worker="worker-0") > 0
+    assert b.value("generated_tokens_total", slot="worker-1") is None
+    assert b.value("weights_step", slot="worker-1") is None
+    assert b.value("generated_tokens_total", slot="worker-0") > 0
     assert ("worker-1", False) in b.crew.killed
+
+
+def series(b):
+    """All that is exported, values left out."""
+    return {(s.name, *sorted(s.labels.items())) for f in b.metrics.registry.collect() for s in f.samples}
+
+
+def of_workers(b):
+    return {one for one in series(b) if str(dict(one[1:]).get("slot")).startswith("worker-")}
+
+
+def test_fifty_resizes_leave_the_same_series(bridge):
+    b = bridge()
+    b.supervisor.resize(workers=1)
+    poll(lambda: len(b.supervisor.describe()["rollout"]["slots"]) == 1, "one is left")
+    b.supervisor.account(report_of(1, b.supervisor.collect(32)))
+    before, most = series(b), set()
+    for number in range(25):
+        b.supervisor.publish(weights_of(number + 1))
+        b.supervisor.resize(workers=4)
+        poll(lambda: b.active()["rollout"] == 4, "four work")
+        b.supervisor.account(report_of(number + 2, b.supervisor.collect(32)))
+        most |= series(b) - before
+        b.supervisor.resize(workers=1)
+        poll(lambda: len(b.supervisor.describe()["rollout"]["slots"]) == 1, "one is left")
+    assert {dict(labels).get("slot") for _, *labels in most} == {"worker-1", "worker-2", "worker-3"}
+    assert series(b) == before
+    assert b.value("resizes_total", role="rollout") == 51
+    poll(lambda: b.value("members_target", role="rollout") == 1, "it is seen")
+    b.supervisor.close()
+    assert {dict(labels)["slot"] for _, *labels in series(b) if "slot" in dict(labels)} == {"driver", "learner"}
+
+
+def test_who_replaces_a_dead_member_goes_on_with_its_series(bridge):
+    b = bridge()
+    b.supervisor.account(report_of(1, b.supervisor.collect(32)))
+    before, tokens = of_workers(b), b.value("generated_tokens_total", slot="worker-0")
+    assert len(before) > 10
+    b.fall_silent("rollout")
+    poll(lambda: b.active()["rollout"] == 2, "two others")
+    b.supervisor.publish(weights_of(1))
+    b.supervisor.account(report_of(2, b.supervisor.collect(32)))
+    assert of_workers(b) == before
+    assert b.value("generated_tokens_total", slot="worker-0") > tokens
+    assert b.value("restarts_total", role="rollout") == 2
+    assert b.value("timeouts_total", role="rollout", phase="heartbeat") == 2
+    assert b.value("weights_step", slot="worker-0") == 1
+
+
+def test_metrics_say_how_stale_samples_were_and_how_far_members_are_behind(bridge):
+    b = bridge()
+    poll(lambda: b.active() == {"rollout": 2, "reward": 2}, "all are active")
+    handles = b.supervisor.collect(32)
+    b.supervisor.account(report_of(3, handles))
+    assert b.value("staleness_updates_sum") == 32 * 2, "made at step 0, trained on at step 2"
+    b.supervisor.publish(weights_of(3))
+    b.supervisor.roll_back(b.supervisor.state_dict())
+    assert (b.value("published_step"), b.value("weights_step", slot="worker-0")) == (3, 0)
+    assert b.value("weights_lag_updates", slot="worker-0") == 3
+    assert 0 <= b.value("weights_age_seconds", slot="worker-0") < DEADLINE_S
+    assert [b.value("members", role="reward", state=state) for state in ("active", "starting")] == [2, 0]
+
+
+def test_members_are_looked_at_about_once_a_second_while_nothing_happens(bridge):
+    b = bridge()
+    poll(lambda: b.active() == {"rollout": 2, "reward": 2}, "all are active")
+    poll(lambda: b.value("members", role="rollout", state="active") == 2, "it is seen")
+    assert b.value("memory_bytes", role="driver", slot="driver") > 1e6
+
+
+def test_what_waits_for_a_member_is_seen(bridge):
+    b = bridge(prepare=lambda crew: crew.silent.add("generate"))
+    poll(lambda: b.active()["rollout"] == 2, "both are there")
+    b.supervisor.resize(workers=1)
+    waiting = b.in_background(lambda: b.supervisor.collect(32))
+    poll(lambda: b.supervisor.ledger().in_flight == 32, "all is dispatched")
+    b.clock.skip(5.0)
+    poll(lambda: (b.value("queue_age_seconds", role="rollout") or 0) >= 5, "two chunks wait for room")
+    assert b.value("queue_length", role="rollout") == 2
+    assert b.value("calls_held", role="rollout", slot="worker-0") == 2
+    assert not waiting.done()
 
 
 # --- what others are told
@@ -434,7 +515,7 @@ def test_metrics_seconds_and_notes_say_what_members_did(bridge):
     b = bridge()
     poll(lambda: b.active() == {"rollout": 2, "reward": 2}, "all are active")
     b.supervisor.account(report_of(1, b.supervisor.collect(32)))
-    tokens = [b.value("tokens_generated_total", worker=f"worker-{i}") or 0 for i in range(2)]
+    tokens = [b.value("generated_tokens_total", slot=f"worker-{i}") for i in range(2)]
     assert sum(tokens) == 32
     assert b.value("phase_seconds_sum", role="rollout", phase="generate") == 4 * 0.25
     assert b.value("phase_seconds_count", role="reward", phase="reference") == 4

@@ -1,8 +1,9 @@
 """A run that is nothing but its controls, served over real HTTP on loopback."""
 
 import functools
+import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
 
-from common.config import ControlConfig
+from common.control_config import ControlConfig
 from common.errors import ConfigError
+from deploy.control_limits import Limits, Rate
 from deploy.control_server import serve_control
 from deploy.control_token import read_token
 from deploy.run_address import announce
@@ -27,8 +29,11 @@ from deploy.run_status import (
     RunStatus,
     SettingsRequest,
     SettingsStatus,
+    WaitStatus,
 )
 
+NO_LIMITS = Limits(requests=Rate(1e9, 10**9), orders=Rate(1e9, 10**9), refusals=Rate(1e9, 10**9))
+"""For tests of other things."""
 CHECKPOINT = CheckpointInfo(step=7, url="file:///runs/tiny/checkpoints/step_000007", age_s=0.5)
 
 
@@ -47,6 +52,10 @@ class PlainRun:
         default_factory=lambda: SettingsStatus(temperature=1.0, learning_rate=0.001, kl_target=6.0)
     )
     calls: list[object] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What the server says of orders."""
+    counts: list[tuple[str, int]] = field(default_factory=list)
+    """Route and status of what it has answered."""
     future: Future[CheckpointInfo] = field(default_factory=Future)
     failure: BaseException | None = None
     """Raised by every call."""
@@ -72,6 +81,10 @@ class PlainRun:
             learner=LearnerStatus(state="active", pid=4711, restarts=1),
             pause=self.pause_state,
             settings=self.settings,
+            tokens_per_s=1496.5,
+            waits=WaitStatus(
+                update_s=12.0, learner_wait_fraction=0.4, worker_idle_fraction=0.25, reward_idle_fraction=0.9
+            ),
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
@@ -128,11 +141,15 @@ class PlainRun:
                 calls_held=i,
                 restarts=0,
                 heartbeat_age_s=0.25,
+                weights_age_s=63.0 if i < active and name == "worker" else None,
+                tokens_per_s=1234.4 if i < active and name == "worker" else None,
+                busy_fraction=0.75 if i < active else None,
+                rss_bytes=512_000_000 if i < active else None,
                 last_error=None if i < active else "died\x1b[2J in generate [/] twice",
             )
             for i in range(target)
         ]
-        return PoolStatus(target=target, active=active, members=tuple(members))
+        return PoolStatus(target=target, active=active, members=tuple(members), queued=3, queue_age_s=1.5)
 
 
 @dataclass
@@ -143,6 +160,7 @@ class Served:
     folder: Path
     url: str
     token: str
+    read_token: str
 
     @property
     def bearer(self) -> dict[str, str]:
@@ -159,7 +177,13 @@ Serve = Callable[..., AbstractContextManager[Served]]
 
 @contextmanager
 def serving(
-    folder: Path, run: PlainRun | None = None, *, call_timeout_s: float = 20.0, **settings: object
+    folder: Path,
+    run: PlainRun | None = None,
+    *,
+    call_timeout_s: float = 20.0,
+    limits: Limits = NO_LIMITS,
+    environ: Mapping[str, str] = os.environ,
+    **settings: object,
 ) -> Iterator[Served]:
     plain = run or PlainRun()
     with ExitStack() as stack:
@@ -167,10 +191,22 @@ def serving(
         stack.enter_context(announce(folder))
         config = ControlConfig(**settings)
         url = stack.enter_context(
-            serve_control(config, plain, folder, registry=CollectorRegistry(), call_timeout_s=call_timeout_s)
+            serve_control(
+                config,
+                plain,
+                folder,
+                registry=CollectorRegistry(),
+                note=lambda text: plain.notes.append(text),
+                count=lambda route, status: plain.counts.append((route, status)),
+                environ=environ,
+                limits=limits,
+                call_timeout_s=call_timeout_s,
+            )
         )
         assert url is not None
-        yield Served(plain, folder, url, read_token(folder))
+        token = read_token(folder) if config.token_env is None else environ[config.token_env]
+        reading = folder / "read.token"
+        yield Served(plain, folder, url, token, reading.read_text().strip() if reading.exists() else "")
 
 
 @pytest.fixture

@@ -27,8 +27,9 @@ from common.records import (
 )
 from common.text import load_tokenizer
 from deploy.evaluation_file import differences, read_evaluations
-from deploy.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations, asked_of, point_of
+from deploy.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations, asked_of
 from deploy.files import read_json
+from deploy.over_optimisation import point_of
 from deploy.ppo_stage import clear_samples
 from deploy.stopwatch import Stopwatch
 

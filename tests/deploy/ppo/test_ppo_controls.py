@@ -25,9 +25,6 @@ def test_status_has_every_field(train, until):
         "stopping",  # nobody asked
         "phase",
         "phase_s",  # between two phases
-        "latest",
-        "tokens_per_s",
-        "waits",
         "alarms",
     }
     assert (status.run, status.pid, status.stage) == ("tiny", os.getpid(), "ppo")

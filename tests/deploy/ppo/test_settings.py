@@ -86,7 +86,7 @@ def test_a_change_is_told_in_journal_events_metrics_report_and_summary(changed):
     assert value("minichatgpt_setting", {"setting": "kl_coef"}) == 0.1
     assert value("minichatgpt_setting", {"setting": "kl_target"}) is None
     assert value("minichatgpt_setting_changes_total", {"setting": "temperature"}) == 1
-    assert value("minichatgpt_setting_changes_total", {"setting": "kl_coef"}) is None
+    assert value("minichatgpt_setting_changes_total", {"setting": "kl_coef"}) == 0
     assert write_summary(changed.folder)["settings_changed"] == 2
 
 

@@ -1,0 +1,133 @@
+"""How fast a run is and who waits for whom: what status shows beside the pools themselves.
+
+    supervisor ── calls that are answered, who is active, weights that are published ──▶ ┌───────┐
+    recorder   ── each update, and where its time went ────────────────────────────────▶ │ Pulse │ ──▶ status, metrics
+                                                                                         └───────┘
+Pure bookkeeping: time comes in as an argument. Safe to use from several threads.
+"""
+
+import math
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from common.pool_actions import Done
+from common.records import Identity, UpdateReport
+
+LEARNER_PHASES = ("update", "publish", "snapshot")
+"""Of the loop, in which the learner works."""
+PUBLISHED_KEPT = 64
+"""Times of publishing that are remembered; a member that holds older weights has no age any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cycle:
+    """The time from one update to the next: collecting, training, publishing."""
+
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Those of the update that are finite."""
+    update_s: float = 0.0
+    """Without pauses."""
+    tokens_per_s: float = 0.0
+    """Response tokens trained on per second of it."""
+    learner_wait: float = 0.0
+    """Share in which the learner waited for samples."""
+    busy: Mapping[str, float] = field(default_factory=dict)
+    """By role, the share in which it worked; of pools the mean over active members."""
+    busy_of_slot: Mapping[str, float] = field(default_factory=dict)
+    """By slot."""
+
+
+class Pulse:
+    """What is known of speed and waiting."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._busy_s: dict[str, float] = {}
+        """By slot, since the last update."""
+        self._tokens_per_s: dict[str, float] = {}
+        """By slot, in its last call."""
+        self._active: dict[str, tuple[str, ...]] = {}
+        self._published: dict[Identity, float] = {}
+        self._cycle: Cycle | None = None
+
+    # --- told by the supervisor
+
+    def answered(self, done: Done) -> None:
+        """A member has worked."""
+        seconds = sum(done.stats.seconds.values())
+        with self._lock:
+            self._busy_s[done.slot] = self._busy_s.get(done.slot, 0.0) + seconds
+            generating = done.stats.seconds.get("generate", 0.0)
+            if generating > 0:
+                self._tokens_per_s[done.slot] = done.stats.response_tokens / generating
+
+    def looked(self, active: Mapping[str, Iterable[str]]) -> None:
+        """Who takes work now, by role."""
+        with self._lock:
+            self._active = {role: tuple(slots) for role, slots in active.items()}
+
+    def published(self, identity: Identity, now: float) -> None:
+        """Weights are published."""
+        with self._lock:
+            self._published.pop(identity, None)  # published once more, as after an evaluation of others: the newest
+            self._published[identity] = now
+            while len(self._published) > PUBLISHED_KEPT:
+                del self._published[next(iter(self._published))]
+
+    def departed(self, slot: str) -> None:
+        """A slot is gone."""
+        with self._lock:
+            self._busy_s.pop(slot, None)
+            self._tokens_per_s.pop(slot, None)
+
+    # --- told by the recorder
+
+    def updated(self, report: UpdateReport, seconds: Mapping[str, float]) -> Cycle:
+        """An update is done; `seconds` by phase of the loop since the one before, `total` among them."""
+        paused_s = seconds.get("paused", 0.0)
+        update_s = max(seconds["total"] - paused_s, 1e-9)
+
+        def share(part_s: float) -> float:
+            return min(1.0, max(0.0, part_s / update_s))
+
+        with self._lock:
+            busy_s, self._busy_s = self._busy_s, {}
+            of_slot = {slot: share(busy_s.get(slot, 0.0)) for slots in self._active.values() for slot in slots}
+            busy = {role: _mean([of_slot[slot] for slot in slots]) for role, slots in self._active.items() if slots}
+            busy["learner"] = share(sum(seconds.get(phase, 0.0) for phase in LEARNER_PHASES))
+            self._cycle = Cycle(
+                metrics={name: value for name, value in report.metrics.items() if math.isfinite(value)},
+                update_s=update_s,
+                tokens_per_s=report.metrics.get("response_tokens", 0.0) / update_s,
+                learner_wait=share(seconds.get("collect", 0.0)),
+                busy=busy,
+                busy_of_slot=of_slot,
+            )
+            return self._cycle
+
+    # --- asked
+
+    @property
+    def cycle(self) -> Cycle | None:
+        """The last update's; None before the first."""
+        return self._cycle
+
+    def tokens_per_s(self, slot: str) -> float | None:
+        """Response tokens that a worker generated per second of its last call."""
+        return self._tokens_per_s.get(slot)
+
+    def weights_age_s(self, identity: Identity, now: float) -> float | None:
+        """Seconds since these weights were published, as far as it is remembered."""
+        at = self._published.get(identity)
+        return None if at is None else max(0.0, now - at)
+
+    def weights_lag(self, identity: Identity) -> int | None:
+        """Updates by which these weights are behind those that were published last; never below 0."""
+        with self._lock:
+            newest = next(reversed(self._published), None)
+        return None if newest is None else max(0, newest.step - identity.step)
+
+
+def _mean(shares: Sequence[float]) -> float:
+    return sum(shares) / len(shares)
