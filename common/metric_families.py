@@ -47,34 +47,44 @@ class Families:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         self._families = {name: _make(metric, registry) for name, metric in CATALOGUE.items()}
+        self._series: dict[tuple[str, ...], Family] = {}
+        """Those with labels that were used, for looking one up costs more than adding to it."""
         self._reported = {m.report: m.name for m in CATALOGUE.values() if m.report}
 
     def inc(self, name: str, *labels: str, by: float = 1.0) -> None:
         """Add to a counter."""
-        family = self._families[name]
-        assert isinstance(family, Counter), f"{name} is no counter"
-        (family.labels(*labels) if labels else family).inc(by)
+        series = self._one(name, labels)
+        assert isinstance(series, Counter), f"{name} is no counter"
+        series.inc(by)
 
     def set(self, name: str, value: float, *labels: str) -> None:
         """Set a gauge."""
-        family = self._families[name]
-        assert isinstance(family, Gauge), f"{name} is no gauge"
-        (family.labels(*labels) if labels else family).set(value)
+        series = self._one(name, labels)
+        assert isinstance(series, Gauge), f"{name} is no gauge"
+        series.set(value)
 
     def observe(self, name: str, value: float, *labels: str, times: int = 1) -> None:
         """Put a value into a histogram."""
-        family = self._families[name]
-        assert isinstance(family, Histogram), f"{name} is no histogram"
-        series = family.labels(*labels) if labels else family
+        series = self._one(name, labels)
+        assert isinstance(series, Histogram), f"{name} is no histogram"
         for _ in range(times):
             series.observe(value)
 
     def begin(self, name: str, *labels: str) -> None:
         """Have a series, at 0 if it is new."""
-        self._families[name].labels(*labels)
+        self._one(name, labels)
+
+    def _one(self, name: str, labels: tuple[str, ...]) -> Family:
+        if not labels:
+            return self._families[name]
+        series = self._series.get((name, *labels))
+        if series is None:
+            series = self._series[(name, *labels)] = self._families[name].labels(*labels)
+        return series
 
     def remove(self, name: str, *labels: str) -> None:
         """End a series, if it is there."""
+        self._series.pop((name, *labels), None)
         self._families[name].remove(*labels)
 
     def report(self, key: str, value: float) -> None:

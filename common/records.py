@@ -282,6 +282,8 @@ class UpdateReport:
     """Best and worst texts of the update."""
     is_finite: bool = True
     """False: no optimizer step had a finite loss and gradient; the weights are as they were and `trained` is empty."""
+    weights_hash: str = ""
+    """Of the policy that the update made: `WeightsHandle.hash` in 16 hexadecimal digits; empty where it made none."""
 
 
 @dataclass(frozen=True, slots=True)

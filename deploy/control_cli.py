@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.exit_codes import FINISHED, INTERRUPTED, STOPPED, TERMINATED
+from deploy.exit_codes import FINISHED, GUARDED, INTERRUPTED, STOPPED, TERMINATED
 
 if TYPE_CHECKING:
     from deploy.control_client import RunClient
@@ -52,8 +52,8 @@ TokenFileOption = Annotated[
 TimeoutOption = Annotated[float, typer.Option("--timeout", metavar="SECONDS", min=0, help="Longest wait.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-ORDERLY: Final = frozenset({FINISHED, STOPPED, INTERRUPTED, TERMINATED})
-"""Exit codes of a run that ended by itself or because somebody asked."""
+ORDERLY: Final = frozenset({FINISHED, STOPPED, GUARDED, INTERRUPTED, TERMINATED})
+"""Exit codes of a run that ended by itself, or because somebody or a guard rail asked."""
 
 STATUS_EXAMPLES = """
 [bold]Examples[/]

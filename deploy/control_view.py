@@ -11,7 +11,7 @@ from rich.text import Text
 from deploy.console import one_line
 from deploy.control_models import Workers
 from deploy.report_words import duration
-from deploy.run_status import MemberStatus, PoolStatus, RunStatus, SettingsStatus
+from deploy.run_status import MemberStatus, PoolStatus, RunStatus, SettingsStatus, WaitStatus
 
 BAR_CHARACTERS: Final = 24
 STYLES: Final = {
@@ -84,13 +84,16 @@ def _facts(status: RunStatus) -> Table:
         grid.add_row("updates", _progress(status.step, status.updates, status.lineage))
     if status.phase is not None:
         grid.add_row("phase", Text(f"{one_line(status.phase)}, for {duration(status.phase_s)}"))
+    if status.waits is not None:
+        speed = "" if status.tokens_per_s is None else f", {status.tokens_per_s:,.0f} tokens/s"
+        grid.add_row("last update", Text(f"{duration(status.waits.update_s)}{speed}; {_waits(status.waits)}"))
     if status.settings is not None:
         grid.add_row("settings", Text(_settings(status.settings)))
     if status.ledger:
         grid.add_row("samples", Text(_ledger(status.ledger)))
     if status.learner is not None:
         learner = status.learner
-        grid.add_row("learner", Text(f"{learner.state}, process {_or_dash(learner.pid)}, {learner.restarts} restarts"))
+        grid.add_row("learner", Text(f"{learner.state}, process {learner.pid or '–'}, {learner.restarts} restarts"))
     if status.step is not None:
         newest = status.newest_checkpoint
         text = "none yet"
@@ -110,6 +113,15 @@ def _progress(step: int, updates: int, lineage: int | None) -> Text:
     )
 
 
+def _waits(waits: WaitStatus) -> str:
+    shares = {
+        "learner": waits.learner_wait_fraction,
+        "workers": waits.worker_idle_fraction,
+        "replicas": waits.reward_idle_fraction,
+    }
+    return "waiting: " + ", ".join(f"{who} {share:.0%}" for who, share in shares.items())
+
+
 def _settings(settings: SettingsStatus) -> str:
     return " · ".join(f"{name} {value:g}" for name, value in settings.model_dump(exclude_none=True).items())
 
@@ -127,8 +139,9 @@ def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
 
 
 def _members(title: str, pool: PoolStatus, columns: Columns) -> Table:
+    queued = f", {pool.queued} requests wait, {duration(pool.queue_age_s)}" if pool.queued else ""
     table = Table(
-        title=f"{title}: {pool.active} of {pool.target} active",
+        title=f"{title}: {pool.active} of {pool.target} active{queued}",
         title_justify="left",
         title_style="bold",
         box=None,

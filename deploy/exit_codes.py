@@ -6,6 +6,8 @@ FINISHED: Final = 0
 """All stages are done."""
 FAILED: Final = 1
 """An error; the message names it."""
+DIFFERENT: Final = 1
+"""`minichatgpt replay`: an update, recomputed, differs from what was recorded."""
 STOPPED: Final = 3
 """`minichatgpt stop`."""
 GUARDED: Final = 4

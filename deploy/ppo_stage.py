@@ -2,21 +2,26 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from rich.progress import Progress
+
 from actors.prompt_texts import build_prompts
+from common.ports import Evaluations
 from common.records import ModelPaths, StageResult
 from common.text import load_tokenizer
 from deploy.beginning import Beginning
-from deploy.evaluations import BEFORE, HeldoutEvaluations, NoEvaluations, heldout_of
+from deploy.evaluations import BEFORE, Heldout, HeldoutEvaluations, NoEvaluations, heldout_of
 from deploy.event_log import EventLog
+from deploy.listeners import Listeners
 from deploy.place import Place
-from deploy.ppo_run import ppo_run
+from deploy.ppo_run import PPORun, ppo_run
 from deploy.progress import progress
 from deploy.recorder import RunRecorder
+from deploy.runtime import Members
 from deploy.settings_journal import FILE
 from deploy.trackers import Trackers, build_trackers, tracked_run
 
@@ -46,50 +51,55 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             ppo_run(place, beginning, members, metrics=metrics, prompts=prompts, log=log, went_back=trackers.go_back_to)
         )
         started = time.monotonic()
-
-        def track(row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-            run.guards.updated(row)
-            trackers.record(row, samples)
-
-        def track_evaluation(row: Mapping[str, Any]) -> None:
-            run.guards.evaluated(row)
-            trackers.evaluated(row)
-
+        listeners = Listeners(run.guards, trackers)
         recorder = RunRecorder(
             folder,
             tokenizer=load_tokenizer(models.policy),
             ledger=run.supervisor.ledger,
             metrics=metrics,
             watch=members.watch,
-            settings=lambda: run.steering.in_force,
             pulse=run.supervisor.lookout.pulse,
+            settings=lambda: run.steering.in_force,
             saw=run.writer.saw,
-            track=track,
+            track=listeners.updated,
             note=log.write,
             bar=(bar, task),
         )
-        evaluations = (
-            NoEvaluations()
-            if heldout is None
-            else HeldoutEvaluations(
-                place,
-                heldout,
-                supervisor=run.supervisor,
-                transport=members.transport,
-                weights_before=lambda: members.weights_of(models.policy, BEFORE),
-                metrics=metrics,
-                watch=members.watch,
-                track=track_evaluation,
-                note=log.write,
-                console=bar.console,
-            )
-        )
+        evaluations = _evaluations(place, heldout, models, members, run, track=listeners.evaluated, log=log, bar=bar)
         run.train(recorder, evaluations)
         trained = time.monotonic()
         run.learner.export(folder / "models" / "ppo")
         result = run.result() | ({"prompts_too_long": prompts.num_too_long} if prompts.num_too_long else {})
     seconds = {"start": started - start, "train": trained - started, "export": time.monotonic() - trained}
     return StageResult(result, seconds)
+
+
+def _evaluations(
+    place: Place,
+    heldout: Heldout | None,
+    models: ModelPaths,
+    members: Members,
+    run: PPORun,
+    *,
+    track: Callable[[Mapping[str, Any]], None],
+    log: EventLog,
+    bar: Progress,
+) -> Evaluations:
+    """Those while PPO learns, if any are wanted."""
+    if heldout is None:
+        return NoEvaluations()
+    return HeldoutEvaluations(
+        place,
+        heldout,
+        supervisor=run.supervisor,
+        transport=members.transport,
+        weights_before=lambda: members.weights_of(models.policy, BEFORE),
+        metrics=place.metrics,
+        watch=members.watch,
+        track=track,
+        note=log.write,
+        console=bar.console,
+    )
 
 
 def _trackers(place: Place, log: EventLog, *, is_evaluated: bool) -> Trackers:

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,8 @@ class RunRecorder:
         ledger: gives the ledger as it is.
         metrics: the Prometheus registry's.
         watch: knows the seconds.
-        settings: gives those of the update that is recorded.
         pulse: told where they went.
+        settings: gives those of the update that is recorded.
         bar: progress bar and its task.
         saw: told of every report too.
         track: told of each update's lines of metrics.jsonl and samples.jsonl.
@@ -70,8 +71,8 @@ class RunRecorder:
         ledger: Callable[[], Ledger],
         metrics: RunMetrics,
         watch: Stopwatch,
-        settings: Callable[[], RunSettings],
         pulse: Pulse,
+        settings: Callable[[], RunSettings],
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
         track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
@@ -82,8 +83,8 @@ class RunRecorder:
         self.ledger = ledger
         self.metrics = metrics
         self.watch = watch
-        self.settings = settings
         self.pulse = pulse
+        self.settings = settings
         self.bar, self.task = bar
         self._saw = saw
         self._track = track
@@ -107,6 +108,8 @@ class RunRecorder:
         row = {
             "step": report.step,
             "identity": str(report.identity),
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "weights_hash": report.weights_hash,
             "settings": self.settings().present(),
             "metrics": dict(sorted(report.metrics.items())),
             "seconds": seconds,

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from common.config import RunConfig
+from common.config_base import settings_that_matter
 from common.errors import ConfigError, DataError
 from deploy.fingerprint import depends_on
 
@@ -39,6 +40,26 @@ def run_settings(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, Json
     del parts["stage"], parts["settings"]  # of the PPO stage; its settings are under `ppo` too
     flat = dict(_flatten("", parts))
     if config.ppo is not None and config.ppo.lr_final_fraction == 1:
+        del flat["ppo.updates"]
+    return flat
+
+
+def learner_settings(config: RunConfig, policy: str) -> dict[str, JsonValue]:
+    """Of `run_settings`, those on which an update depends once its samples are there; reads no data.
+
+    Args:
+        config: the run.
+        policy: hash of the policy that PPO starts from.
+    """
+    assert config.ppo is not None, "PPO has updates"
+    parts = {
+        "seed": config.seed,
+        "ppo": settings_that_matter(config.ppo),
+        "learner": settings_that_matter(config.learner),
+        "inputs": {"policy": policy},
+    }
+    flat = dict(_flatten("", parts))
+    if config.ppo.lr_final_fraction == 1:
         del flat["ppo.updates"]
     return flat
 

@@ -29,6 +29,8 @@ class UpdateLine(Shape):
     """Updates done, this one included."""
     identity: str = ""
     """Lineage and step of the weights that it made, as in `0.1`."""
+    weights_hash: str = ""
+    """Of the policy that it made; empty in runs of older versions."""
     settings: Numbers = {}
     """Those that may change at run time, as they were in force; empty in older runs."""
     metrics: Numbers = {}

@@ -29,10 +29,16 @@ class UpdateRow(Status):
     """Updates done, this one included."""
     identity: str
     """Of the weights that it made, lineage and step."""
+    weights_hash: str = ""
+    """xxh3-64 of the published policy, in hexadecimal digits."""
     metrics: dict[str, float | None]
     """By name; docs/runs.md says what they are."""
     seconds: dict[str, float]
     """Wall seconds by phase."""
+    settings: dict[str, float] = {}
+    """Settings that were in force, of those that may change at run time; those that the run has."""
+    time: datetime | None = None
+    """When it was recorded; None where an older version wrote it."""
 
 
 class SampleRow(Status):

@@ -77,7 +77,12 @@ class RunModels:
 
     def before_ppo(self) -> Policy:
         """What PPO starts from."""
-        return self.named("sft" if self.config.sft is not None else "pretrained")
+        return self.named(self.name_before_ppo)
+
+    @property
+    def name_before_ppo(self) -> PolicyName:
+        """The stage whose policy PPO starts from."""
+        return "sft" if self.config.sft is not None else "pretrained"
 
     def classifier(self, role: Literal["reward_model", "judge"]) -> str | None:
         """Where a classifier is; None where the run has none, or has not trained it yet."""
@@ -94,11 +99,16 @@ class RunModels:
         Raises:
             ConfigError: it is not there; names what is.
         """
+        path = self.path(name)
+        words = {"pretrained": "before fine-tuning", "sft": "after supervised fine-tuning", "ppo": "after PPO"}[name]
+        return Policy(f"{words} ({path})", name == "ppo", load_policy(path), load_tokenizer(path), path)
+
+    def path(self, name: PolicyName) -> str:
+        """Folder or hub name of the policy that `named` loads; raises ConfigError as it does."""
         path = self._ready_made() if name == "pretrained" else self.finished(name)
         if path is None:
             raise ConfigError(f"{self.folder} holds no finished {name!r}; there are: {self._there()}")
-        words = {"pretrained": "before fine-tuning", "sft": "after supervised fine-tuning", "ppo": "after PPO"}[name]
-        return Policy(f"{words} ({path})", name == "ppo", load_policy(path), load_tokenizer(path), path)
+        return path
 
     def _ready_made(self) -> str | None:
         """What fine-tuning starts from: pre-trained by the run, unpacked by it, or named in its configuration."""
@@ -114,7 +124,7 @@ class RunModels:
         """
         if self.finished("ppo") is not None:
             return self.named("ppo")
-        if self._store().checkpoints():
+        if self.store().checkpoints():
             return self.checkpoint("latest")
         return self.named("sft" if self.finished("sft") is not None else "pretrained")
 
@@ -135,13 +145,13 @@ class RunModels:
                 load_from_checkpoint(start.model, chosen)
                 break
             except CheckpointError:
-                is_there = chosen.url in {c.url for c in self._store().checkpoints()}
+                is_there = chosen.url in {c.url for c in self.store().checkpoints()}
                 if is_there or not tries_left:
                     raise
         return replace(start, words=f"after {chosen.step} updates of PPO ({chosen.url})", is_trained=True)
 
     def _choose(self, which: str) -> Checkpoint:
-        store = self._store()
+        store = self.store()
         there = store.checkpoints()
         steps = ", ".join(str(c.step) for c in there) or "none"
         if which == "latest":
@@ -163,7 +173,7 @@ class RunModels:
             raise CheckpointError(f"{store.url} holds no checkpoint of update {which}; there are {steps}")
         return found[-1]
 
-    def _store(self) -> CheckpointStore:
+    def store(self) -> CheckpointStore:
         """Only ever read here: who keeps checkpoints is the run."""
         ppo = self.config.ppo
         url = None if ppo is None else ppo.checkpoint_url
@@ -171,7 +181,7 @@ class RunModels:
 
     def _there(self) -> str:
         models = [name for name in ("pretrained", "sft", "ppo") if self.finished(name) is not None]
-        steps = [str(c.step) for c in self._store().checkpoints()]
+        steps = [str(c.step) for c in self.store().checkpoints()]
         checkpoints = [f"checkpoints of updates {', '.join(steps)} (--checkpoint)"] if steps else []
         return ", ".join([*models, *checkpoints]) or "none"
 

@@ -27,9 +27,9 @@ from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
 from common.ppo_config import PPOConfig
 from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
-from common.weights import buffer_hash, flatten
 from learner.batch import Batch, in_order
 from learner.early_stop import went_too_far
+from learner.flat_copy import FlatCopy
 from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
 from learner.optimizers import build_optimizers, set_rate
@@ -79,6 +79,7 @@ class PPOLearner:
         )
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
+        self.flat = FlatCopy(self.plain.policy)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
     @staticmethod
@@ -99,7 +100,7 @@ class PPOLearner:
             CorruptWeightsError: it is not finite, and must not be published.
         """
         self.check_finite()
-        buffer, manifest = flatten(self.plain.policy)
+        flat = self.flat.take()
         probe = None
         if self.probe_ids is not None and self.step % self.config.probe_every == 0:
             ids = self.probe_ids.to(self.accelerator.device)
@@ -107,7 +108,7 @@ class PPOLearner:
             width = ids.shape[1] - 1
             out = self.plain(ids, ones, ones * width, width, 1.0)
             probe = Probe(self.probe_ids.int().numpy(), out.logprobs.cpu().numpy())
-        return WeightsHandle(self.identity, buffer, buffer_hash(buffer), manifest, probe)
+        return WeightsHandle(self.identity, flat.buffer, flat.hash, flat.manifest, probe)
 
     def update(self, trajectories: Sequence[Trajectory], settings: RunSettings | None = None) -> UpdateReport:
         """Train on trajectories once.
@@ -134,17 +135,24 @@ class PPOLearner:
         targets, measured = self._targets(batch)
         prepared = time.perf_counter()
         tally = self._train_or_restore(batch, targets, measured)
+        trained = time.perf_counter()
         is_finite = tally.steps > 0
         self.step += 1 if is_finite else 0
+        weights_hash = self.flat.renew() if is_finite else ""
         metrics = score_metrics(ordered) | measured | tally.means()
         return UpdateReport(
             step=self.step,
             identity=self.identity,
             trained=tuple((t.rollout.draw_index, t.rollout.sample_index) for t in ordered if is_finite),
             metrics=metrics,
-            seconds={"prepare": prepared - start, "train": time.perf_counter() - prepared},
+            seconds={
+                "prepare": prepared - start,
+                "train": trained - prepared,
+                "flatten": time.perf_counter() - trained,
+            },
             samples=extremes(ordered),
             is_finite=is_finite,
+            weights_hash=weights_hash,
         )
 
     def check_finite(self) -> None:

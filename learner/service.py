@@ -101,13 +101,17 @@ class LearnerService:
             CorruptWeightsError: weights or optimizer state are not finite, and must not be saved.
         """
         self.learner.check_finite()
+        self._snapshot = self.state()
+
+    def state(self) -> Snapshot:
+        """What `snapshot` keeps, finite or not."""
         tensors = {f"model.{name}": _copy(p) for name, p in self.learner.plain.named_parameters()}
         groups = []
         for number, optimizer in enumerate(self.learner.optimizers):
             state, group = pack_state(optimizer)
             tensors |= {f"optimizer.{number}.{name}": _copy(value) for name, value in state.items()}
             groups.append(copy.deepcopy(group))
-        self._snapshot = Snapshot(
+        return Snapshot(
             tensors,
             {
                 "step": self.learner.step,
@@ -153,6 +157,7 @@ class LearnerService:
             unpack_state(optimizer, mine, found["optimizer_groups"][number])
         self.learner.scores.load_state_dict(found.get("scores", {}))
         self.learner.controller.load_state_dict(found["controller"])
+        self.learner.flat.forget()
         with torch.no_grad():
             for name, parameter in self.learner.plain.named_parameters():
                 parameter.copy_(tensors[f"model.{name}"])

@@ -6,14 +6,18 @@ on how often the run was cut off before.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from common.records import Trajectory
+from common.errors import DataError
+from common.records import Identity, Judgement, Prompt, Rollout, Trajectory
+
+_RAGGED = frozenset({"prompt_ids", "response_ids", "logprobs", "ref_logprobs"})
 
 
 def trajectory_path(folder: Path, step: int) -> Path:
@@ -59,6 +63,51 @@ def read_trajectories(path: Path) -> dict[str, Any]:
         for name, values in columns.items()
         if not name.endswith("_offsets")
     }
+
+
+def read_back(path: Path, *, lineage: int = 0) -> list[Trajectory]:
+    """The trajectories of a file, as far as an update depends on them, in the order in which they were written.
+
+    Not recorded are the attempt, the limit of tokens and the text of a prompt, and the scorers' version.
+
+    Args:
+        path: of the file.
+        lineage: of the weights that generated them, which the file leaves out.
+
+    Raises:
+        DataError: there is no such file, or it is damaged.
+    """
+    try:
+        columns = read_trajectories(path)
+        for name in _RAGGED & columns.keys():
+            if not isinstance(columns[name], list):
+                raise KeyError(f"{name}_offsets")
+        return [_row(columns, row, lineage) for row in range(len(columns["draw_index"]))]
+    except (OSError, SafetensorError, KeyError, IndexError) as error:
+        raise DataError(f"{path} cannot be read as trajectories of an update: {error!r}") from error
+
+
+def _row(columns: Mapping[str, Any], row: int, lineage: int) -> Trajectory:
+    """Row `row` of the columns."""
+    draw, sample = int(columns["draw_index"][row]), int(columns["sample_index"][row])
+    response = columns["response_ids"][row]
+    prefix = "score_part."
+    parts = {name.removeprefix(prefix): float(c[row]) for name, c in columns.items() if name.startswith(prefix)}
+    return Trajectory(
+        Prompt(draw, int(columns["prompt_id"][row]), columns["prompt_ids"][row], max_new_tokens=len(response)),
+        Rollout(
+            draw,
+            sample,
+            attempt=0,
+            seed=int(columns["seed"][row]),
+            response_ids=response,
+            logprobs=columns["logprobs"][row],
+            identity=Identity(lineage, int(columns["step"][row])),
+            finish="length" if columns["truncated"][row] else "stop",
+        ),
+        Judgement(draw, sample, float(columns["score"][row]), parts, scorer_version=""),
+        columns["ref_logprobs"][row] if "ref_logprobs" in columns else None,
+    )
 
 
 def _ragged(name: str, rows: Sequence[np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:

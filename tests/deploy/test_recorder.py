@@ -82,8 +82,8 @@ def record(tokenizer, tmp_path, told, tracked):
             ledger=lambda: ledger,
             metrics=metrics,
             watch=watch,
-            settings=lambda: RunSettings(temperature=1.0, learning_rate=1e-3, kl_target=None, kl_coef=0.1),
             pulse=Pulse(),
+            settings=lambda: RunSettings(temperature=1.0, learning_rate=1e-3, kl_target=None, kl_coef=0.1),
             bar=(bar, task),
             saw=told.append,
             track=lambda row, samples: tracked.append((row, samples)),
@@ -99,6 +99,7 @@ def report(step: int, **metrics: float) -> UpdateReport:
         trained=((0, 0),),
         metrics={"score_mean": 0.5, **metrics},
         seconds={"train": 0.25},
+        weights_hash=f"{step:016x}",
     )
 
 
@@ -122,6 +123,7 @@ def test_an_update_is_one_line(record, told, tmp_path):
     first, second = lines(tmp_path / "metrics.jsonl")
     assert first["step"] == 1
     assert first["identity"] == "0.1"
+    assert first["weights_hash"] == "0000000000000001"
     assert first["metrics"] == {"kl_token_mean": 0.125, "score_mean": 0.5}
     assert first["seconds"].pop("total") >= 0
     assert first["seconds"] == {"collect": 1.5, "train": 0.25}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 from common.metrics import UPDATE_GAUGES
 from common.modeling import PolicyWithValueHead
 from common.records import Identity
+from common.weights import buffer_hash, flatten
 from learner.batch import Batch
 
 CPU = torch.device("cpu")
@@ -271,7 +273,7 @@ def test_a_report_holds_every_declared_metric_and_all_are_finite(tiny_policy, sa
     assert report.metrics["score_mean"] == pytest.approx(scores_of(trajectories).mean())
     assert report.metrics["response_tokens_mean"] == pytest.approx(lengths_of(trajectories).mean())
     assert (report.step, report.identity) == (1, Identity(0, 1))
-    assert report.seconds.keys() == {"prepare", "train"}
+    assert report.seconds.keys() == {"prepare", "train", "flatten"}
 
 
 def test_a_report_shows_the_best_and_the_worst_responses(tiny_policy, sample, make_learner):
@@ -302,3 +304,45 @@ def test_published_weights_are_a_copy_without_the_value_head(tiny_policy, sample
     names = [spec.name for spec in handle.manifest]
     assert not any("value_head" in name or "lm_head" in name for name in names)
     assert handle.ref.size == sum(p.numel() for p in policy.parameters())
+
+
+def test_an_update_tells_the_hash_of_what_is_published_and_the_policy_is_copied_once(
+    tiny_policy, sample, make_learner, monkeypatch
+):
+    copies = []
+
+    def counted(model):
+        copies.append(flatten(model))
+        return copies[-1]
+
+    monkeypatch.setattr("learner.flat_copy.flatten", counted)
+    policy = tiny_policy()
+    learner = make_learner(policy)
+    report = learner.update(sample(policy))
+    handle = learner.weights()
+    assert len(copies) == 1
+    assert handle.ref is copies[0][0]
+    assert report.weights_hash == f"{buffer_hash(handle.ref):016x}" == f"{handle.hash:016x}"
+    assert np.array_equal(handle.ref, flatten(learner.plain.policy)[0])
+    assert learner.weights().ref is not handle.ref, "a buffer that was published is nobody else's"
+
+
+def test_the_copy_for_the_publish_is_not_held_while_the_next_update_trains(tiny_policy, sample, make_learner):
+    policy = tiny_policy()
+    learner = make_learner(policy)
+    learner.update(sample(policy))
+    handle = learner.weights()
+    buffer = weakref.ref(handle.ref)
+    del handle
+    assert buffer() is None
+
+
+def test_an_update_that_changed_nothing_has_no_hash_and_leaves_nothing_to_publish(tiny_policy, sample, make_learner):
+    policy = tiny_policy()
+    learner = make_learner(policy, kl={"type": "fixed", "coef": 0.1}, reference="service")
+    before = learner.weights()
+    far = [replace(t, ref_logprobs=np.full_like(t.ref_logprobs, -4e37)) for t in sample(policy, reference=policy)]
+    report = learner.update(far)
+    assert not report.is_finite
+    assert report.weights_hash == ""
+    assert learner.weights().hash == before.hash

@@ -204,6 +204,16 @@ def test_what_is_loaded_is_a_copy(tiny_policy, sample, service, store):
     assert third.weights().hash == first.weights().hash
 
 
+def test_after_a_load_the_weights_that_were_loaded_are_published(tiny_policy, sample, service, store):
+    """Not those of an update that was not published any more."""
+    policy = tiny_policy()
+    learner = service(policy)
+    url, before = save(learner, store), learner.weights()
+    report = learner.update(payloads(sample(policy)))
+    learner.load(url)
+    assert f"{learner.weights().hash:016x}" == f"{before.hash:016x}" != report.weights_hash
+
+
 @pytest.mark.parametrize("where", ["a weight", "the optimizer"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_what_is_not_finite_is_neither_published_nor_saved(tiny_policy, sample, service, store, where, number):

@@ -29,6 +29,7 @@ from deploy.run_status import (
     RunStatus,
     SettingsRequest,
     SettingsStatus,
+    WaitStatus,
 )
 
 NO_LIMITS = Limits(requests=Rate(1e9, 10**9), orders=Rate(1e9, 10**9), refusals=Rate(1e9, 10**9))
@@ -80,6 +81,10 @@ class PlainRun:
             learner=LearnerStatus(state="active", pid=4711, restarts=1),
             pause=self.pause_state,
             settings=self.settings,
+            tokens_per_s=1497.2,
+            waits=WaitStatus(
+                update_s=12.0, learner_wait_fraction=0.4, worker_idle_fraction=0.25, reward_idle_fraction=0.9
+            ),
         )
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
@@ -136,11 +141,15 @@ class PlainRun:
                 calls_held=i,
                 restarts=0,
                 heartbeat_age_s=0.25,
+                weights_age_s=63.0 if i < active and name == "worker" else None,
+                tokens_per_s=1234.4 if i < active and name == "worker" else None,
+                busy_fraction=0.75 if i < active else None,
+                rss_bytes=512_000_000 if i < active else None,
                 last_error=None if i < active else "died\x1b[2J in generate [/] twice",
             )
             for i in range(target)
         ]
-        return PoolStatus(target=target, active=active, members=tuple(members))
+        return PoolStatus(target=target, active=active, members=tuple(members), queued=3, queue_age_s=1.5)
 
 
 @dataclass

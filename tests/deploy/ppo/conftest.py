@@ -54,7 +54,9 @@ class Outcome:
         assert {p.relative_to(self.folder) for p in (self.folder / "trajectories").iterdir()} == names
         for name in [*names, "models/ppo/model.safetensors", "samples.jsonl"]:
             assert file_hash(self.folder / name) == file_hash(other.folder / name), name
-        mine, theirs = ([(row["step"], row["metrics"]) for row in run.rows()] for run in (self, other))
+        mine, theirs = (
+            [(row["step"], row["weights_hash"], row["metrics"]) for row in run.rows()] for run in (self, other)
+        )
         assert mine == theirs
         assert all(row["ledger"]["trained"] == 32 * row["step"] for row in self.rows())
         assert self.ledger()["trained"] == other.ledger()["trained"]
@@ -109,20 +111,29 @@ def train_tiny(config, folder, *, before_update, again):
     return Outcome(folder, error, console.file.getvalue(), pipeline.metrics.registry)
 
 
-@pytest.fixture
-def train(tiny, tiny_run, tmp_path):
-    """Runs PPO of `tiny` with changes; a second run of the same name goes on in the same folder.
+@pytest.fixture(scope="session")
+def train_in(tiny, tiny_run):
+    """Runs PPO of `tiny` with changes in a folder; a second run there goes on.
 
     The stage `evaluate` is left out, unless a change is about it. `before_update` is called with the run's controls and
     the number of the update to come, by the thread of the loop.
     """
 
-    def run(*changes, name="run", before_update=None, again=False):
-        folder = tmp_path / name
+    def run(folder, *changes, before_update=None, again=False):
         if not folder.exists():
             shutil.copytree(tiny_run, folder)
             again = True
         return train_tiny(configured(tiny, changes), folder, before_update=before_update, again=again)
+
+    return run
+
+
+@pytest.fixture
+def train(train_in, tmp_path):
+    """As `train_in`, in the test's own folder: a second run of the same name goes on in the same folder."""
+
+    def run(*changes, name="run", **more):
+        return train_in(tmp_path / name, *changes, **more)
 
     return run
 
