@@ -23,6 +23,7 @@ from deploy.control_token import run_tokens
 from deploy.run_address import announce
 from deploy.run_controls import Controls
 from deploy.run_history import RunHistory
+from deploy.scrape_target import scrape_target
 
 START_TIMEOUT_S: Final = 10.0
 END_TIMEOUT_S: Final = 5.0
@@ -45,7 +46,8 @@ def serve_control(
     """Serve while the block runs; yields the URL, or None where it is off.
 
     The URL is in run.json, the tokens in control.token and read.token, readable by their owner only, unless they come
-    from the environment. All are gone afterwards. The URL is one for this machine, whatever the bound address.
+    from the environment, and where Prometheus scrapes in `.targets` beside the folder. All are gone afterwards. The URL
+    is one for this machine, whatever the bound address.
 
     Args:
         config: where to listen, and to whom.
@@ -83,6 +85,7 @@ def serve_control(
         )
         stack.enter_context(_running(listening, app, ending))
         stack.enter_context(announce(folder, control_url=url))
+        stack.enter_context(scrape_target(folder, config.host, listening.getsockname()[1]))
         yield url
 
 

@@ -1,0 +1,107 @@
+"""The command `watch`: Prometheus on this machine, told of all runs in a folder. Thin: it writes a configuration and
+starts the program that is installed. Grafana is told where the dashboards are, and started by whoever has it.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from common.errors import ConfigError
+from deploy.control_cli import RunsOption
+from deploy.scrape_target import TARGETS
+
+app = typer.Typer(rich_markup_mode="rich")
+
+PACKAGE: Final = Path(__file__).parent
+HOST: Final = "127.0.0.1"
+PROMETHEUS: Final = "prometheus"
+RAY_TARGETS: Final = "prom_metrics_service_discovery.json"
+
+EXAMPLES = """
+[bold]Examples[/]
+
+  minichatgpt watch                                        Prometheus at http://127.0.0.1:9090 until Ctrl-C
+
+  minichatgpt watch --no-start                             write its configuration, and show how to start it
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def watch(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prometheus, on loopback.")] = 9090,
+    ray_folder: Annotated[
+        Path, typer.Option("--ray-folder", metavar="FOLDER", help="Ray's --temp-dir, for the metrics of nodes.")
+    ] = Path("/tmp/ray"),
+    start: Annotated[bool, typer.Option("--start/--no-start", help="Start Prometheus in this terminal.")] = True,
+    runs: RunsOption = Path("runs"),
+) -> None:
+    """Watch all live runs of this machine in Prometheus, with the alerts and recording rules of Mini-ChatGPT."""
+    console = Console()
+    folder = (runs / ".watch").absolute()
+    (runs / TARGETS).mkdir(parents=True, exist_ok=True)
+    write_configuration(folder, targets=(runs / TARGETS).absolute(), ray_folder=ray_folder.absolute(), port=port)
+    command = [
+        PROMETHEUS,
+        f"--config.file={folder / 'prometheus.yml'}",
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address={HOST}:{port}",
+    ]
+    console.print(" \\\n  ".join(command), markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"[dim]alerts: http://{HOST}:{port}/alerts; Grafana: "
+        f"GF_PATHS_PROVISIONING={folder / 'grafana'} grafana-server[/]",
+        soft_wrap=True,
+    )
+    if not start:
+        return
+    program = shutil.which(PROMETHEUS)
+    if program is None:
+        raise ConfigError(
+            f"{PROMETHEUS} is not installed here; `apt-get install prometheus` on Debian, else "
+            f"https://prometheus.io/download/. Its configuration is written: {folder / 'prometheus.yml'}"
+        )
+    os.execv(program, command)
+
+
+def write_configuration(folder: Path, *, targets: Path, ray_folder: Path, port: int) -> None:
+    """Write prometheus.yml, and Grafana's provisioning, with the paths of this machine.
+
+    Args:
+        folder: written to.
+        targets: where runs announce themselves.
+        ray_folder: where Ray announces its own.
+        port: of Prometheus.
+    """
+    grafana, provisioning = folder / "grafana", PACKAGE / "grafana" / "provisioning"
+    _fill(
+        PACKAGE / "prometheus" / "prometheus.yml",
+        folder / "prometheus.yml",
+        {
+            "../../runs/.targets/": f"{targets}/",
+            "/tmp/ray/": f"{ray_folder}/",
+            "rules/*.yml": f"{PACKAGE / 'prometheus' / 'rules'}/*.yml",
+        },
+    )
+    _fill(
+        provisioning / "datasources" / "prometheus.yml",
+        grafana / "datasources" / "prometheus.yml",
+        {"http://127.0.0.1:9090": f"http://{HOST}:{port}"},
+    )
+    _fill(
+        provisioning / "dashboards" / "minichatgpt.yml",
+        grafana / "dashboards" / "minichatgpt.yml",
+        {"/var/lib/grafana/dashboards/minichatgpt": str(PACKAGE / "grafana" / "dashboards")},
+    )
+
+
+def _fill(template: Path, path: Path, changes: dict[str, str]) -> None:
+    text = template.read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert old in text, f"{template} has lost {old}"
+        text = text.replace(old, new)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
