@@ -93,7 +93,7 @@ def _facts(status: RunStatus) -> Table:
         grid.add_row("samples", Text(_ledger(status.ledger)))
     if status.learner is not None:
         learner = status.learner
-        grid.add_row("learner", Text(f"{learner.state}, process {_or_dash(learner.pid)}, {learner.restarts} restarts"))
+        grid.add_row("learner", Text(f"{learner.state}, process {learner.pid or '–'}, {learner.restarts} restarts"))
     if status.step is not None:
         newest = status.newest_checkpoint
         text = "none yet"
