@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from deploy import chat_cli, compare_cli, config_cli, control_cli, replay_cli, watch_cli
+from deploy import chat_cli, compare_cli, config_cli, control_cli, control_steer_cli, replay_cli, top_cli, watch_cli
 from deploy.config_cli import ConfigArgument, SetOption
 from deploy.control_cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 app.add_typer(config_cli.app, name="config")
 app.add_typer(control_cli.app)
+app.add_typer(control_steer_cli.app)
+app.add_typer(top_cli.app)
 app.add_typer(compare_cli.app)
 app.add_typer(chat_cli.app)
 app.add_typer(replay_cli.app)

@@ -2,6 +2,7 @@
 
 | request | answer |
 |---|---|
+| GET / | the page, which asks for the rest; its files need no token |
 | GET /healthz | that the driver answers; needs no token |
 | GET /readyz | that the run does its work, or 503 and why it does not |
 | GET /metrics | what Prometheus scrapes; docs/metrics.md |
@@ -39,6 +40,7 @@ from deploy.control_limits import Limits
 from deploy.control_openapi import OF_ALL, OF_READS, document, refusals, who
 from deploy.control_read import ReadRoutes
 from deploy.control_steer import SteerRoutes
+from deploy.page_routes import add_page
 from deploy.run_controls import Controls
 from deploy.run_history import RunHistory
 from deploy.run_status import Problem
@@ -75,6 +77,7 @@ def build_app(
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     _add_reads(app, ReadRoutes(controls, asking, history, reading, registry))
     _add_orders(app, SteerRoutes(controls, asking, note))
+    add_page(app)
     described = document(app)
 
     async def openapi() -> JSONResponse:

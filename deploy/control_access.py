@@ -16,10 +16,11 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from common.control_config import ControlConfig
+from deploy.page_routes import PAGE_PATHS
 
 Who = Literal["anonymous", "reader", "steerer"]
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-OPEN_PATHS: Final = frozenset({"/healthz"})
+OPEN_PATHS: Final = frozenset({"/healthz"}) | PAGE_PATHS
 """Whoever may ask for these; they say nothing of the run."""
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing."""

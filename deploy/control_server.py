@@ -46,7 +46,7 @@ def serve_control(
     """Serve while the block runs; yields the URL, or None where it is off.
 
     The URL is in run.json, the tokens in control.token and read.token, readable by their owner only, unless they come
-    from the environment; where Prometheus scrapes is in `.targets` beside the folder. All are gone afterwards. The URL
+    from the environment, and where Prometheus scrapes in `.targets` beside the folder. All are gone afterwards. The URL
     is one for this machine, whatever the bound address.
 
     Args:
@@ -85,7 +85,7 @@ def serve_control(
         )
         stack.enter_context(_running(listening, app, ending))
         stack.enter_context(announce(folder, control_url=url))
-        stack.enter_context(scrape_target(folder, config.host, listening.getsockname()[1]))
+        stack.enter_context(scrape_target(folder, url))
         yield url
 
 

@@ -16,6 +16,7 @@ from deploy.recovery import Recovery
 from deploy.run_status import (
     AlarmStatus,
     CheckpointInfo,
+    KLMeasure,
     LearnerStatus,
     MemberStatus,
     PoolStatus,
@@ -28,6 +29,7 @@ from deploy.runtime import HostedLearner
 from deploy.steering import Steering
 from deploy.stopwatch import Stopwatch
 from deploy.supervisor import Supervisor
+from deploy.waiting import advice
 
 
 class PPOControls:
@@ -61,6 +63,8 @@ class PPOControls:
         assert place.config.ppo is not None, "PPO is what is controlled"
         self._place = place
         self._updates = place.config.ppo.updates
+        kl = place.config.ppo.kl
+        self._kl_measure: KLMeasure = kl.measure if kl.type == "adaptive" else "kl_seq_sum"
         self._supervisor = supervisor
         self._learner = learner
         self._writer = writer
@@ -95,6 +99,7 @@ class PPOControls:
             ),
             pause=self._steering.pause_state,
             settings=SettingsStatus(**asdict(self._steering.settings)),
+            kl_measure=self._kl_measure,
             latest={} if cycle is None else dict(cycle.metrics),
             tokens_per_s=None if cycle is None else cycle.tokens_per_s,
             waits=None if cycle is None else _waits(cycle),
@@ -158,12 +163,13 @@ class PPOControls:
 
 
 def _waits(cycle: Cycle) -> WaitStatus:
-    return WaitStatus(
+    waits = WaitStatus(
         update_s=cycle.update_s,
         learner_wait_fraction=cycle.learner_wait,
         worker_idle_fraction=1.0 - cycle.busy.get("rollout", 0.0),
         reward_idle_fraction=1.0 - cycle.busy.get("reward", 0.0),
     )
+    return waits.model_copy(update={"advice": advice(waits)})
 
 
 def _pool_status(pool: dict[str, Any]) -> PoolStatus:

@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ class RunRecorder:
         row = {
             "step": report.step,
             "identity": str(report.identity),
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "weights_hash": report.weights_hash,
             "settings": self.settings().present(),
             "metrics": dict(sorted(report.metrics.items())),

@@ -35,6 +35,10 @@ class UpdateRow(Status):
     """By name; docs/runs.md says what they are."""
     seconds: dict[str, float]
     """Wall seconds by phase."""
+    settings: dict[str, float] = {}
+    """Settings that were in force, of those that may change at run time; those that the run has."""
+    time: datetime | None = None
+    """When it was recorded; None where an older version wrote it."""
 
 
 class SampleRow(Status):
