@@ -124,6 +124,15 @@ def test_keys_reach_the_run_and_a_refusal_is_shown(show_run):
     assert sizes == [5, 4, 3, 2, 1]
 
 
+def test_a_run_that_has_ended_is_left(show_run):
+    keys = Keys()
+    with show_run() as served:
+        client = find_run("tiny", served.folder.parent)
+    with client, Live(console=Console(file=io.StringIO()), auto_refresh=False) as live:
+        Top(client, keys, live).run(0.0)
+    assert keys.keys == ["q"]  # nobody had to press it
+
+
 def test_a_run_that_was_set_back_is_not_shown_twice(show_run, add_update):
     with show_run() as served, find_run("tiny", served.folder.parent) as client:
         watcher = Watcher(client)
