@@ -85,7 +85,8 @@ def _facts(status: RunStatus) -> Table:
     if status.phase is not None:
         grid.add_row("phase", Text(f"{one_line(status.phase)}, for {duration(status.phase_s)}"))
     if status.waits is not None:
-        grid.add_row("last update", Text(_waits(status.waits, status.tokens_per_s)))
+        speed = "" if status.tokens_per_s is None else f", {status.tokens_per_s:,.0f} tokens/s"
+        grid.add_row("last update", Text(f"{duration(status.waits.update_s)}{speed}; {_waits(status.waits)}"))
     if status.settings is not None:
         grid.add_row("settings", Text(_settings(status.settings)))
     if status.ledger:
@@ -112,13 +113,13 @@ def _progress(step: int, updates: int, lineage: int | None) -> Text:
     )
 
 
-def _waits(waits: WaitStatus, tokens_per_s: float | None) -> str:
-    """How long it took, how fast that was, and who waited for whom."""
-    speed = "" if tokens_per_s is None else f" · {tokens_per_s:,.0f} tokens/s"
-    return (
-        f"{duration(waits.update_s)}{speed} · learner waits {waits.learner_wait_fraction:.0%} of it, workers idle "
-        f"{waits.worker_idle_fraction:.0%}, replicas {waits.reward_idle_fraction:.0%}"
-    )
+def _waits(waits: WaitStatus) -> str:
+    shares = {
+        "learner": waits.learner_wait_fraction,
+        "workers": waits.worker_idle_fraction,
+        "replicas": waits.reward_idle_fraction,
+    }
+    return "waiting: " + ", ".join(f"{who} {share:.0%}" for who, share in shares.items())
 
 
 def _settings(settings: SettingsStatus) -> str:

@@ -90,6 +90,20 @@ def test_settings_that_are_changed_while_it_stands_count_for_the_very_next_updat
 
 
 @pytest.mark.slow
+def test_a_pause_outlives_a_loss_of_the_learner(train, undisturbed, operator, poison):
+    """The update after which the run was to stand still never ended: it stands where it goes on from."""
+    steps = []
+
+    def act(controls):
+        steps.append((controls.status().step, controls.status().lineage))
+        controls.resume()
+
+    poison(4)
+    train(*EVERY_TWO, before_update=operator(4, act)).ok().assert_same_as(undisturbed(*EVERY_TWO))
+    assert steps == [(2, 1)]
+
+
+@pytest.mark.slow
 def test_a_checkpoint_may_be_asked_for_before_the_first_update(train, undisturbed, monkeypatch, tmp_path):
     """And be gone on from: it holds the policy before PPO."""
     at, asked = Steering.at, []
