@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint type format clean
+.PHONY: help setup demo test test-slow lint type format screenshots clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,10 @@ type: setup ## Types, strictly
 format: setup ## Bring the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+RUN ?= runs/demo
+screenshots: setup ## Take docs/images anew from a live run: make screenshots RUN=runs/demo
+	$(BIN)/python docs/images/take.py $(RUN)
 
 clean: ## Remove runs and caches; .venv stays
 	rm -rf runs .pytest_cache .mypy_cache .ruff_cache build *.egg-info

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from deploy import chat_cli, compare_cli, config_cli, control_cli, replay_cli, top_cli, watch_cli
+from deploy import (
+    chat_cli,
+    compare_cli,
+    config_cli,
+    control_cli,
+    control_steer_cli,
+    history_cli,
+    replay_cli,
+    top_cli,
+    watch_cli,
+)
 from deploy.config_cli import ConfigArgument, SetOption
 from deploy.control_cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
@@ -26,11 +36,13 @@ app = typer.Typer(
 )
 app.add_typer(config_cli.app, name="config")
 app.add_typer(control_cli.app)
+app.add_typer(control_steer_cli.app)
 app.add_typer(top_cli.app)
 app.add_typer(compare_cli.app)
 app.add_typer(chat_cli.app)
 app.add_typer(replay_cli.app)
 app.add_typer(watch_cli.app)
+app.add_typer(history_cli.app)
 
 LocalOption = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 AddressOption = Annotated[

@@ -85,7 +85,7 @@ def serve_control(
         )
         stack.enter_context(_running(listening, app, ending))
         stack.enter_context(announce(folder, control_url=url))
-        stack.enter_context(scrape_target(folder, url))
+        stack.enter_context(scrape_target(folder, config.host, listening.getsockname()[1]))
         yield url
 
 

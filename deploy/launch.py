@@ -65,7 +65,7 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         ) as url,
     ):
         if url is not None:
-            console.print(f"[dim]control and metrics at {url}[/]")
+            console.print(f"[dim]page, control and metrics at {url}[/]")
         if any(finding.failure for finding in check_data(config)):
             start_runtime().close()  # the pipeline would stop at the first; this says at once all that is in the way
         pipeline = Pipeline(

@@ -16,6 +16,7 @@ from deploy.recovery import Recovery
 from deploy.run_status import (
     AlarmStatus,
     CheckpointInfo,
+    KLMeasure,
     LearnerStatus,
     MemberStatus,
     PoolStatus,
@@ -62,7 +63,8 @@ class PPOControls:
         assert place.config.ppo is not None, "PPO is what is controlled"
         self._place = place
         self._updates = place.config.ppo.updates
-        self._kl = place.config.ppo.kl
+        kl = place.config.ppo.kl
+        self._kl_measure: KLMeasure = kl.measure if kl.type == "adaptive" else "kl_seq_sum"
         self._supervisor = supervisor
         self._learner = learner
         self._writer = writer
@@ -96,7 +98,8 @@ class PPOControls:
                 restarts=self._recovery.budget.total,
             ),
             pause=self._steering.pause_state,
-            settings=self._settings(),
+            settings=SettingsStatus(**asdict(self._steering.settings)),
+            kl_measure=self._kl_measure,
             latest={} if cycle is None else dict(cycle.metrics),
             tokens_per_s=None if cycle is None else cycle.tokens_per_s,
             waits=None if cycle is None else _waits(cycle),
@@ -153,10 +156,6 @@ class PPOControls:
 
         self._writer.request().add_done_callback(pass_on)
         return answer
-
-    def _settings(self) -> SettingsStatus:
-        status, kl = SettingsStatus(**asdict(self._steering.settings)), self._kl
-        return status.model_copy(update={"kl_measure": kl.measure}) if kl.type == "adaptive" else status
 
     def _info(self, checkpoint: Checkpoint) -> CheckpointInfo:
         age_s = max(0.0, time.time() - checkpoint.written_at)

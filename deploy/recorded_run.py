@@ -86,14 +86,24 @@ def open_recorded(folder: Path, *, from_step: int | None = None) -> RecordedRun:
 
 def _gone(folder: Path, rows: Mapping[int, UpdateRow]) -> list[str]:
     """What happened in the run and is on no record that could be replayed."""
-    notes = []
-    if times := max((int(row.identity.split(".")[0]) for row in rows.values()), default=0):
-        notes.append(f"the run went back to a checkpoint {times} times or more: of updates that were done again, the "
-                     "last time is on record")  # fmt: skip
+    journal = read_journal(folder)
+    rollbacks = () if journal is None else journal.rollbacks
+    notes = [
+        f"a guard rail went back from update {one.from_step} to {one.to_step}: what came between left nothing, and "
+        "later updates are those that were done instead"
+        for one in rollbacks
+    ]
+    lineages = max((int(row.identity.split(".")[0]) for row in rows.values()), default=0)
+    if times := lineages - len(rollbacks):
+        notes.append(
+            f"the run went on from a checkpoint, or from its start, after {times} interruption{'s' * (times > 1)}: of "
+            "updates that were done again, the last time is on record"
+        )
     events = RunHistory(folder).events(limit=sys.maxsize).events
     if count := sum(event.event == "nonfinite_update" for event in events):
-        notes.append(f"{count} updates had no finite step: they changed nothing, and what came in their place is on "
-                     "record")  # fmt: skip
+        notes.append(
+            f"{count} update{'s' * (count > 1)} had no finite step and changed nothing: what came instead is on record"
+        )
     return notes
 
 

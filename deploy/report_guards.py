@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from common.config_file import parse_config
 from common.errors import ConfigError
+from deploy.exit_codes import GUARDED
 from deploy.guard_history import replayed
 from deploy.guards import Notice
 from deploy.report_changes import Mark
+from deploy.run_address import read_end
 from deploy.run_files import RunFiles
 from deploy.settings_journal import Journal, Rollback, read_journal
 
@@ -22,7 +24,7 @@ class GuardRow:
     """One line of the table."""
 
     label: str
-    """Of its mark: A1, A2, … for alarms, R1, R2, … for rollbacks."""
+    """Of its mark: A1, A2, … for alarms, R1, R2, … for rollbacks, S where the run was stopped."""
     at_step: int
     """Updates before its mark."""
     updates: str
@@ -32,11 +34,15 @@ class GuardRow:
 
 
 def guard_rows(run: RunFiles) -> list[GuardRow]:
-    """Alarms, then rollbacks, each in order; none where there were none."""
-    journal = read_journal(run.folder)
+    """Alarms, then rollbacks, each in order, then whether a guard has stopped it; none where there was nothing."""
+    journal, end = read_journal(run.folder), read_end(run.folder)
     rollbacks = () if journal is None else journal.rollbacks
     rows = [_alarm(number, *pair) for number, pair in enumerate(_alarms(run, journal), start=1)]
-    return [*rows, *(_rollback(number, rollback) for number, rollback in enumerate(rollbacks, start=1))]
+    rows += [_rollback(number, rollback) for number, rollback in enumerate(rollbacks, start=1)]
+    if end is not None and end.exit_code == GUARDED and run.updates:
+        last = run.updates[-1].step
+        rows.append(GuardRow(label="S", at_step=last, updates=str(last), what="run stopped", text=end.reason))
+    return rows
 
 
 def with_guards(marks: Sequence[Mark], rows: Sequence[GuardRow]) -> list[Mark]:
@@ -48,11 +54,11 @@ def with_guards(marks: Sequence[Mark], rows: Sequence[GuardRow]) -> list[Mark]:
 
 
 def guards_sentence(rows: Sequence[GuardRow]) -> str:
-    """How often guard rails were raised, and went back; nothing where they were and did not."""
-    rollbacks = sum(row.label.startswith("R") for row in rows)
-    counts = [(len(rows) - rollbacks, "alarm"), (rollbacks, "rollback")]
+    """How often guard rails were raised, went back and stopped the run; nothing where they did not."""
+    first = [row.label[0] for row in rows]
+    counts = [(first.count("A"), "alarm"), (first.count("R"), "rollback"), (first.count("S"), "stop")]
     told = [f"{number} {word}{'s' if number > 1 else ''}" for number, word in counts if number]
-    return f"Guard rails: {' and '.join(told)}." if told else ""
+    return f"Guard rails: {', '.join(told)}." if told else ""
 
 
 def _alarms(run: RunFiles, journal: Journal | None) -> list[tuple[Notice, Notice | None]]:

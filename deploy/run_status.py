@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 from common.config_base import Config
 
 MemberState = Literal["starting", "syncing", "active", "draining", "given_up"]
+KLMeasure = Literal["kl_seq_sum", "kl_token_mean"]
 MAX_MEMBERS = 10_000
 """Most processes of a role that may be asked for: a slip of the finger must not ask a cluster for a million."""
 
@@ -101,8 +102,6 @@ class SettingsStatus(Status):
     """Nats; None where the KL coefficient is fixed."""
     kl_coef: float | None = None
     """None where the KL coefficient is adaptive."""
-    kl_measure: Literal["kl_seq_sum", "kl_token_mean"] = "kl_seq_sum"
-    """What `kl_target` is about: KL per response, or per token."""
 
 
 class WaitStatus(Status):
@@ -166,6 +165,8 @@ class RunStatus(Status):
     """`asked`: the run pauses once the running update is done. `paused`: it does nothing until it is resumed."""
     settings: SettingsStatus | None = None
     """What may change at run time."""
+    kl_measure: KLMeasure = "kl_seq_sum"
+    """What `settings.kl_target` is about: KL per response, or per token; a name of `latest`."""
     latest: dict[str, float] = {}
     """Metrics of the last update, by the names of metrics.jsonl."""
     tokens_per_s: float | None = None

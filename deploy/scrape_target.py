@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from common.errors import DataError
 
@@ -20,28 +19,29 @@ ANY_ADDRESS: Final = frozenset({"0.0.0.0", "::"})
 
 
 @contextmanager
-def scrape_target(folder: Path, url: str) -> Iterator[None]:
+def scrape_target(folder: Path, host: str, port: int) -> Iterator[None]:
     """Announce a run to Prometheus while the block runs.
 
     Args:
         folder: of the run; the file lies in `.targets` beside it.
-        url: of the server that has /metrics.
+        host: at which the server of /metrics is bound.
+        port: of it.
 
     Raises:
         DataError: the file cannot be written.
     """
     path = folder.parent / TARGETS / f"{folder.name}.json"
-    _write(path, [{"targets": [target_of(url)], "labels": {"run": folder.name}}])
+    _write(path, [{"targets": [target_of(host, port)], "labels": {"run": folder.name}}])
     try:
         yield
     finally:
         path.unlink(missing_ok=True)
 
 
-def target_of(url: str) -> str:
-    """Host and port as Prometheus asks for them: where a server listens on every address, that of this machine."""
-    parts = urlsplit(url)
-    return f"{socket.gethostname()}:{parts.port}" if parts.hostname in ANY_ADDRESS else parts.netloc
+def target_of(host: str, port: int) -> str:
+    """Host and port as Prometheus asks for them: where a server listens on every address, the name of this machine."""
+    name = socket.gethostname() if host in ANY_ADDRESS else host
+    return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def _write(path: Path, groups: list[dict[str, object]]) -> None:

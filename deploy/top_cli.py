@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from deploy.control_cli import RunArgument, RunsOption
+from deploy.control_cli import RunsOption, TargetArgument, TokenFileOption, TokenOption, UrlOption
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -16,6 +16,8 @@ EXAMPLES = """
   minichatgpt top demo
 
   minichatgpt top demo --interval 5
+
+  minichatgpt top --url http://10.0.0.7:9464 --token-file control.token
 
   minichatgpt top demo --once | less -R              one frame, for pipes and logs
 
@@ -27,21 +29,24 @@ EXAMPLES = """
 
 @app.command(epilog=EXAMPLES)
 def top(
-    run: RunArgument,
+    run: TargetArgument = None,
     once: Annotated[bool, typer.Option("--once", help="Print one frame and leave.")] = False,
     interval_s: Annotated[
         float, typer.Option("--interval", metavar="SECONDS", min=0.1, max=3600, help="Time between two looks.")
     ] = 1.0,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    token_file: TokenFileOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Watch a live run in the terminal: curves, who waits for whom, workers, samples, events."""
     from deploy.control_cli import show_end
-    from deploy.control_client import find_run
+    from deploy.control_target import open_run
     from deploy.run_address import read_end
     from deploy.top import print_once, watch
 
     console = Console()
-    with find_run(run, runs) as client:
+    with open_run(run, runs, url=url, token=token, token_file=token_file) as client:
         if once:
             print_once(client, console)
             return
@@ -50,4 +55,4 @@ def top(
         except KeyboardInterrupt:
             return
         if client.is_over():
-            show_end(client, read_end(client.folder), console)
+            show_end(client, None if client.folder is None else read_end(client.folder), console)

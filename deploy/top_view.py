@@ -121,7 +121,7 @@ def _bar(share: float, style: str, size: int) -> Text:
 def _curves(updates: Sequence[UpdateRow], status: RunStatus, width: int) -> list[Text]:
     if not updates:
         return [Text("the first update is not done yet", "dim")] if status.step is not None else []
-    measure = status.settings.kl_measure if status.settings is not None else "kl_seq_sum"
+    measure = status.kl_measure
     target = status.settings.kl_target if status.settings is not None else None
     newest = updates[-1].metrics
     unit = "nats/response" if measure == "kl_seq_sum" else "nats/token"

@@ -26,8 +26,8 @@ def advice(waits: WaitStatus) -> str:
     )
     if max(workers, reward) < BUSY:
         return (
-            f"The learner waits {share} of the time, and neither workers nor replicas are busy meanwhile: they wait for "
-            "one another. Smaller chunks may help; more workers would not."
+            f"The learner waits {share} of the time, and neither workers nor replicas are busy meanwhile: they wait "
+            "for one another. Smaller chunks may help; more workers would not."
         )
     if reward > workers:
         return (

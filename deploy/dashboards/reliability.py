@@ -32,7 +32,7 @@ OVERVIEW: Final = Row("Now", (
 
 BROKE: Final = Row("What broke", (
     Panel("Firing alerts", (Query(or_zero(f'sum by (run, alertname) (ALERTS{{alertstate="firing", {RUN}}})'),
-                                  "{{run}} {{alertname}}"),), width=12),
+                                  "{{run}} {{alertname}}"),), width=12, note="docs/alerts.md says what to do."),
     Panel("Events", (Query(happened("events", "event"), "{{run}} {{event}}"),), width=12),
     Panel("Restarts", (Query(happened("restarts", "role"), "{{run}} {{role}}"),)),
     Panel("Deadlines passed", (Query(happened("timeouts", "role, phase"), "{{run}} {{role}} {{phase}}"),)),

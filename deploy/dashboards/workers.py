@@ -36,7 +36,7 @@ WEIGHTS: Final = Row("Weights", (
 ))  # fmt: skip
 
 NODES: Final = Row("Nodes, from Ray's own metrics", (
-    Panel("CPU", (Query("ray_node_cpu_utilization_percentage", "{{instance}}"),), "percent",
+    Panel("CPU", (Query("ray_node_cpu_utilization", "{{instance}}"),), "percent",
           note="Needs the job `ray` of prometheus.yml."),
     Panel("Memory", (Query("ray_node_mem_used", "{{instance}} used"),
                      Query("ray_node_mem_total", "{{instance}} there")), "bytes",

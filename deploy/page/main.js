@@ -61,7 +61,7 @@ function showStatus(status, hasNews) {
   steering.follow(status);
   if (hasNews || latest?.settings?.kl_target !== status.settings?.kl_target) {
     const marks = history.marks();
-    const measure = status.settings?.kl_measure ?? "kl_seq_sum";
+    const measure = status.kl_measure;
     curves.kl.unit(measure === "kl_seq_sum" ? "nats per response" : "nats per token");
     curves.reward.show(history.reward(), marks);
     curves.kl.show(history.kl(measure, status.settings?.kl_target), marks);

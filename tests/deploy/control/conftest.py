@@ -81,7 +81,7 @@ class PlainRun:
             learner=LearnerStatus(state="active", pid=4711, restarts=1),
             pause=self.pause_state,
             settings=self.settings,
-            tokens_per_s=1496.5,
+            tokens_per_s=1497.2,
             waits=WaitStatus(
                 update_s=12.0, learner_wait_fraction=0.4, worker_idle_fraction=0.25, reward_idle_fraction=0.9
             ),

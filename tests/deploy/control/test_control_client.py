@@ -12,7 +12,9 @@ import pytest
 
 from common.errors import ControlError, DataError
 from deploy import control_client
-from deploy.control_client import RunClient, find_run
+from deploy.control_client import RunClient
+from deploy.control_target import find_run
+from deploy.control_waits import await_end, await_size
 from deploy.run_address import RecordEnd, announce
 from deploy.run_lock import run_lock
 from deploy.run_status import CheckpointInfo, ScaleRequest, StopRequest
@@ -127,7 +129,11 @@ def test_a_run_without_a_channel_says_which_setting_turns_it_on(tmp_path):
 def test_a_run_of_another_user_says_who_can_steer_it(serve):
     with serve() as served:
         (served.folder / "control.token").unlink()
-        assert "only the user who started the run can steer it" in refused("tiny", served.folder.parent)
+        with find_run("tiny", served.folder.parent) as client:
+            assert client.status().run == "tiny"
+            with pytest.raises(ControlError, match="only the user who started the run can steer it"):
+                client.resume()
+    assert not served.run.notes
 
 
 # --- asking
@@ -213,7 +219,7 @@ def test_waiting_for_a_size_ends_when_all_are_active(served):
     served.run.active = 1
     with find_run("tiny", served.folder.parent) as client:
         client.scale(ScaleRequest(rollout_workers=4))
-        client.await_size({"rollout": 4, "reward": 1}, 60, show)
+        await_size(client, {"rollout": 4, "reward": 1}, 60, show)
     assert shown == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -225,7 +231,7 @@ def test_a_size_that_is_not_reached_says_who_is_missing_and_why(served):
             ControlError, match=r"(?s)not there within 0 s.*rollout workers: 1 of 2 active; worker-1 syncing \(died"
         ),
     ):
-        client.await_size({"rollout": 2}, 0, lambda status: None)
+        await_size(client, {"rollout": 2}, 0, lambda status: None)
 
 
 def test_a_size_that_somebody_else_changes_is_not_waited_for(served):
@@ -233,7 +239,7 @@ def test_a_size_that_somebody_else_changes_is_not_waited_for(served):
         find_run("tiny", served.folder.parent) as client,
         pytest.raises(ControlError, match="the target of rollout workers is 2, not 4: somebody else has changed it"),
     ):
-        client.await_size({"rollout": 4}, 60, lambda status: None)
+        await_size(client, {"rollout": 4}, 60, lambda status: None)
 
 
 def test_a_run_that_ends_reaches_no_size(served):
@@ -242,7 +248,7 @@ def test_a_run_that_ends_reaches_no_size(served):
         find_run("tiny", served.folder.parent) as client,
         pytest.raises(ControlError, match="tiny is ending: Ctrl-C"),
     ):
-        client.await_size({"rollout": 4}, 60, lambda status: None)
+        await_size(client, {"rollout": 4}, 60, lambda status: None)
 
 
 def test_the_end_is_waited_for_and_told(living):
@@ -250,7 +256,7 @@ def test_the_end_is_waited_for_and_told(living):
     client = RunClient(folder, process.pid, "http://127.0.0.1:9", "token")
     ended = []
     with client:
-        waiting = threading.Thread(target=lambda: ended.append(client.await_end(60, lambda status: None)))
+        waiting = threading.Thread(target=lambda: ended.append(await_end(client, 60, lambda status: None)))
         waiting.start()
         process.stdin.close()
         waiting.join(60)
@@ -262,7 +268,7 @@ def test_an_end_without_a_word_is_told(living):
     process, folder = living
     with RunClient(folder, process.pid, "http://127.0.0.1:9", "token") as client:
         process.send_signal(signal.SIGKILL)
-        assert client.await_end(60, lambda status: None) is None
+        assert await_end(client, 60, lambda status: None) is None
 
 
 def test_an_end_that_does_not_come_says_what_can_be_done(living):
@@ -271,4 +277,4 @@ def test_an_end_that_does_not_come_says_what_can_be_done(living):
         RunClient(folder, process.pid, "http://127.0.0.1:9", "token") as client,
         pytest.raises(ControlError, match=rf"`kill -9 {process.pid}` ends it at once"),
     ):
-        client.await_end(0, lambda status: None)
+        await_end(client, 0, lambda status: None)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from common.control_config import ControlConfig
 from common.errors import CheckpointError, ConfigError, ControlError, PhaseTimeoutError
-from deploy import control, control_guard
+from deploy import control_calls, control_guard
 from deploy.control_server import serve_control
 from deploy.run_address import read_address
 from deploy.run_status import CheckpointInfo, Problem, RunStatus
@@ -348,7 +348,7 @@ def test_a_bug_in_a_checkpoint_tells_the_client_nothing(served):
 def test_a_run_that_hangs_is_given_up_and_the_server_goes_on(serve, plain_run):
     run = plain_run(asleep=threading.Event())
     with serve(run, call_timeout_s=0.1) as served:
-        for _ in range(control.MAX_CALLS):
+        for _ in range(control_calls.MAX_CALLS):
             assert "has not answered within 0.1 s" in problem(served.ask("GET", "/v1/run"), 504)
         assert "16 calls wait for the run already" in problem(served.ask("GET", "/v1/run"), 503)
         assert served.ask("GET", "/healthz").status_code == 200

@@ -109,12 +109,13 @@ class Watched:
     runs: Path
     url: str
     """Of Prometheus."""
+    client: httpx2.Client
     messages: list = field(default_factory=list)
     """That came to the webhook."""
 
     def ask(self, path, **parameters):
         """What Prometheus' API answers."""
-        answer = httpx2.get(f"{self.url}/api/v1/{path}", params=parameters, trust_env=False, timeout=30).json()
+        answer = self.client.get(f"{self.url}/api/v1/{path}", params=parameters).json()
         assert answer["status"] == "success", f"{parameters}: {answer}"
         return answer["data"]
 
@@ -125,7 +126,7 @@ class Watched:
 
     def is_ready(self):
         try:
-            return httpx2.get(f"{self.url}/-/ready", trust_env=False, timeout=5).status_code == 200
+            return self.client.get(f"{self.url}/-/ready").status_code == 200
         except httpx2.TransportError:
             return False
 
@@ -135,7 +136,7 @@ def watching(tool, tmp_path_factory):
     """Starts the programs that watch a folder, configured as `minichatgpt watch` does, but looking every second."""
     with ExitStack() as stack:
 
-        def start(*, ray_folder=Path("/nowhere")):
+        def start(*, ray_folder=Path("/nowhere"), token=None):
             folder = tmp_path_factory.mktemp("watch")
             runs, port, alert_port = folder / "runs", free_port(), free_port()
             (runs / ".targets").mkdir(parents=True)
@@ -143,16 +144,22 @@ def watching(tool, tmp_path_factory):
             settings, alerting = folder / "prometheus.yml", folder / "alertmanager.yml"
             change(settings, {"_interval: 5s": "_interval: 1s", "_interval: 15s": "_interval: 1s",
                               "_interval: 10s": "_interval: 1s", ":9093": f":{alert_port}"})  # fmt: skip
+            if token is not None:
+                (folder / "token").write_text(token, encoding="ascii")
+                change(settings, {"# authorization:": "authorization:", "#   credentials_file:": "  credentials_file:",
+                                  "/etc/prometheus/minichatgpt.token": str(folder / "token")})  # fmt: skip
             shutil.copy(PACKAGE / "prometheus" / "alertmanager.yml", alerting)
             url, messages = stack.enter_context(webhook())
             change(alerting, {"http://127.0.0.1:9095/alerts": url})
-            manager = [tool("prometheus-alertmanager"), f"--config.file={alerting}", "--cluster.listen-address=",
-                       f"--storage.path={folder / 'alerts'}", f"--web.listen-address=127.0.0.1:{alert_port}"]  # fmt: skip
+            manager = [tool("prometheus-alertmanager"), f"--config.file={alerting}",
+                       f"--storage.path={folder / 'alerts'}", f"--web.listen-address=127.0.0.1:{alert_port}",
+                       "--cluster.listen-address="]  # fmt: skip
             server = [tool("prometheus"), f"--config.file={settings}", f"--storage.tsdb.path={folder / 'data'}",
                       f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
             stack.enter_context(program(manager, folder / "alertmanager.log"))
             stack.enter_context(program(server, folder / "prometheus.log"))
-            watched = Watched(runs, f"http://127.0.0.1:{port}", messages)
+            client = stack.enter_context(httpx2.Client(trust_env=False, timeout=30))
+            watched = Watched(runs, f"http://127.0.0.1:{port}", client, messages)
             wait_until(watched.is_ready, "Prometheus is ready")
             return watched
 

@@ -60,7 +60,8 @@ def judged(unscored):
 
 CASES = [
     Case("ScrapeDown", "does not answer", "3m", {"up": "0x200"},
-         "host:1 has not answered Prometheus for a minute. A run that ends takes its target file away; this one has not."),
+         "host:1 has not answered Prometheus for a minute. A run that ends takes its target file away; this one has "
+         "not."),
     Case("ScrapeDown", "answers", "3m", {"up": "1x200"}),
     Case("ScrapeDown", "has ended", "10m", {"up": "1x4 stale"}),
 

@@ -25,17 +25,15 @@ PANELS = [panel for dashboard in DASHBOARDS for row in dashboard.rows for panel 
 QUERIES = [query.expr for panel in PANELS for query in panel.queries]
 ANNOTATIONS = [each["expr"] for document in DOCUMENTS.values() for each in document["annotations"]["list"]]
 NAMES = {metric.full_name for metric in CATALOGUE.values()}
-SUFFIXES = {
-    metric.full_name: ("_bucket", "_sum", "_count") for metric in CATALOGUE.values() if metric.type == "histogram"
-}
-OTHERS = {"up", "ALERTS", "ray_node_cpu_utilization_percentage", "ray_node_mem_used", "ray_node_mem_total",
+HISTOGRAMS = {metric.full_name for metric in CATALOGUE.values() if metric.type == "histogram"}
+OTHERS = {"up", "ALERTS", "ray_node_cpu_utilization", "ray_node_mem_used", "ray_node_mem_total",
           "ray_object_store_memory"}  # fmt: skip
 """Of Prometheus itself and of Ray."""
 
 
 def legal_names():
-    parts = {name + suffix for name, suffixes in SUFFIXES.items() for suffix in suffixes}
-    return (NAMES - set(SUFFIXES)) | parts | RECORDED | OTHERS
+    parts = {name + suffix for name in HISTOGRAMS for suffix in ("_bucket", "_sum", "_count")}
+    return (NAMES - HISTOGRAMS) | parts | RECORDED | OTHERS
 
 
 def filled(expr):

@@ -7,8 +7,13 @@ import subprocess
 import httpx2
 import pytest
 import yaml
+from prometheus_client import CollectorRegistry, Gauge
 
+from common.control_config import ControlConfig
+from deploy.control_server import serve_control
 from deploy.run_address import read_address
+from deploy.run_controls import RunControls
+from deploy.stop_signal import StopSignal
 from deploy.watch_cli import PACKAGE
 
 pytestmark = pytest.mark.slow
@@ -96,6 +101,25 @@ def test_prometheus_takes_the_queries_of_annotations_and_of_panels_without_data(
 
 def test_a_sound_run_sets_off_no_critical_alert(watched):
     assert watched.query('ALERTS{severity="critical"}') == []
+
+
+@pytest.mark.parametrize(("token", "says"), [("r" * 32, ""), ("x" * 32, "401 Unauthorized")])
+def test_a_run_that_asks_for_a_token_is_scraped_with_the_one_for_reading(watching, until, token, says):
+    watched = watching(token=token)
+    config = ControlConfig(host="127.0.0.2", token_env="STEER", read_token_env="READ")
+    environ = {"STEER": "s" * 32, "READ": "r" * 32}
+    registry, folder = CollectorRegistry(), watched.runs / "guarded"
+    Gauge("minichatgpt_step", "Any metric.", registry=registry).set(7)
+    folder.mkdir()
+    with serve_control(config, RunControls("guarded", StopSignal()), folder, registry=registry, environ=environ):
+
+        def scraped():
+            targets = watched.ask("targets", state="active")["activeTargets"]
+            return [target for target in targets if target["health"] != "unknown"]
+
+        (target,) = until(scraped, "the target is scraped")
+        assert says in target["lastError"]
+        assert target["health"] == ("down" if says else "up")
 
 
 def test_a_run_that_is_killed_is_reported_by_webhook(watched, until):

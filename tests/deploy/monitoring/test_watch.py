@@ -10,7 +10,7 @@ import yaml
 from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
-from common.config import ControlConfig
+from common.control_config import ControlConfig
 from common.errors import ConfigError, DataError
 from deploy.cli import app
 from deploy.control_server import serve_control
@@ -43,8 +43,8 @@ def test_a_run_tells_prometheus_where_it_is_while_it_lasts(tmp_path):
 
 
 def test_two_runs_do_not_take_each_others_place(tmp_path):
-    with scrape_target(tmp_path / "one", "http://127.0.0.1:1"):
-        with scrape_target(tmp_path / "two", "http://[::1]:2"):
+    with scrape_target(tmp_path / "one", "127.0.0.1", 1):
+        with scrape_target(tmp_path / "two", "::1", 2):
             there = {path.stem: json.loads(path.read_bytes()) for path in (tmp_path / ".targets").iterdir()}
         assert [path.name for path in (tmp_path / ".targets").iterdir()] == ["one.json"]
     assert {name: groups[0]["targets"] for name, groups in there.items()} == {
@@ -53,16 +53,16 @@ def test_two_runs_do_not_take_each_others_place(tmp_path):
     }
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
 def test_a_run_that_listens_on_every_address_is_found_by_its_machines_name(host):
-    assert target_of(f"http://{host}:9464") == f"{socket.gethostname()}:9464"
+    assert target_of(host, 9464) == f"{socket.gethostname()}:9464"
 
 
 def test_a_target_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
     (tmp_path / ".targets").write_text("no folder", encoding="utf-8")
     with (
         pytest.raises(DataError, match=r"\.targets/mine\.json, which tells Prometheus of the run, cannot be written"),
-        scrape_target(tmp_path / "mine", "http://127.0.0.1:1"),
+        scrape_target(tmp_path / "mine", "127.0.0.1", 1),
     ):
         pass
 

@@ -18,6 +18,7 @@ from deploy.pipeline import Pipeline
 from deploy.recorded_run import open_recorded
 from deploy.replay import replay
 from deploy.run_status import SettingsRequest
+from learner.ppo import PPOLearner
 from learner.trajectory_file import trajectory_path
 
 EVENTFUL = (
@@ -218,7 +219,7 @@ def test_the_command_lists_what_can_be_replayed(minichatgpt, eventful):
     assert "6 of 6 updates can be replayed" in told.out
     assert "5-6" in told.out
     assert "step_000004" in told.out
-    assert "went back to a checkpoint 1 times" in " ".join(told.out.split())
+    assert "after 1 interruption:" in " ".join(told.out.split())
     listed = json.loads(minichatgpt(eventful.folder, "--json")[1].out)
     assert [(one["update"], one["start_step"]) for one in listed["replayable"]] == [
         (1, 0), (2, 0), (3, 0), (4, 0), (5, 4), (6, 4)
@@ -249,14 +250,50 @@ def test_every_update_of_a_plain_run_is_the_same(tiny_run):
 
 
 @pytest.mark.slow
-def test_after_a_lost_learner_and_an_update_that_was_not_finite_what_is_on_record_is_the_same(train, poison):
+def test_after_a_lost_learner_what_is_on_record_is_the_same(train, poison):
     poison(5)
     outcome = train("ppo.checkpoint_every=2", "ppo.keep_last=1").ok()
     found = replayed(outcome.folder, 6, from_step=0)
-    assert found.is_same
-    assert len(found.updates) == 6
-    notes = open_recorded(outcome.folder).plan.notes
-    assert any("went back to a checkpoint" in note for note in notes)
+    assert verdicts(found) == [(update, "same", 0.0) for update in range(1, 7)]
+    [note] = open_recorded(outcome.folder).plan.notes
+    assert "after 1 interruption:" in note
+
+
+@pytest.mark.slow
+def test_an_update_that_was_not_finite_and_the_one_in_its_place(train, monkeypatch):
+    """Update 3 has no finite step at first; other samples come in its place."""
+    spoilt = []
+    targets = PPOLearner._targets
+
+    def spoil(learner, batch):
+        made, measured = targets(learner, batch)
+        if learner.step == 2 and not spoilt:
+            spoilt.append(True)
+            measured = measured | {"kl_seq_sum": float("nan")}
+        return made, measured
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PPOLearner, "_targets", spoil)
+        outcome = train("ppo.checkpoint_every=2").ok()
+    assert "nonfinite_update" in [event for event, _ in outcome.events()]
+    assert replayed(outcome.folder, 6, from_step=0).is_same
+    [note] = open_recorded(outcome.folder).plan.notes
+    assert note.startswith("1 update had no finite step")
+
+
+@pytest.mark.slow
+def test_after_a_rollback_by_a_guard_rail_what_is_on_record_is_the_same(train):
+    outcome = train(
+        "ppo.checkpoint_every=2", "ppo.keep_last=9", "ppo.optimizer.lr=0.01", "guards.kl.max_nats=13",
+        "guards.kl.patience_updates=1", "guards.kl.action=roll_back", "ppo.early_stop_kl=0.05",
+    )  # fmt: skip
+    run = open_recorded(outcome.folder)
+    [note, *_] = run.plan.notes
+    assert "a guard rail went back from update" in note
+    last = max(run.rows)
+    found = replay(open_recorded(outcome.folder, from_step=0), last, quiet)
+    assert verdicts(found) == [(update, "same", 0.0) for update in range(1, last + 1)]
+    assert any(one.metrics["early_stopped"].recorded for one in found.updates), "no update was stopped early"
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 
 from deploy import exit_codes
 from deploy.cli import main
-from deploy.control_client import find_run
+from deploy.control_target import find_run
 from deploy.files import read_json
 from deploy.local import LocalLearner
 from deploy.run_address import read_end

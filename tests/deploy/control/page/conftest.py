@@ -277,3 +277,39 @@ def chromium() -> Iterator:
         browser = engine.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser
         browser.close()
+
+
+def give(page, token: str) -> None:
+    page.get_by_label("Control token").fill(token)
+    page.get_by_role("button", name="Use", exact=True).click()
+
+
+@pytest.fixture
+def give_token() -> Callable[..., None]:
+    """Pastes a token into an open page."""
+    return give
+
+
+@pytest.fixture
+def open_page(chromium) -> Iterator[Callable]:
+    """Opens the page of a served run, and gives it a token; at the end, nothing must have been complained of."""
+    opened, said = [], []
+
+    def complain(line) -> None:
+        if "net::ERR_" not in line.text and "the server responded with a status of" not in line.text:
+            said.append(line.text)
+
+    def go(served, *, token: str = "", width: int = 1280):
+        page = chromium.new_page(viewport={"width": width, "height": 800})
+        opened.append(page)
+        page.set_default_timeout(15_000)
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("console", complain)
+        page.goto(served.url)
+        give(page, token or served.token)
+        return page
+
+    yield go
+    for page in opened:
+        page.close()
+    assert said == []

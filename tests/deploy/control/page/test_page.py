@@ -1,48 +1,16 @@
 """The page in a real browser, against a served run."""
 
 import re
-from collections.abc import Callable
 
 import pytest
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-Page, expect = playwright.Page, playwright.expect
+expect = playwright.expect
 
 NAMELESS = """() => [...document.querySelectorAll('button, input, [tabindex], [role=meter], [role=progressbar]')]
   .filter((node) => node.offsetParent !== null || node.tagName === 'svg')
   .filter((node) => !(node.getAttribute('aria-label') || node.textContent.trim() || node.labels?.length))
   .map((node) => node.outerHTML)"""
-
-
-@pytest.fixture
-def open_page(chromium) -> Callable[..., Page]:
-    """Opens the page of a served run, with its token unless another is given; fails if the browser complains."""
-    opened, said = [], []
-
-    def go(served, *, token: str | None = "", width: int = 1280) -> Page:
-        page = chromium.new_page(viewport={"width": width, "height": 800})
-        opened.append(page)
-        page.set_default_timeout(15_000)
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on(
-            "console",
-            lambda line: said.append(line.text) if "ERR_" not in line.text and "status of" not in line.text else None,
-        )
-        page.add_init_script("addEventListener('securitypolicyviolation', (e) => console.error('CSP', e.blockedURI))")
-        page.goto(served.url)
-        if token is not None:
-            give(page, token or served.token)
-        return page
-
-    yield go
-    for page in opened:
-        page.close()
-    assert said == []
-
-
-def give(page: Page, token: str) -> None:
-    page.get_by_label("Control token").fill(token)
-    page.get_by_role("button", name="Use", exact=True).click()
 
 
 def test_the_page_shows_the_numbers_of_the_run(show_run, open_page):
@@ -116,13 +84,13 @@ def test_a_refusal_is_shown_in_the_words_of_the_run(show_run, open_page):
         expect(page.locator("#answer")).to_contain_text("temperature: Input should be less than or equal to 10")
 
 
-def test_a_wrong_token_opens_nothing_and_says_why(show_run, open_page):
+def test_a_wrong_token_opens_nothing_and_says_why(show_run, open_page, give_token):
     with show_run() as served:
         page = open_page(served, token="wrong")
         expect(page.locator("#answer")).to_contain_text("token")
         expect(page.locator("#pause")).to_be_disabled()
         assert page.evaluate("Object.keys(sessionStorage)") == []
-        give(page, served.token)
+        give_token(page, served.token)
         expect(page.locator("#pause")).to_be_enabled()
         assert served.token not in page.url
         page.reload()

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.live import Live
 
 from deploy.cli import main
-from deploy.control_client import find_run
+from deploy.control_target import find_run
 from deploy.run_history import RunHistory
 from deploy.top import Top
 from deploy.top_view import BLOCKS, KEYS, lines, sparkline
