@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, ControlError
 from deploy.run_status import (
     AlarmStatus,
     CheckpointInfo,
@@ -184,8 +184,14 @@ class SceneRun:
     calls: list[object] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: list[tuple[str, int]] = field(default_factory=list)
+    fails_at: int | None = None
+    """Which look at it fails, from 1."""
+    looks: int = 0
 
     def status(self) -> RunStatus:
+        self.looks += 1
+        if self.looks == self.fails_at:
+            raise ControlError("the learner is being replaced")
         return self.now
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:
