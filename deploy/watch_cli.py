@@ -49,6 +49,7 @@ def watch(
         f"--config.file={folder / 'prometheus.yml'}",
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address={HOST}:{port}",
+        "--log.level=warn",
     ]
     console.print(" \\\n  ".join(command), markup=False, highlight=False, soft_wrap=True)
     console.print(

@@ -17,15 +17,15 @@ from deploy.dashboards.panels import (
 )
 
 OVERVIEW: Final = Row("Now", (
-    Panel("Updates per hour", (Query(f"3600 * {recorded('updates:rate5m')}"),), kind="stat", width=4,
-          note="Over the last 5 minutes."),
+    Panel("Updates per hour", (Query(f"3600 * {recorded('updates:rate30m')}"),), kind="stat", width=4,
+          note="Over the last 30 minutes, or since the start."),
     Panel("Seconds of an update", (Query(recorded("update_seconds:mean")),), "s", kind="stat", width=4,
           note="Mean since the driver started."),
     Panel("Generated", (Query(recorded("generated_tokens:rate1m")),), "suffix: tokens/s", kind="stat", width=4,
           note="Response tokens by all workers, mean over a minute."),
     Panel("Trained", (Query(recorded("trained_tokens:rate1m")),), "suffix: tokens/s", kind="stat", width=4,
           note="Response tokens trained on, each counted once, mean over a minute."),
-    Panel("The learner waits", (Query(recorded("loop_seconds:share5m", 'phase="collect"')),), "percentunit",
+    Panel("The learner waits", (Query(recorded("loop_seconds:share30m", 'phase="collect"')),), "percentunit",
           kind="stat", width=4, steps=((0.6, "yellow"), (0.85, "red")),
           note="Share of the main loop in which the learner waits for samples. Near 1: add rollout workers."),
     Panel("Rollout workers work", (Query(series("busy_ratio", 'role="rollout"')),), "percentunit", kind="stat",
@@ -33,12 +33,12 @@ OVERVIEW: Final = Row("Now", (
 ))  # fmt: skip
 
 WAITING: Final = Row("Who waits for whom", (
-    Panel("Main loop by phase", (Query(recorded("loop_seconds:share5m"), "{{run}} {{phase}}"),), "percentunit",
+    Panel("Main loop by phase", (Query(recorded("loop_seconds:share30m"), "{{run}} {{phase}}"),), "percentunit",
           width=12, stacked=True,
           note="collect: the learner waits for samples; more workers help. update: the workers wait for the learner."),
-    Panel("Share of the time in which a role works", (Query(recorded("busy_seconds:share5m"), "{{run}} {{role}}"),),
+    Panel("Share of the time in which a role works", (Query(recorded("busy_seconds:share30m"), "{{run}} {{role}}"),),
           "percentunit", width=12,
-          note="Mean over a role's members, last 5 minutes. The role near 1 is the bottleneck."),
+          note="Mean over a role's members, last 30 minutes. The role near 1 is the bottleneck."),
     Panel("Share of the last update in which a role worked", (Query(series("busy_ratio"), "{{run}} {{role}}"),),
           "percentunit"),
     Panel("Requests that wait", (Query(series("queue_length"), "{{run}} {{role}}"),)),
