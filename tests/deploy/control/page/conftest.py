@@ -30,8 +30,8 @@ from deploy.waiting import advice
 NOW = datetime.now(UTC)
 UPDATE_S = 6.0
 HOSTILE = (
-    '<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'"> "quotes" & \'more\' '
-    "<b>bold</b> ]]> </p></main> \x1b[2J {{ 7 * 7 }} ${7 * 7}"
+    '\x1b[2J<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'"> '
+    "\"quotes\" & 'more' <b>bold</b> ]]> </p></main> {{ 7 * 7 }} ${7 * 7}"
 )
 LONG = "the film is long and " * 400
 
