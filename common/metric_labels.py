@@ -37,9 +37,13 @@ UNSCORED: Final = (
 """Why a sample has no score, or no logprobs of the reference."""
 DROPPED: Final = (*UNSCORED, "group_incomplete", "nonfinite_update")
 SETTINGS: Final = ("temperature", "learning_rate", "kl_target", "kl_coef")
+GUARDS: Final = ("kl", "entropy", "clip_fraction", "repetition", "length", "judge_gap")
+"""Tables of `[guards]`."""
+GUARD_ACTIONS: Final = ("warn", "lower_learning_rate", "roll_back", "stop")
 EVENTS: Final = (
     "active", "restart", "given_up", "lost", "drain", "error", "regenerate", "scale", "pause", "resume", "settings",
-    "resumed", "learner_lost", "nonfinite_update", "checkpoint_failed", "checkpoint_damaged", "over_optimisation",
+    "resumed", "rolled_back", "guard_alarm", "guard_cleared", "guard_stop", "control",
+    "learner_lost", "nonfinite_update", "checkpoint_failed", "checkpoint_damaged", "over_optimisation",
 )  # fmt: skip
 """Those that are counted from 0; others appear once they happen."""
 
@@ -71,6 +75,8 @@ KNOWN: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "request_queue_seconds": _by_role(METHODS),
     "request_seconds": _by_role(METHODS),
     "publish_seconds": _each(("take", *PUBLISH_PARTS, "pause")),
+    "guard_alarm": _each(GUARDS),
+    "guard_actions": tuple(product(GUARDS, GUARD_ACTIONS)),
     "checkpoint_seconds": _each(("snapshot", "write")),
     "busy_seconds": (("learner", "learner"), ("driver", "driver")),
 }

@@ -52,7 +52,7 @@ class GuardRails:
         self._metrics = metrics
         self._note = note
         self._guards = Guards(config)
-        self.go_back_to(0)
+        self._show()
 
     @property
     def alarms(self) -> tuple[Alarm, ...]:
@@ -85,6 +85,9 @@ class GuardRails:
         evaluations = [line for line in read_evaluations(self._folder) if line.step <= step]
         rollbacks = self._steering.journal.rollbacks
         self._guards, _ = replayed(self._config, updates, evaluations, rollbacks, undecided=step)
+        self._show()
+
+    def _show(self) -> None:
         raised = {alarm.guard for alarm in self._guards.alarms}
         for guard in GUARDS:
             self._metrics.guard_alarm(guard, guard in raised)

@@ -12,17 +12,27 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from deploy.control_cli import RunsOption
+from deploy.control_cli import RunsOption, TokenFileOption, TokenOption, UrlOption
 
 if TYPE_CHECKING:
-    from deploy.run_history import EventRow, RunHistory
+    from deploy.history_source import Source
+    from deploy.run_history import EventRow
 
 app = typer.Typer(rich_markup_mode="rich")
 
 POLL_S: Final = 0.5
-"""Time between two looks at events.jsonl."""
+"""Time between two looks."""
+MOST_EVENTS: Final = 1000
+"""Shown of those that came between two looks."""
 
-RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, or its folder.")]
+RunArgument = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[RUN]",
+        show_default=False,
+        help="Name of a run, or its folder, whether it runs or not. Left out: the one at --url, or at MINICHATGPT_URL.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object per line, for programs.")]
 
 SAMPLES_EXAMPLES = """
@@ -39,6 +49,8 @@ SAMPLES_EXAMPLES = """
   minichatgpt samples demo --grep refund --limit 100
 
   minichatgpt samples demo --best --json | jq -r .response
+
+  minichatgpt samples --url http://10.0.0.7:9464 --token-file read.token
 """
 LOGS_EXAMPLES = """
 [bold]Examples[/]
@@ -46,6 +58,8 @@ LOGS_EXAMPLES = """
   minichatgpt logs demo                               the last events: members lost, resizes, settings, checkpoints
 
   minichatgpt logs demo --follow                      and those that come, until the run is over
+
+  minichatgpt logs --url http://10.0.0.7:9464 --follow
 
   minichatgpt logs demo --limit 1000 --json | jq -r 'select(.event == "restart") | .text'
 
@@ -58,7 +72,7 @@ LOGS_EXAMPLES = """
 
 @app.command(epilog=SAMPLES_EXAMPLES)
 def samples(
-    run: RunArgument,
+    run: RunArgument = None,
     update: Annotated[int | None, typer.Option("--update", metavar="N", min=1, help="Only of this update.")] = None,
     best: Annotated[bool, typer.Option("--best", help="Only the best of each update.")] = False,
     worst: Annotated[bool, typer.Option("--worst", help="Only the worst of each update.")] = False,
@@ -68,21 +82,25 @@ def samples(
     ] = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=1000, help="At most so many.")] = 20,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    token_file: TokenFileOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Show texts that the policy wrote: newest update first, the best of an update before the worst."""
+    from deploy.history_source import open_source
     from deploy.history_view import print_samples
-    from deploy.run_address import find_folder
 
-    history = _history(find_folder(run, runs))
-    found = history.samples(update=update, kind=_kind(best, worst, heldout), contains=grep, limit=limit)
+    kind = _kind(best, worst, heldout)
+    with open_source(run, runs, url=url, token=token, token_file=token_file) as source:
+        found = source.written.samples(update=update, kind=kind, contains=grep, limit=limit)
     if as_json:
         for row in found.samples:
             typer.echo(row.model_dump_json())
     else:
         print_samples(found.samples, Console(), sought=grep)
     if not found.samples:
-        Console(stderr=True).print(Text(f"no sample of {run} fits", "yellow"))
+        Console(stderr=True).print(Text(f"no sample of {source.name} fits", "yellow"))
     if not found.is_complete:
         Console(stderr=True).print(Text("the file is long: older samples were not looked at", "yellow"))
 
@@ -97,21 +115,22 @@ def _kind(best: bool, worst: bool, heldout: bool) -> Literal["best", "worst", "h
 
 @app.command(epilog=LOGS_EXAMPLES)
 def logs(
-    run: RunArgument,
+    run: RunArgument = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on as events come, until the run is over.")
     ] = False,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, max=1000, help="Begin with the last N.")] = 50,
     as_json: JsonOption = False,
+    url: UrlOption = None,
+    token: TokenOption = None,
+    token_file: TokenFileOption = None,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Show the events of a run: members lost and replaced, resizes, changed settings, checkpoints that failed."""
+    from deploy.history_source import open_source
     from deploy.history_view import print_events
-    from deploy.run_address import find_folder, read_end
-    from deploy.run_lock import is_held
 
-    folder, console = find_folder(run, runs), Console()
-    history = _history(folder)
+    console, beside = Console(), Console(stderr=True)
 
     def show(row: "EventRow") -> None:
         if as_json:
@@ -120,37 +139,34 @@ def logs(
         else:
             print_events([row], console)
 
-    events = history.events(limit=limit).events
-    for row in events:
-        show(row)
-    if follow:
-        follow_events(history, show, after=events[-1].number if events else -1, is_over=lambda: not is_held(folder))
-        end = read_end(folder)
-        how = "it left no word, so it was killed" if end is None else f"exit code {end.exit_code}: {end.reason}"
-        Console(stderr=True).print(Text(f"{run} does not run any more: {how}", "dim"), soft_wrap=True)
-    elif not events:
-        Console(stderr=True).print(Text(f"{run} has no events yet", "yellow"))
-    stacks = sorted((folder / "logs").glob("*"))
-    if stacks and not as_json:
+    with open_source(run, runs, url=url, token=token, token_file=token_file) as source:
+        events = source.written.events(limit=limit).events
+        for row in events:
+            show(row)
+        if follow:
+            follow_events(source, show, after=events[-1].number if events else -1)
+            beside.print(Text(source.how_it_ended(), "dim"), soft_wrap=True)
+    if not events and not follow:
+        beside.print(Text(f"{source.name} has no events yet", "yellow"))
+    if (stacks := source.stacks()) and not as_json:
         console.print(Text(f"Stacks of processes that hung: {', '.join(map(str, stacks))}", "dim"), soft_wrap=True)
 
 
-def follow_events(
-    history: "RunHistory", show: Callable[["EventRow"], None], *, after: int, is_over: Callable[[], bool]
-) -> None:
+def follow_events(source: "Source", show: Callable[["EventRow"], None], *, after: int) -> None:
     """Show each event whose number is above `after` as it comes; returns once the run is over and all are shown."""
+    from common.errors import ControlError
+
     while True:
-        ended = is_over()  # first: what is written before the end is shown
-        for row in history.events(after=after).events:
+        ended = source.is_over()  # first: what was written before the end is shown
+        try:
+            rows = source.written.events(after=after, limit=MOST_EVENTS).events
+        except ControlError:
+            if source.is_over():  # who was asked has gone
+                return
+            raise
+        for row in rows:
             show(row)
             after = row.number
         if ended:
             return
         time.sleep(POLL_S)
-
-
-def _history(folder: Path) -> "RunHistory":
-    """Of a folder, read to its start: nobody else waits for the answer."""
-    from deploy.run_history import RunHistory
-
-    return RunHistory(folder, most_bytes=None)

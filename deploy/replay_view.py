@@ -79,7 +79,8 @@ def _print_verdict(found: Replay, console: Console) -> None:
     elif found.is_same:
         console.print(Text("✓ the same: largest difference 0 in metrics, 0 in weights", "green"))
     else:
-        of_weights = "by an unknown amount, for no checkpoint tells" if weights is None else f"by up to {weights:.3g}"
+        unknown = "by an unknown amount, for no checkpoint tells"
+        of_weights = unknown if weights is None else f"by up to {weights:.3g}" if weights else "not at all"
         console.print(
             Text(
                 f"✗ differs from update {found.first_different} on: metrics by up to {metrics:.3g}, weights "

@@ -4,7 +4,6 @@ A run that is cut off and goes on from an older checkpoint, or is replayed, asks
 same updates. Written by `deploy/steering.py` before the update that a change is for; read by the report and by replay.
 """
 
-from collections.abc import Mapping
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
@@ -96,14 +95,6 @@ class Journal(Shape):
             if not _is_later(change, step, draw):
                 last = change.settings
         return last
-
-    def holds(self, step: int, draw: int, who: Who, values: Mapping[str, float]) -> bool:
-        """Whether somebody has changed these settings to these values at this very place."""
-        return any(
-            (change.at_step, change.from_draw, change.who) == (step, draw, who)
-            and values.items() <= change.settings.present().items()
-            for change in self.changes
-        )
 
     def reach(self, step: int, draw: int) -> "Journal":
         """An update begins. What was meant for the one after a step comes in force already where that step had no

@@ -15,8 +15,6 @@ from deploy.run_status import RunStatus, ScaleRequest
 from deploy.top_view import KEYS, lines
 from deploy.watching import View, Watcher
 
-LOOK_S: Final = 0.05
-"""Longest time until a change of the terminal's size is seen."""
 NOTE_S: Final = 6.0
 """For how long the answer to a key is shown."""
 PATIENCE: Final = 3
@@ -58,11 +56,10 @@ class Top:
 
     def run(self, interval_s: float) -> None:
         """Until `q`, or the run has ended."""
-        failures = 0
-        while True:
+        failures, view = 0, self._watcher.look()
+        while self._show_for(view, interval_s):
             try:
-                view = self._watcher.look()
-                failures = 0
+                failures, view = 0, self._watcher.look()
             except ControlError as error:
                 failures += 1
                 if self._client.is_over():
@@ -70,10 +67,6 @@ class Top:
                 if failures >= PATIENCE:
                     raise
                 self._say(str(error), "bold red")
-                self._keys.read(interval_s)
-                continue
-            if not self._show_for(view, interval_s):
-                return
 
     def _show_for(self, view: View, interval_s: float) -> bool:
         """Show a view until the next look is due; false if it is time to leave."""

@@ -13,7 +13,7 @@ from rich.text import Text
 from deploy.console import one_line
 from deploy.control_view import STYLES, TITLES
 from deploy.finding import show_bytes
-from deploy.report_words import NONE, duration, number
+from deploy.report_words import NONE, duration, gap_between, number
 from deploy.run_history import EventRow, UpdateRow
 from deploy.run_status import MemberStatus, PoolStatus, RunStatus, WaitStatus
 from deploy.watching import View
@@ -54,7 +54,7 @@ def lines(view: View, *, width: int, height: int | None = None, note: Text | Non
     samples = [sample for kind in ("best", "worst") if (sample := _sample(view, kind)) is not None]
     last = [] if note is None else [note]
     room = None if height is None else height - len(above) - len(samples) - len(last)
-    members = _members(status.pools, None if room is None else max(0, room - LEAST_EVENTS))
+    members = [*_members(status.pools, None if room is None else max(0, room - LEAST_EVENTS)), *gap]
     left = NUM_EVENTS if room is None else max(0, room - len(members))
     shown = [*above, *members, *samples, *(_event(event) for event in reversed(view.events[-left:] if left else ()))]
     if height is not None:
@@ -202,12 +202,13 @@ def _sample(view: View, kind: str) -> Text | None:
     if row is None:
         return None
     style = "green" if kind == "best" else "red"
+    prompt, response = one_line(row.prompt), one_line(row.response)
     return Text.assemble(
         (f"{kind:<6}", style),
         f"{number(row.score, 'signed'):>6}  ",
-        (one_line(row.prompt), "dim"),
-        " ",
-        one_line(row.response),
+        (prompt, "dim"),
+        gap_between(prompt, response),
+        response,
     )
 
 

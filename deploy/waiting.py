@@ -3,7 +3,7 @@
 from deploy.run_status import WaitStatus
 
 BUSY = 0.7
-"""Share of the learner's wait from which on those it waits for count as busy."""
+"""Share of the learner's wait that workers and replicas, one after the other, fill with work; less is lost between."""
 SHORT, LONG = 0.25, 0.6
 """Shares of an update: a learner that waits less is what limits the run; one that waits longer is not."""
 
@@ -24,7 +24,7 @@ def advice(waits: WaitStatus) -> str:
     workers, reward = (
         min(1.0, (1.0 - idle) / wait) for idle in (waits.worker_idle_fraction, waits.reward_idle_fraction)
     )
-    if max(workers, reward) < BUSY:
+    if workers + reward < BUSY:
         return (
             f"The learner waits {share} of the time, and neither workers nor replicas are busy meanwhile: they wait "
             "for one another. Smaller chunks may help; more workers would not."

@@ -6,6 +6,7 @@ import { bytes, clock, count, duration, NONE, number, percent, signed, words } f
 const MOST_MEMBERS = 64;
 const MOST_EVENTS = 200;
 const LONG_CHARACTERS = 350;
+const BRIEF_CHARACTERS = 150;
 const TITLES = { rollout: "Rollout workers", reward: "Reward replicas" };
 const COLUMNS = [
   ["slot", ""], ["state", ""], ["weights", ""], ["age", "number"], ["busy", "busy"], ["tokens/s", "number"],
@@ -98,7 +99,7 @@ export function showPools(pools) {
     const waiting = pool.queued ? ` · ${count(pool.queued)} requests wait, the oldest ${duration(pool.queue_age_s)}` : "";
     put(title, `${TITLES[role] ?? words(role)}: ${pool.active} of ${pool.target} active${waiting}`);
     rows(scroller.querySelector("tbody"), pool.members.slice(0, MOST_MEMBERS).map(memberCells));
-    const errors = pool.members.filter((member) => member.last_error).map((m) => `${m.slot}: ${m.last_error}`);
+    const errors = pool.members.filter((member) => member.last_error).map((m) => `${m.slot}: ${brief(m.last_error)}`);
     const hidden = pool.members.length - MOST_MEMBERS;
     put(rest, [...errors.slice(0, 8), ...(hidden > 0 ? [`and ${count(hidden)} more`] : [])].join("\n"));
     show(rest, rest.textContent !== "");
@@ -168,6 +169,14 @@ function textColumn(kind, samples) {
   return make("div", kind, make("h3", "", kind), ...made);
 }
 
+const brief = (text) => (text.length <= BRIEF_CHARACTERS ? text : `${text.slice(0, BRIEF_CHARACTERS).trimEnd()} …`);
+
+/** What an event says; a long one in short, and whole when it is opened. */
+function told(text) {
+  if (brief(text) === text) return make("span", "what", text);
+  return make("details", "what", make("summary", "", brief(text)), make("p", "", text));
+}
+
 export function showEvents(events) {
   const list = find("events");
   const last = Number(list.dataset.last ?? -1);
@@ -175,7 +184,7 @@ export function showEvents(events) {
     const time = make("time", "", clock(event.time));
     time.dateTime = event.time;
     const kind = make("span", `kind ${event.event}`, words(event.event));
-    list.prepend(make("li", "", time, kind, make("span", "what", event.text)));
+    list.prepend(make("li", "", time, kind, told(event.text)));
     list.dataset.last = event.number;
   }
   while (list.children.length > MOST_EVENTS) list.lastElementChild.remove();

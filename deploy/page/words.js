@@ -15,7 +15,8 @@ export function number(value) {
   else if (size >= 10) text = value.toFixed(1);
   else if (size >= 0.1 || size === 0) text = value.toFixed(2);
   else if (size >= 0.001) text = value.toFixed(3);
-  else text = value.toExponential(1);
+  else if (size >= 1e-5) text = value.toExponential(1);
+  else text = "≈ 0";
   return text.replaceAll("-", MINUS);
 }
 

@@ -2,12 +2,14 @@
 
 import math
 import time
+from typing import get_args
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from common.guards_config import Action, GuardsConfig
 from common.metric_catalogue import CATALOGUE, GROUPS, PREFIX
-from common.metric_labels import DROPPED, KNOWN, ROUTES_AT_MOST
+from common.metric_labels import DROPPED, GUARD_ACTIONS, GUARDS, KNOWN, ROUTES_AT_MOST
 from common.metrics import RunMetrics
 from common.records import Identity, UpdateReport
 from common.run_settings import RunSettings
@@ -62,6 +64,12 @@ def test_names_end_in_their_unit_and_all_has_a_meaning():
 def test_label_values_that_are_known_are_of_metrics_that_there_are():
     for name, values in KNOWN.items():
         assert {len(one) for one in values} == {len(CATALOGUE[name].labels)}, name
+
+
+def test_guard_rails_are_those_that_can_be_configured():
+    tables = GuardsConfig.model_fields
+    assert set(GUARDS) == {name for name, field in tables.items() if hasattr(field.annotation, "model_fields")}
+    assert set(GUARD_ACTIONS) == set(get_args(Action)) - {"off"}
 
 
 def test_series_whose_labels_are_known_are_there_from_the_start_at_0(metrics, value):

@@ -8,9 +8,11 @@ import sys
 import pytest
 from rich.console import Console
 
+from common.errors import ControlError
 from deploy import history_cli
 from deploy.cli import main
 from deploy.history_cli import follow_events
+from deploy.history_source import Source
 from deploy.history_view import print_events, print_samples
 from deploy.run_history import EventRow, RunHistory, SampleRow
 
@@ -135,19 +137,46 @@ def test_stacks_of_processes_that_hung_are_pointed_to(tmp_path, minichatgpt):
     assert "has no events yet" in told.err
 
 
+class Telling:
+    """A run that writes two more events between any two looks whether it is over, which it is at the fourth.
+
+    Args:
+        folder: where it writes.
+        goes: whether nobody answers any more once it is over.
+    """
+
+    def __init__(self, folder, *, goes=False):
+        self.folder, self.goes, self.looks = folder, goes, 0
+
+    def is_over(self):
+        self.looks += 1
+        write_events(self.folder, *(event(n) for n in range(1 + 2 * self.looks)))
+        return self.looks >= 4
+
+    def events(self, *, after=-1, limit):
+        if self.goes and self.looks >= 3:
+            raise ControlError("nobody answers")
+        return RunHistory(self.folder).events(after=after, limit=limit)
+
+
+def followed(run):
+    seen = []
+    follow_events(Source("it", run, run.is_over, None), lambda row: seen.append(row.number), after=0)
+    return seen
+
+
 def test_events_are_followed_until_the_run_is_over_and_none_is_missed(tmp_path, monkeypatch):
     monkeypatch.setattr(history_cli, "POLL_S", 0.0)
-    looks = []
+    assert followed(Telling(tmp_path)) == list(range(1, 9))
 
-    def is_over():
-        """Two more events at each look, the last ones just before the end."""
-        looks.append(2 * len(looks) + 3)
-        write_events(tmp_path, *(event(n) for n in range(looks[-1])))
-        return len(looks) == 4
 
-    seen = []
-    follow_events(RunHistory(tmp_path), lambda row: seen.append(row.number), after=0, is_over=is_over)
-    assert seen == list(range(1, 9))
+def test_a_run_that_goes_while_it_is_asked_is_over_and_one_that_hangs_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(history_cli, "POLL_S", 0.0)
+    assert followed(Telling(tmp_path, goes=True)) == list(range(1, 5))
+    hangs = Telling(tmp_path, goes=True)
+    hangs.is_over = lambda: setattr(hangs, "looks", 3)
+    with pytest.raises(ControlError, match="nobody answers"):
+        followed(hangs)
 
 
 def test_to_follow_a_run_that_is_over_ends_and_says_how_it_ended(tiny_run, tmp_path, minichatgpt):

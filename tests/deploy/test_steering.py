@@ -60,6 +60,14 @@ def test_an_order_during_an_update_counts_for_the_next_one_and_is_on_disk_at_onc
     assert [drive.steering.settings_at(step).learning_rate for step in (0, 1)] == [1e-4, 5e-5]
 
 
+def test_two_orders_during_one_update_both_hold(drive):
+    drive.update(0)
+    drive.order(5e-5)
+    drive.steering.change(SettingsRequest(temperature=0.5))
+    drive.update(1)
+    assert (drive.steering.in_force.learning_rate, drive.steering.in_force.temperature) == (5e-5, 0.5)
+
+
 def test_an_order_that_changes_nothing_leaves_no_trace(drive, tmp_path):
     drive.update(0)
     drive.order(1e-4)
@@ -76,28 +84,15 @@ def test_an_order_that_cannot_be_written_down_is_an_error_and_changes_nothing(dr
     assert drive.changed == []
 
 
-def test_a_guard_that_sees_the_same_again_where_updates_are_done_again_changes_nothing_twice(drive, tmp_path):
-    """Lowered before update 3, and by an operator before update 5; then the run begins again, and the guard too."""
-
-    def look(this):
-        """As a guard rail does it within `at`: between the end of an update and the beginning of the next."""
-        this.steering._next = (2, this.draw)
-        this.order(this.steering.in_force.learning_rate / 2, who="guard", reason="kl")
-
-    for step in range(2):
+def test_an_order_between_two_updates_counts_for_the_one_that_follows(drive, tmp_path):
+    """As a guard rail gives it, in the loop's own thread."""
+    for step in range(3):
         drive.update(step)
-    drive.draw = 20
-    look(drive)
-    assert [drive.update(step) for step in (2, 3)] == [5e-5, 5e-5]
-    drive.order(1e-5)
-    assert drive.update(4) == 1e-5
-    again = Drive(tmp_path)
-    for step in range(2):
-        again.update(step)
-    again.draw = 20
-    look(again)
-    assert [again.update(step) for step in (2, 3, 4)] == [5e-5, 5e-5, 1e-5]
-    assert [change.who for change in read_journal(tmp_path).changes] == ["guard", "operator"]
+    drive.order(5e-5, who="guard", reason="kl")
+    assert drive.update(3) == 5e-5
+    [change] = read_journal(tmp_path).changes
+    assert (change.at_step, change.who, change.reason) == (3, "guard", "kl")
+    assert drive.notes == [("settings", "from update 4 on: learning_rate 0.0001 to 5e-05 (guard: kl)")]
 
 
 def test_over_a_rollback_settings_and_even_an_order_of_just_now_are_kept(drive, tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, ControlError
 from deploy.run_status import (
     AlarmStatus,
     CheckpointInfo,
@@ -30,8 +30,8 @@ from deploy.waiting import advice
 NOW = datetime.now(UTC)
 UPDATE_S = 6.0
 HOSTILE = (
-    '<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'"> "quotes" & \'more\' '
-    "<b>bold</b> ]]> </p></main> \x1b[2J {{ 7 * 7 }} ${7 * 7}"
+    '\x1b[2J<script>document.title = "taken"</script><img src=x onerror="document.title=\'taken\'"> '
+    "\"quotes\" & 'more' <b>bold</b> ]]> </p></main> {{ 7 * 7 }} ${7 * 7}"
 )
 LONG = "the film is long and " * 400
 
@@ -184,8 +184,14 @@ class SceneRun:
     calls: list[object] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     counts: list[tuple[str, int]] = field(default_factory=list)
+    fails_at: int | None = None
+    """Which look at it fails, from 1."""
+    looks: int = 0
 
     def status(self) -> RunStatus:
+        self.looks += 1
+        if self.looks == self.fails_at:
+            raise ControlError("the learner is being replaced")
         return self.now
 
     def scale(self, *, rollout_workers: int | None, reward_replicas: int | None) -> RunStatus:

@@ -95,6 +95,11 @@ def test_a_wrong_token_opens_nothing_and_says_why(show_run, open_page, give_toke
         assert served.token not in page.url
         page.reload()
         expect(page.locator("#pause")).to_be_enabled()  # kept by the tab
+        page.evaluate("sessionStorage.setItem('minichatgpt-token', 'of an earlier start')")
+        page.reload()
+        expect(page.locator("#answer")).to_contain_text("does not hold this run's token")
+        expect(page.locator("#state")).to_have_text("running")  # reading goes on without
+        expect(page.locator("#pause")).to_be_disabled()
         assert served.run.calls == []
 
 

@@ -1,5 +1,6 @@
 """`minichatgpt top`: what it shows, and what its keys do."""
 
+import contextlib
 import io
 import os
 import pty
@@ -122,6 +123,27 @@ def test_keys_reach_the_run_and_a_refusal_is_shown(show_run):
     sizes = [call[1] for call in served.run.calls if call[0] == "scale"]
     assert served.run.calls[:2] == ["pause", "resume"]
     assert sizes == [5, 4, 3, 2, 1]
+
+
+def test_a_run_that_ends_is_left(show_run):
+    with contextlib.ExitStack() as stack:
+        served = stack.enter_context(show_run())
+
+        class Ending(Keys):
+            def read(self, timeout_s: float) -> str | None:
+                stack.close()  # the run ends while somebody waits for a key
+                return None
+
+        with find_run("tiny", served.folder.parent) as client:
+            Top(client, Ending(), Live(console=Console(file=io.StringIO()), auto_refresh=False)).run(0.0)
+            assert client.is_over()
+
+
+def test_one_answer_that_fails_is_told_and_the_show_goes_on(show_run):
+    with show_run() as served:
+        served.run.fails_at = 2
+        assert "the learner is being replaced" in press(served, "x")
+        assert served.run.looks == 2
 
 
 def test_a_run_that_was_set_back_is_not_shown_twice(show_run, add_update):
