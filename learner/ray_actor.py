@@ -37,7 +37,7 @@ class LearnerActor:
         torch.set_num_threads(config.learner.threads)
         self._service = build_learner(config, paths, Path(folder))
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
+        return {**describe(threads=torch.get_num_threads(), node=node, node_ip=ip), **heartbeat()}
 
     def load(self, url: str | None, lineage: int) -> int:
         """Go on from a checkpoint, or from the weights before PPO; returns the updates behind it."""

@@ -86,8 +86,9 @@ def test_stats_count_what_the_chunk_holds(llama):
     assert stats.samples == len(chunk.rollouts) == 12
     assert stats.prompt_tokens == sum(len(p.token_ids) for p in chunk.prompts)
     assert stats.response_tokens == sum(len(r.response_ids) for r in chunk.rollouts)
+    assert stats.response_lengths == tuple(len(r.response_ids) for r in chunk.rollouts)
     assert stats.stops == sum(r.finish == "stop" for r in chunk.rollouts)
-    assert set(stats.seconds) >= {"fetch", "load", "generate"}
+    assert set(stats.seconds) >= {"fetch", "verify", "load", "generate"}
 
 
 @pytest.mark.parametrize("fill", [1, 3, 11])

@@ -6,7 +6,19 @@ import pytest
 
 from common.errors import ConfigError, LearnerLostError, MemberFailedError, WeightsMismatchError
 from common.pool import Pool
-from common.pool_actions import Departed, Done, Duplicate, Failed, GaveUp, Kill, LostArgument, Note, Send, Start
+from common.pool_actions import (
+    Counted,
+    Departed,
+    Done,
+    Duplicate,
+    Failed,
+    GaveUp,
+    Kill,
+    LostArgument,
+    Note,
+    Send,
+    Start,
+)
 from common.ports import Reply
 from common.records import GenerateRequest, Identity, Stats, Unscored, WeightsHandle
 from common.supervision import Limits
@@ -481,3 +493,47 @@ def test_status_says_what_an_operator_wants_to_know(role):
     assert (shown["state"], shown["held"], shown["restarts"], shown["heartbeat_age_s"]) == ("active", 1, 0, 7)
     assert shown["described"] == {"node": "n1", "pid": 1}
     assert shown["weights"] == ("0.3" if role == "rollout" else "")
+
+
+# --- what is counted and timed
+
+
+def test_an_answer_says_how_long_it_was_queued_and_how_long_it_took():
+    bench = Bench(members=1, depth=1)
+    bench.make_ready()
+    bench.submit("a", "b")
+    bench.now += 4.0
+    bench.answer(bench.calls("generate")[0])
+    bench.now += 3.0
+    bench.answer(bench.calls("generate")[0])
+    assert [(done.queued_s, done.took_s) for done in bench.kinds(Done)] == [(0.0, 4.0), (4.0, 3.0)]
+
+
+def test_what_was_given_back_is_queued_anew():
+    bench = Bench(members=2, depth=1)
+    bench.make_ready()
+    bench.submit("a", "b")
+    bench.now += 5.0
+    bench.die("worker-0")
+    assert [bench.pool.describe(bench.now)[key] for key in ("queued", "queue_age_s")] == [1, 0.0]
+    bench.now += 2.0
+    assert bench.pool.describe(bench.now)["queue_age_s"] == 2.0
+    bench.answer(bench.calls("generate", "worker-1")[0])
+    bench.now += 1.0
+    bench.answer(bench.calls("generate", "worker-1")[0])
+    assert [(done.queued_s, done.took_s) for done in bench.kinds(Done)] == [(0.0, 7.0), (2.0, 1.0)]
+
+
+def test_restarts_resizes_and_deadlines_are_counted():
+    bench = Bench(members=2)
+    assert bench.kinds(Counted) == [], "to begin with two is no resize"
+    bench.make_ready()
+    bench.take(bench.pool.resize(2, bench.now))
+    bench.take(bench.pool.resize(3, bench.now))
+    bench.submit("a")
+    bench.die("worker-0")
+    bench.make_ready()
+    bench.pass_time(bench.pool.limits.request_s + 1)
+    assert [(counted.what, counted.label) for counted in bench.kinds(Counted)] == [
+        ("resizes", ""), ("restarts", ""), ("timeouts", "generate"), ("restarts", ""),
+    ]  # fmt: skip

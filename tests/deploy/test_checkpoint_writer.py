@@ -385,3 +385,24 @@ def test_who_asks_too_late_is_told_so(writer, learner):
     saving.close()
     with pytest.raises(CheckpointError, match=r"training has ended; the newest checkpoint is \S*step_000006"):
         asked.result(LIMIT_S)
+
+
+def test_metrics_are_told_of_every_save_and_of_what_is_gone_back_to(writer, learner, store, metrics):
+    def value(name, **labels):
+        return metrics.registry.get_sample_value(f"minichatgpt_checkpoint_{name}", labels)
+
+    saving = writer()
+    train(saving, learner, [2, 4])
+    saving.wait()
+    first, newest = store.checkpoints()[-2:]
+    assert value("step") == newest.step == 4
+    assert value("time_seconds") == newest.written_at
+    assert value("bytes") == sum(file.size_bytes for file in newest.files.values())
+    assert value("seconds_count", part="snapshot") == value("seconds_count", part="write") == 2
+    saving.go_back_to(first)
+    assert value("step") == 2
+    learner.fails = OSError("no room")
+    train(saving, learner, [4])
+    saving.settle()
+    assert value("failures_total") == 1
+    assert value("seconds_count", part="write") == 2

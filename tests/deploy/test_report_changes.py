@@ -81,6 +81,17 @@ def test_changes_are_lines_in_every_curve_with_a_legend_and_rows_of_a_table(fold
     assert "never in force" not in page
 
 
+def test_a_line_stands_between_the_last_update_before_it_and_the_first_with_it():
+    updates = [UpdateLine(step=step, metrics={"entropy": float(step)}) for step in range(1, 10)]
+    [curve] = [curve for group in GROUPS for curve in group.curves if curve.slug == "entropy"]
+    svg = draw(curve, updates, [Mark(5, "1")])
+    paths = re.findall(r'<path d="([^"]+)"[^>]*style="([^"]*)"', svg)
+    places = {style: [float(x) for x in re.findall(r"[ML] (\S+)", path)] for path, style in paths}
+    [points] = [xs for style, xs in places.items() if "var(--series-1)" in style and len(xs) == len(updates)]
+    [line] = [xs for style, xs in places.items() if DOTTED in style]
+    assert line == pytest.approx([(points[4] + points[5]) / 2] * 2, abs=0.01)
+
+
 def test_without_changes_there_is_neither_line_nor_table_nor_legend(folder):
     page = page_of(folder)
     assert dotted(page) == [0] * page.count("<svg")

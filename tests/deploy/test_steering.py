@@ -60,6 +60,14 @@ def test_an_order_during_an_update_counts_for_the_next_one_and_is_on_disk_at_onc
     assert [drive.steering.settings_at(step).learning_rate for step in (0, 1)] == [1e-4, 5e-5]
 
 
+def test_two_orders_during_one_update_both_hold(drive):
+    drive.update(0)
+    drive.order(5e-5)
+    drive.steering.change(SettingsRequest(temperature=0.5))
+    drive.update(1)
+    assert (drive.steering.in_force.learning_rate, drive.steering.in_force.temperature) == (5e-5, 0.5)
+
+
 def test_an_order_that_changes_nothing_leaves_no_trace(drive, tmp_path):
     drive.update(0)
     drive.order(1e-4)

@@ -88,6 +88,7 @@ def test_a_failure_of_any_scorer_drops_exactly_the_rollouts_concerned(policy_tok
             assert judgement.parts == {n: column[i] for n, column in zip(names, table, strict=True)}
             total = sum(w * column[i] for w, column in zip(weight, table, strict=True))
             assert judgement.score == pytest.approx(total, rel=1e-12)
+    assert stats.scores == tuple(j.score for j in judged.judgements if j is not None)
     assert stats.score_sum == pytest.approx(sum(j.score for j in judged.judgements if j is not None), rel=1e-12)
 
 

@@ -1,5 +1,7 @@
 """Guard rails in real runs of `tiny`: what raises each of them, and what each action does."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -103,6 +105,22 @@ def test_a_sound_run_raises_nothing(undisturbed):
     assert undisturbed().events() == []
 
 
+@pytest.mark.slow
+def test_a_reward_for_repetition_is_stopped_by_the_guard_that_looks_for_it(train, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("callables")))
+    scorer = "{type='function', name='repeated', callable='repeating_rewards:repeated'}"
+    outcome = train(
+        f"reward_service.scorers=[{scorer}]", "ppo.updates=40", "ppo.optimizer.lr=5e-3", "guards.kl.action=off",
+        "guards.repetition.action=stop",
+    )  # fmt: skip
+    with pytest.raises(RunStopped, match=r"guard repetition: .* of repeated trigrams; at most 0\.3"):
+        outcome.ok()
+    rows = outcome.rows()
+    assert len(rows) < 40
+    assert [row["metrics"]["repetition"] > 0.3 for row in rows[-4:]] == [False, True, True, True]
+    assert rows[-1]["metrics"]["score_mean"] > rows[0]["metrics"]["score_mean"] + 1, "by the score all is well"
+
+
 def test_an_alarm_is_shown_while_it_lasts_and_cleared_when_all_is_well_again(train):
     seen = {}
 
@@ -147,6 +165,8 @@ def test_a_run_that_is_killed_after_that_lowers_it_no_second_time(train, lowered
     resumed = train(*LOWER).ok()
     resumed.assert_same_as(lowered)
     assert [row["settings"] for row in resumed.rows()] == [row["settings"] for row in lowered.rows()]
+    journal = read_journal(resumed.folder)
+    assert (len(journal.changes), journal.dead) == (1, ()), "it stands in the journal as it did"
 
 
 # --- stopping

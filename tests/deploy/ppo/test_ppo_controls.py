@@ -43,6 +43,14 @@ def test_status_has_every_field(train, until):
     ]
     assert {m.weights for m in workers} <= {"0.2", "0.3"}
     assert all(m.calls_held == 0 and m.heartbeat_age_s >= 0 and m.last_error is None for m in workers)
+    assert all(m.weights_age_s >= 0 and m.tokens_per_s > 0 and 0 < m.busy_fraction <= 1 for m in workers)
+    assert all(pool.queued == pool.queue_age_s == 0 for pool in status.pools.values())
+    assert status.latest == {k: v for k, v in outcome.rows()[2]["metrics"].items() if v is not None}
+    total_s = outcome.rows()[2]["seconds"]["total"]
+    assert status.waits.update_s == total_s
+    assert status.tokens_per_s == status.latest["response_tokens"] / total_s
+    assert status.waits.learner_wait_fraction == outcome.rows()[2]["seconds"]["collect"] / total_s
+    assert status.waits.worker_idle_fraction == 1 - sum(m.busy_fraction for m in workers) / 2
     assert (status.learner.state, status.learner.pid, status.learner.restarts) == ("idle", os.getpid(), 0)
 
 
