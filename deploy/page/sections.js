@@ -169,7 +169,7 @@ function textColumn(kind, samples) {
   return make("div", kind, make("h3", "", kind), ...made);
 }
 
-const brief = (text) => (text.length <= BRIEF_CHARACTERS ? text : `${text.slice(0, BRIEF_CHARACTERS).trimEnd()} …`);
+const brief = (text) => (text.length <= BRIEF_CHARACTERS ? text : `${text.slice(0, BRIEF_CHARACTERS).replace(/\s+\S*$/, "")} …`);
 
 /** What an event says; a long one in short, and whole when it is opened. */
 function told(text) {

@@ -21,7 +21,7 @@ from deploy.top import print_once
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 900
-COLOURS = 128
+COLOURS = 256
 """Of the picture: fewer bytes, and nobody sees it."""
 SETTLE_MS = 2500
 """Until the page has asked for all that it shows."""
@@ -40,7 +40,7 @@ def take_page(folder: Path, target: Path) -> None:
         page.wait_for_timeout(SETTLE_MS)
         page.screenshot(path=target, full_page=True)
         browser.close()
-    Image.open(target).convert("RGB").quantize(COLOURS).save(target, optimize=True)
+    Image.open(target).convert("RGB").quantize(COLOURS, kmeans=3).save(target, optimize=True)
 
 
 def take_top(folder: Path, target: Path) -> None:

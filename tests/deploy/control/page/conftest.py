@@ -121,7 +121,7 @@ def write_history(
         (62, "active", "worker-3", "worker-3 takes work"),
         (110, "settings", "", "from the next update on: kl_target 4 to 6"),
         (150, "lost", "worker-1", "worker-1 died in generate: killed from outside (SIGKILL, the kernel's out-of-memory "
-         "killer) or crashed.\n  | last line of its log"),
+         "killer) or crashed.\n  | one line of its log, and a few words more\n  | and the last"),
         (151, "restart", "worker-1", "worker-1 starts again (1 of 3 within 10 min)"),
         (190, "guard_alarm", "", "kl: 11.3 nats per response is above 10 for 3 updates; the learning rate is halved"),
     ]  # fmt: skip

@@ -29,6 +29,10 @@ def test_the_page_shows_the_numbers_of_the_run(show_run, open_page):
         expect(page.locator("#pool-rollout tbody tr").nth(1)).to_contain_text("403")
         expect(page.locator("#ledger")).to_contain_text("9,728")
         expect(page.locator("#events li").first).to_contain_text("11.3 nats per response")
+        long = page.locator("#events details")
+        expect(long.get_by_text("and the last")).to_be_hidden()
+        long.locator("summary").click()
+        expect(long.get_by_text("and the last")).to_be_visible()
         assert page.locator("#curve-kl line.mark.steered").count() == 2
         assert page.locator("#curve-kl line.mark.lost").count() == 2
 
