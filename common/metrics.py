@@ -146,7 +146,8 @@ class RunMetrics:
             if phase in seconds:
                 self.families.inc("loop_seconds", phase, by=seconds[phase])
         if "publish" in seconds:
-            self.families.observe("publish_seconds", seconds["publish"], "take")
+            taken = seconds["publish"] + seconds.get("flatten", 0.0)  # the copy is made at the end of the update
+            self.families.observe("publish_seconds", taken, "take")
         self.families.observe("update_seconds", update_s)
         worked = sum(seconds.get(phase, 0.0) for phase in ("update", "publish", "snapshot"))
         self.families.inc("busy_seconds", "learner", "learner", by=worked)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -11,7 +11,7 @@ from rich.text import Text
 from deploy.console import one_line
 from deploy.control_models import Workers
 from deploy.report_words import duration
-from deploy.run_status import MemberStatus, PoolStatus, RunStatus, SettingsStatus, WaitStatus
+from deploy.run_status import MemberStatus, PoolStatus, RunStatus, WaitStatus
 
 BAR_CHARACTERS: Final = 24
 STYLES: Final = {
@@ -23,33 +23,35 @@ STYLES: Final = {
 }
 TITLES: Final = {"rollout": "Rollout workers", "reward": "Reward replicas"}
 """By role."""
-PAUSES: Final = {"asked": "asked for, once the running update is done", "paused": "the run stands still"}
-Columns = Mapping[str, Callable[[MemberStatus], Text]]
+NUMBERS: Final = ("busy", "memory", "held", "restarts", "beat")
+"""Columns of every member; `beat` is the age of its last sign of life."""
+
+T = TypeVar("T")
 
 
 def print_status(status: RunStatus, console: Console) -> None:
     """Print the run, its progress, its ledger, its newest checkpoint and its processes."""
     console.print(_facts(status))
-    for role, pool in status.pools.items():
+    if status.pools:
         console.print()
-        _print_pool(role, pool, console, COLUMNS)
+        _print_pools(status.pools, console)
 
 
 def print_workers(workers: Workers, console: Console) -> None:
-    """Print the processes of both pools, with what they do and hold."""
+    """Print the processes of both pools."""
     if not workers.pools:
         console.print("no workers: the stage that runs has no pools; `minichatgpt status` names it", markup=False)
-    for number, (role, pool) in enumerate(workers.pools.items()):
+    _print_pools(workers.pools, console)
+
+
+def _print_pools(pools: Mapping[str, PoolStatus], console: Console) -> None:
+    for number, (role, pool) in enumerate(pools.items()):
         if number:
             console.print()
-        _print_pool(role, pool, console, {**COLUMNS, **LOAD})
-
-
-def _print_pool(role: str, pool: PoolStatus, console: Console, columns: Columns) -> None:
-    console.print(_members(TITLES.get(role, role), pool, columns))
-    for member in pool.members:
-        if member.last_error:
-            console.print(Text(f"{member.slot}: {one_line(member.last_error)}", "red"), soft_wrap=True)
+        console.print(_members(role, pool))
+        for member in pool.members:
+            if member.last_error:
+                console.print(Text(f"{member.slot}: {one_line(member.last_error)}", "red"), soft_wrap=True)
 
 
 def progress_line(status: RunStatus) -> str:
@@ -76,24 +78,25 @@ def _facts(status: RunStatus) -> Table:
     if status.stopping is not None:
         grid.add_row("ending", Text(one_line(status.stopping), "bold yellow"))
     grid.add_row("stage", Text(status.stage or "between stages"))
-    if status.pause != "none":
-        grid.add_row("pause", Text(PAUSES[status.pause], "bold yellow"))
-    for alarm in status.alarms:
-        grid.add_row("alarm", Text(f"{one_line(alarm.text)}, since update {alarm.since_step}", "bold red"))
     if status.step is not None and status.updates:
         grid.add_row("updates", _progress(status.step, status.updates, status.lineage))
+    if status.pause != "none":
+        stands = "it stands still; `minichatgpt resume` lets it go on"
+        grid.add_row("pause", Text(stands if status.pause == "paused" else "after this update", "bold yellow"))
+    for alarm in status.alarms:
+        grid.add_row("alarm", Text(f"since update {alarm.since_step}: {one_line(alarm.text)}", "bold red"))
     if status.phase is not None:
         grid.add_row("phase", Text(f"{one_line(status.phase)}, for {duration(status.phase_s)}"))
-    if status.waits is not None:
-        speed = "" if status.tokens_per_s is None else f", {status.tokens_per_s:,.0f} tokens/s"
-        grid.add_row("last update", Text(f"{duration(status.waits.update_s)}{speed}; {_waits(status.waits)}"))
     if status.settings is not None:
-        grid.add_row("settings", Text(_settings(status.settings)))
+        present = status.settings.model_dump(exclude_none=True)
+        grid.add_row("settings", Text(" · ".join(f"{name.replace('_', ' ')} {v:g}" for name, v in present.items())))
+    if status.waits is not None:
+        grid.add_row("last update", Text(_waits(status.waits, status.tokens_per_s)))
     if status.ledger:
         grid.add_row("samples", Text(_ledger(status.ledger)))
     if status.learner is not None:
         learner = status.learner
-        grid.add_row("learner", Text(f"{learner.state}, process {learner.pid or '–'}, {learner.restarts} restarts"))
+        grid.add_row("learner", Text(f"{learner.state}, process {_or_dash(learner.pid)}, {learner.restarts} restarts"))
     if status.step is not None:
         newest = status.newest_checkpoint
         text = "none yet"
@@ -113,17 +116,13 @@ def _progress(step: int, updates: int, lineage: int | None) -> Text:
     )
 
 
-def _waits(waits: WaitStatus) -> str:
-    shares = {
-        "learner": waits.learner_wait_fraction,
-        "workers": waits.worker_idle_fraction,
-        "replicas": waits.reward_idle_fraction,
-    }
-    return "waiting: " + ", ".join(f"{who} {share:.0%}" for who, share in shares.items())
-
-
-def _settings(settings: SettingsStatus) -> str:
-    return " · ".join(f"{name} {value:g}" for name, value in settings.model_dump(exclude_none=True).items())
+def _waits(waits: WaitStatus, tokens_per_s: float | None) -> str:
+    """How long it took, how fast that was, and who waited for whom."""
+    speed = "" if tokens_per_s is None else f" · {tokens_per_s:,.0f} tokens/s"
+    return (
+        f"{duration(waits.update_s)}{speed} · learner waits {waits.learner_wait_fraction:.0%} of it, workers idle "
+        f"{waits.worker_idle_fraction:.0%}, replicas {waits.reward_idle_fraction:.0%}"
+    )
 
 
 def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
@@ -138,60 +137,48 @@ def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
     return one_line(" · ".join(parts))
 
 
-def _members(title: str, pool: PoolStatus, columns: Columns) -> Table:
+def _members(role: str, pool: PoolStatus) -> Table:
     queued = f", {pool.queued} requests wait, {duration(pool.queue_age_s)}" if pool.queued else ""
     table = Table(
-        title=f"{title}: {pool.active} of {pool.target} active{queued}",
+        title=f"{TITLES.get(role, role)}: {pool.active} of {pool.target} active{queued}",
         title_justify="left",
         title_style="bold",
         box=None,
         pad_edge=False,
-        padding=(0, 2, 0, 0),
+        padding=(0, 1, 0, 0),
     )
-    for name in columns:
-        table.add_column(Text(name, "dim"), justify="left" if name in WORDS else "right", overflow="fold")
+    for name in ("slot", "state", "node", "process"):
+        table.add_column(Text(name, "dim"), overflow="fold")
+    for name in (*(("weights", "age", "tokens/s") if role == "rollout" else ()), *NUMBERS):
+        table.add_column(Text(name, "dim"), justify="right")
     for member in pool.members:
-        table.add_row(*(show(member) for show in columns.values()))
+        table.add_row(*_row(role, member))
     return table
 
 
-def _or_dash(value: str | int | None) -> Text:
-    return Text("–" if value is None else one_line(str(value)))
+def _row(role: str, member: MemberStatus) -> list[Text]:
+    weights = [
+        Text(_or_dash(member.weights)),
+        Text(_or_dash(member.weights_age_s, duration)),
+        Text(_or_dash(member.tokens_per_s, "{:,.0f}".format)),
+    ]
+    return [
+        Text(member.slot),
+        Text(member.state.replace("_", " "), STYLES[member.state]),
+        Text(one_line(_or_dash(member.node and member.node[:8]))),
+        Text(_or_dash(member.pid)),
+        *(weights if role == "rollout" else []),
+        Text(_or_dash(member.busy_fraction, "{:.0%}".format)),
+        Text(_or_dash(member.rss_bytes, _memory)),
+        Text(str(member.calls_held)),
+        Text(str(member.restarts)),
+        Text(_or_dash(member.heartbeat_age_s, duration)),
+    ]
 
 
-def _seconds(value: float | None) -> Text:
-    return Text("–" if value is None else duration(value))
+def _memory(size: int) -> str:
+    return f"{size / 1e6:.0f} MB" if size < 10e9 else f"{size / 1e9:.0f} GB"
 
 
-def _rate(value: float | None) -> Text:
-    return Text("–" if value is None else f"{value:,.0f}")
-
-
-def _share(value: float | None) -> Text:
-    return Text("–" if value is None else f"{value:.0%}")
-
-
-def _mebibytes(value: int | None) -> Text:
-    return Text("–" if value is None else f"{value / 2**20:,.0f} MiB")
-
-
-COLUMNS: Final[Columns] = {
-    "slot": lambda member: Text(member.slot),
-    "state": lambda member: Text(member.state.replace("_", " "), STYLES[member.state]),
-    "node": lambda member: _or_dash(member.node and member.node[:8]),
-    "process": lambda member: _or_dash(member.pid),
-    "weights": lambda member: _or_dash(member.weights),
-    "held": lambda member: Text(str(member.calls_held)),
-    "restarts": lambda member: Text(str(member.restarts)),
-    "heartbeat": lambda member: _seconds(member.heartbeat_age_s),
-}
-"""By heading: what a member's cell holds."""
-LOAD: Final[Columns] = {
-    "age": lambda member: _seconds(member.weights_age_s),
-    "busy": lambda member: _share(member.busy_fraction),
-    "tokens/s": lambda member: _rate(member.tokens_per_s),
-    "memory": lambda member: _mebibytes(member.rss_bytes),
-}
-"""Further ones of `minichatgpt workers`; the age is that of the weights."""
-WORDS: Final = frozenset({"slot", "state", "node", "process", "weights"})
-"""Columns that are no amounts."""
+def _or_dash(value: T | None, shown: Callable[[T], str] = str) -> str:
+    return "–" if value is None else shown(value)

@@ -219,6 +219,36 @@ def test_the_newest_is_of_the_latest_lineage(store):
     assert steps(store) == [30, 25]
 
 
+@pytest.mark.parametrize(("before", "step"), [(9, 8), (8, 6), (7, 6), (3, 2), (2, 2), (0, 2)])
+def test_a_rollback_finds_the_newest_whole_one_of_before_or_else_the_oldest(url, before, step):
+    store = CheckpointStore(url, keep_last=9, keep_best=0)
+    for number in (2, 4, 6, 8):
+        saved = save(store, number)
+        if number == 4:
+            damage(saved)
+    newest, _ = store.newest_verified(before_step=before)
+    assert newest.step == step
+
+
+def test_a_damaged_one_of_before_is_passed_over_for_an_older_one(url):
+    store = CheckpointStore(url, keep_last=9, keep_best=0)
+    saved = [save(store, number) for number in (2, 4, 6)]
+    damage(saved[1])
+    newest, told = store.newest_verified(before_step=6)
+    assert newest.step == 2
+    assert len(told) == 1
+    assert "is damaged" in told[0]
+
+
+def test_those_of_more_updates_are_removed_damaged_ones_too(url):
+    store = CheckpointStore(url, keep_last=9, keep_best=0)
+    saved = [save(store, number) for number in (2, 4, 6, 8)]
+    damage(saved[2], "manifest.json")
+    store.remove_after(4)
+    assert [name[:11] for name in sorted(names(store))] == ["step_000002", "step_000004"]
+    assert store.newest_verified()[0].step == 4
+
+
 def test_a_damaged_checkpoint_does_not_count_among_those_that_stay(store):
     save(store, 10)
     save(store, 20)

@@ -190,12 +190,12 @@ def test_an_undefined_number_is_shown_as_undefined(metrics, value):
 
 
 def test_the_time_of_an_update_is_told_by_phase_of_the_loop(metrics, value):
-    seconds = {"collect": 3.0, "update": 2.0, "publish": 0.25, "generate": 9.0, "total": 6.0}
+    seconds = {"collect": 3.0, "update": 2.0, "flatten": 0.5, "publish": 0.25, "generate": 9.0, "total": 6.0}
     metrics.cycle(seconds, 5.5, {"rollout": 0.5, "learner": 0.25})
     assert value("loop_seconds_total", phase="collect") == 3
     assert value("loop_seconds_total", phase="generate") is None, "that is of the members"
     assert value("update_seconds_sum") == 5.5
-    assert value("publish_seconds_sum", part="take") == 0.25
+    assert value("publish_seconds_sum", part="take") == 0.75, "copied and hashed in the update, then handed over"
     assert value("busy_seconds_total", role="learner", slot="learner") == 2.25
     assert value("busy_ratio", role="rollout") == 0.5
 

@@ -68,6 +68,14 @@ def test_two_orders_during_one_update_both_hold(drive):
     assert (drive.steering.in_force.learning_rate, drive.steering.in_force.temperature) == (5e-5, 0.5)
 
 
+def test_an_order_after_the_learner_was_lost_counts_for_the_update_that_training_goes_on_with(drive):
+    for step in range(4):
+        drive.update(step)
+    drive.steering.go_back_to(2)
+    drive.order(5e-5)
+    assert [drive.update(step) for step in (2, 3)] == [5e-5, 5e-5]
+
+
 def test_an_order_that_changes_nothing_leaves_no_trace(drive, tmp_path):
     drive.update(0)
     drive.order(1e-4)

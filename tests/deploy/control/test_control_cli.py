@@ -101,7 +101,7 @@ def test_status_shows_the_run_and_each_of_its_processes(command, served):
         "active, process 4711, 1 restarts",
         "update 7, 0.5 s old, file:///runs/tiny/checkpoints/step_000007",
         "Rollout workers: 1 of 2 active, 3 requests wait, 1.5 s",
-        "12.0 s, 1,497 tokens/s; waiting: learner 40%, workers 25%, replicas 90%",
+        "12.0 s · 1,497 tokens/s · learner waits 40% of it, workers idle 25%, replicas 90%",
         "Reward replicas: 1 of 1 active",
         "worker-1: died",
     ):

@@ -95,7 +95,7 @@ def test_what_the_run_does_not_have_is_refused_in_its_words(command):
     ("words", "said"),
     [
         ([], "nothing to change; give temperature, learning_rate, kl_target or kl_coef"),
-        (["temprature=1"], "did you mean 'temperature'\\? legal settings are temperature, learning_rate, kl_"),
+        (["temperatur=1"], "did you mean 'temperature'\\? legal settings are temperature, learning_rate, kl_"),
         (["reason=1"], "legal settings are"),
         (["temperature=hot"], "temperature wants a number, got 'hot'; write temperature=0.9"),
         (["temperature"], "temperature wants a number, got no value"),
