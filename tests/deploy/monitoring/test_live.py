@@ -2,7 +2,10 @@
 
 import json
 import re
+import socket
 import subprocess
+import sys
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -18,12 +21,12 @@ from deploy.watch_cli import PACKAGE
 
 pytestmark = pytest.mark.slow
 
-ENDLESS = ["ppo.updates=100000", "ppo.checkpoint_every=5", "ppo.probe_every=2", "evaluate.every_updates=5"]
+ROOT = Path(__file__).parents[3]
+ENDLESS = ["ppo.updates=100000", "ppo.checkpoint_every=5", "ppo.probe_every=2", "evaluate.every_updates=5",
+           "ppo.kl.type=adaptive", "ppo.samples_per_prompt=2"]  # fmt: skip
 WITHOUT_DATA = {
     "ray_": "Ray's own metrics; this run is in one process",
-    'setting="kl_target"': "of an adaptive KL coefficient; this run's is fixed",
     'memory_bytes{run=~"$run", role="reward"': "in one process the driver's memory is all there is",
-    "zero_std_group_ratio": "a run with one sample per prompt does not report it",
 }
 """Part of a query, and why it may have no data here."""
 
@@ -49,6 +52,32 @@ def queries():
 def filled(expr):
     """Variables as Grafana would fill them."""
     return re.sub(r"\$__(rate_)?interval", "30s", expr.replace("$run", "tiny"))
+
+
+def test_watch_becomes_prometheus(tool, tmp_path, until):
+    tool("prometheus")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    command = [sys.executable, "-m", "deploy", "watch", "--port", str(port), "--runs", str(tmp_path / "runs")]
+    with (
+        open(tmp_path / "log", "wb") as log,
+        subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log) as process,
+        httpx2.Client(trust_env=False) as client,
+    ):
+        try:
+
+            def is_ready():
+                assert process.poll() is None, (tmp_path / "log").read_text(encoding="utf-8")
+                try:
+                    return client.get(f"http://127.0.0.1:{port}/-/ready").status_code == 200
+                except httpx2.TransportError:
+                    return False
+
+            until(is_ready, "Prometheus is ready")
+            assert Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"prometheus\0")
+        finally:
+            process.terminate()
+    assert "/alerts; Grafana: GF_PATHS_PROVISIONING=" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 def test_prometheus_finds_the_run_by_its_file(watched):
