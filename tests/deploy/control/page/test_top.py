@@ -155,6 +155,16 @@ def test_a_run_that_was_set_back_is_not_shown_twice(show_run, add_update):
         assert [row.step for row in watcher.look().updates][-2:] == [30, 31]
 
 
+def test_rows_that_were_read_while_a_run_was_set_back_do_not_stay(show_run, add_update):
+    with show_run() as served, find_run("tiny", served.folder.parent) as client:
+        watcher = Watcher(client)
+        served.run.now = served.run.now.model_copy(update={"step": 30, "lineage": 2})
+        assert watcher.look().updates[-1].step == 37, "its files are not cut back yet"
+        add_update(served.folder, 31, "2.31")
+        served.run.now = served.run.now.model_copy(update={"step": 31})
+        assert [row.step for row in watcher.look().updates][-2:] == [30, 31]
+
+
 @pytest.mark.slow
 def test_in_a_terminal_ctrl_c_leaves_it_as_it_was(show_run):
     with show_run() as served:
