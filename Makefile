@@ -29,7 +29,7 @@ test-slow: setup ## The slower tests: at most 45 minutes
 lint: setup ## Style, docstrings, spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/codespell $$(git ls-files | grep -v -E '\.(csv|lock)$$')
+	$(BIN)/codespell $$(git ls-files | grep -v -E '\.(csv|lock|svg)$$')
 
 type: setup ## Types, strictly
 	$(BIN)/mypy

@@ -20,6 +20,12 @@ PACKAGE: Final = Path(__file__).parent
 HOST: Final = "127.0.0.1"
 PROMETHEUS: Final = "prometheus"
 RAY_TARGETS: Final = "prom_metrics_service_discovery.json"
+ALERTING: Final = """alerting:
+  alertmanagers:
+    - static_configs:
+        - targets: ["127.0.0.1:9093"] # Alertmanager; where none runs, alerts are still shown at /alerts
+"""
+"""Of prometheus.yml."""
 
 EXAMPLES = """
 [bold]Examples[/]
@@ -27,6 +33,8 @@ EXAMPLES = """
   minichatgpt watch                                        Prometheus at http://127.0.0.1:9090 until Ctrl-C
 
   minichatgpt watch --no-start                             write its configuration, and show how to start it
+
+  minichatgpt watch --alertmanager 127.0.0.1:9093          send alerts there, too
 """
 
 
@@ -36,6 +44,10 @@ def watch(
     ray_folder: Annotated[
         Path, typer.Option("--ray-folder", metavar="FOLDER", help="Ray's --temp-dir, for the metrics of nodes.")
     ] = Path("/tmp/ray"),
+    alertmanager: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", show_default=False, help="Alertmanager to send alerts to; none by default."),
+    ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start Prometheus in this terminal.")] = True,
     runs: RunsOption = Path("runs"),
 ) -> None:
@@ -43,7 +55,13 @@ def watch(
     console = Console()
     folder = (runs / ".watch").absolute()
     (runs / TARGETS).mkdir(parents=True, exist_ok=True)
-    write_configuration(folder, targets=(runs / TARGETS).absolute(), ray_folder=ray_folder.absolute(), port=port)
+    write_configuration(
+        folder,
+        targets=(runs / TARGETS).absolute(),
+        ray_folder=ray_folder.absolute(),
+        port=port,
+        alertmanager=alertmanager,
+    )
     command = [
         PROMETHEUS,
         f"--config.file={folder / 'prometheus.yml'}",
@@ -68,7 +86,9 @@ def watch(
     os.execv(program, command)
 
 
-def write_configuration(folder: Path, *, targets: Path, ray_folder: Path, port: int) -> None:
+def write_configuration(
+    folder: Path, *, targets: Path, ray_folder: Path, port: int, alertmanager: str | None = None
+) -> None:
     """Write prometheus.yml, and Grafana's provisioning, with the paths of this machine.
 
     Args:
@@ -76,7 +96,9 @@ def write_configuration(folder: Path, *, targets: Path, ray_folder: Path, port: 
         targets: where runs announce themselves.
         ray_folder: where Ray announces its own.
         port: of Prometheus.
+        alertmanager: host and port that alerts are sent to; None: they are shown only.
     """
+    told = "" if alertmanager is None else ALERTING.replace("127.0.0.1:9093", alertmanager)
     grafana, provisioning = folder / "grafana", PACKAGE / "grafana" / "provisioning"
     _fill(
         PACKAGE / "prometheus" / "prometheus.yml",
@@ -85,6 +107,7 @@ def write_configuration(folder: Path, *, targets: Path, ray_folder: Path, port: 
             "../../runs/.targets/": f"{targets}/",
             "/tmp/ray/": f"{ray_folder}/",
             "rules/*.yml": f"{PACKAGE / 'prometheus' / 'rules'}/*.yml",
+            ALERTING: told,
         },
     )
     _fill(

@@ -116,14 +116,13 @@ def test_status_shows_the_run_and_each_of_its_processes(command, served):
 
 
 @pytest.mark.parametrize(
-    ("pause", "said"),
-    [("none", None), ("asked", "asked for, once the running update is done"), ("paused", "the run stands still")],
+    ("pause", "said"), [("none", None), ("asked", "after this update"), ("paused", "it stands still")]
 )
 def test_status_shows_settings_and_whether_the_run_stands_still(command, served, pause, said):
     served.run.pause_state = pause
     _, shown, _ = command("status")
-    assert "temperature 1 · learning_rate 0.001 · kl_target 6" in shown
-    assert "kl_coef" not in shown
+    assert "temperature 1 · learning rate 0.001 · kl target 6" in shown
+    assert "kl coef" not in shown
     assert ("pause" in shown) == (said is not None)
     assert said is None or said in shown
 

@@ -80,9 +80,10 @@ def test_text_stands_out_from_every_ground(scheme):
     ("learner", "workers", "reward", "said"),
     [
         (0.1, 0.9, 0.95, "it is what limits the run"),
-        (0.62, 0.4, 0.8, "waits 62 % of the time and the workers are busy: add rollout workers"),
+        (0.62, 0.4, 0.8, "waits 62 % of the time, and the workers work for 97 % of that: add rollout workers"),
         (0.4, 0.6, 0.8, "the run is balanced"),
-        (0.8, 0.8, 0.22, "the reward replicas are busy: add reward replicas"),
+        (0.8, 0.8, 0.22, "the reward replicas work for 98 % of that: add reward replicas"),
+        (0.36, 0.81, 0.81, "the run is balanced"),
         (0.8, 0.8, 0.8, "they wait for one another"),
     ],
 )  # fmt: skip
