@@ -83,8 +83,10 @@ class GuardRails:
         """Training goes on after an update to which the run's files were cut back: all is as it was then."""
         updates = (row for row in read_updates(self._folder) if row.step <= step)
         evaluations = [line for line in read_evaluations(self._folder) if line.step <= step]
-        rollbacks = self._steering.journal.rollbacks
+        rollbacks, before = self._steering.journal.rollbacks, self._guards.alarms
         self._guards, _ = replayed(self._config, updates, evaluations, rollbacks, undecided=step)
+        for guard in {alarm.guard for alarm in before} - {alarm.guard for alarm in self._guards.alarms}:
+            self._note("guard_cleared", f"guard {guard} was not raised at update {step}, where training goes on")
         self._show()
 
     def _show(self) -> None:

@@ -99,7 +99,8 @@ class Guards:
         self._config: GuardsConfig = config.guards
         self._kl = config.ppo.kl
         self._alarm_config = config.evaluate.alarm if config.evaluate is not None else OverOptimisationConfig()
-        self._rolled_back_to = tuple(rolled_back_to)
+        self._num_rollbacks = len(rolled_back_to)
+        self._rolled_back_to = living(rolled_back_to)
         self._baseline = Baseline(config.guards.baseline_updates)
         self._points: list[Point] = []
         self._lowered: list[int] = []
@@ -186,7 +187,7 @@ class Guards:
     def _order(self, action: Action, alarm: Alarm) -> Order:
         about = f"guard {alarm.guard}: {alarm.text}"
         before_step = alarm.since_step - (alarm.guard in OF_SAMPLES)
-        done = len(self._rolled_back_to)
+        done = self._num_rollbacks
         if action == "roll_back" and done < self._config.max_rollbacks:
             return Order("roll_back", alarm.guard, before_step, about)
         if action == "lower_learning_rate":
@@ -199,3 +200,10 @@ class Guards:
         """Whether a rate was lowered, or a checkpoint gone back to, a short while before."""
         last = self._config.cooldown_updates
         return any(before < step <= before + last for before in (*self._lowered, *self._rolled_back_to))
+
+
+def living(rolled_back_to: Sequence[int]) -> tuple[int, ...]:
+    """Rollbacks that no later one went back beyond: of the others, nothing is left among the updates."""
+    return tuple(
+        step for i, step in enumerate(rolled_back_to) if all(later >= step for later in rolled_back_to[i + 1 :])
+    )

@@ -181,6 +181,7 @@ class Recovery:
         lineage, step, left = self.lineages.lineage + 1, 0 if checkpoint is None else checkpoint.step, self.learner.step
         self.learner.load(None if checkpoint is None else checkpoint.url, lineage=lineage)
         self.writer.go_back_to(checkpoint)
+        self._lost_at = min(self._lost_at, step)
         if because is not None:  # once the learner has other weights, for the old ones must not be saved after this
             self.steering.roll_back_to(step, str(because))
             self.metrics.rolled_back()

@@ -192,6 +192,14 @@ def test_one_rollback_more_than_allowed_is_a_stop_that_says_so(guards):
     assert order.text.endswith("after 2 rollbacks (guards.max_rollbacks)")
 
 
+def test_a_rollback_that_a_later_one_went_beyond_stays_no_guard(guards):
+    """Of two rollbacks, to 7 and then to 3, only the second still stands among the updates."""
+    changes = ["guards.kl.action=stop", "guards.kl.patience_updates=1"]
+    rows = [{}] * 6 + [BEYOND["kl"]]
+    assert list(orders(guards(*changes, rolled_back_to=[7, 3]), rows)) == [7]
+    assert list(orders(guards(*changes, rolled_back_to=[3, 7]), rows)) == []
+
+
 # --- cut off and gone on with
 
 rows_of_any_kind = st.lists(
