@@ -19,12 +19,16 @@ app = typer.Typer(rich_markup_mode="rich")
 PACKAGE: Final = Path(__file__).parent
 HOST: Final = "127.0.0.1"
 PROMETHEUS: Final = "prometheus"
-RAY_TARGETS: Final = "prom_metrics_service_discovery.json"
+TOKEN_FILE: Final = "/etc/prometheus/minichatgpt.token"
+NO_TOKEN: Final = f"    # authorization:\n    #   credentials_file: {TOKEN_FILE}"
+"""As it stands in prometheus.yml."""
 
 EXAMPLES = """
 [bold]Examples[/]
 
   minichatgpt watch                                        Prometheus at http://127.0.0.1:9090 until Ctrl-C
+
+  minichatgpt watch --token-file read.token                runs off loopback, which ask for it
 
   minichatgpt watch --no-start                             write its configuration, and show how to start it
 """
@@ -36,14 +40,33 @@ def watch(
     ray_folder: Annotated[
         Path, typer.Option("--ray-folder", metavar="FOLDER", help="Ray's --temp-dir, for the metrics of nodes.")
     ] = Path("/tmp/ray"),
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            show_default=False,
+            help="File with the token that all these runs were given (control.read_token_env), for those off loopback.",
+        ),
+    ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start Prometheus in this terminal.")] = True,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Watch all live runs of this machine in Prometheus, with the alerts and recording rules of Mini-ChatGPT."""
+    from deploy.control_token import token_in
+
     console = Console()
     folder = (runs / ".watch").absolute()
     (runs / TARGETS).mkdir(parents=True, exist_ok=True)
-    write_configuration(folder, targets=(runs / TARGETS).absolute(), ray_folder=ray_folder.absolute(), port=port)
+    if token_file is not None:
+        token_in(token_file)
+    write_configuration(
+        folder,
+        targets=(runs / TARGETS).absolute(),
+        ray_folder=ray_folder.absolute(),
+        port=port,
+        token_file=None if token_file is None else token_file.absolute(),
+    )
     command = [
         PROMETHEUS,
         f"--config.file={folder / 'prometheus.yml'}",
@@ -68,7 +91,9 @@ def watch(
     os.execv(program, command)
 
 
-def write_configuration(folder: Path, *, targets: Path, ray_folder: Path, port: int) -> None:
+def write_configuration(
+    folder: Path, *, targets: Path, ray_folder: Path, port: int, token_file: Path | None = None
+) -> None:
     """Write prometheus.yml, and Grafana's provisioning, with the paths of this machine.
 
     Args:
@@ -76,16 +101,20 @@ def write_configuration(folder: Path, *, targets: Path, ray_folder: Path, port: 
         targets: where runs announce themselves.
         ray_folder: where Ray announces its own.
         port: of Prometheus.
+        token_file: holds the token of runs off loopback; Prometheus reads it at each scrape.
     """
+    changes = {
+        "../../runs/.targets/": f"{targets}/",
+        "/tmp/ray/": f"{ray_folder}/",
+        "rules/*.yml": f"{PACKAGE / 'prometheus' / 'rules'}/*.yml",
+    }
+    if token_file is not None:
+        changes |= {NO_TOKEN: NO_TOKEN.replace("# ", "").replace(TOKEN_FILE, str(token_file))}
     grafana, provisioning = folder / "grafana", PACKAGE / "grafana" / "provisioning"
     _fill(
         PACKAGE / "prometheus" / "prometheus.yml",
         folder / "prometheus.yml",
-        {
-            "../../runs/.targets/": f"{targets}/",
-            "/tmp/ray/": f"{ray_folder}/",
-            "rules/*.yml": f"{PACKAGE / 'prometheus' / 'rules'}/*.yml",
-        },
+        changes,
     )
     _fill(
         provisioning / "datasources" / "prometheus.yml",
