@@ -132,9 +132,11 @@ def _make_room(folder: Path, beginning: Beginning) -> None:
 
 
 def clear_samples(folder: Path, *, heldout: bool) -> None:
-    """Remove evaluation's lines of samples.jsonl, or PPO's: the other stage may be done and not run again."""
+    """Remove evaluation's lines of samples.jsonl, or PPO's: the other stage may be done and not run again. A last line
+    that was cut short goes too.
+    """
     path = folder / "samples.jsonl"
     if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if line.startswith('{"kind": "heldout"') != heldout]
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        lines = path.read_bytes().splitlines(keepends=True)  # of text, it would part lines at what a model may write
+        kept = (line for line in lines if line.endswith(b"\n") and line.startswith(b'{"kind": "heldout"') != heldout)
+        path.write_bytes(b"".join(kept))

@@ -94,7 +94,7 @@ def _gone(folder: Path, rows: Mapping[int, UpdateRow]) -> list[str]:
         for one in rollbacks
     ]
     lineages = max((int(row.identity.split(".")[0]) for row in rows.values()), default=0)
-    if times := lineages - len(rollbacks):
+    if (times := lineages - len(rollbacks)) > 0:  # less than 0: no update was done yet after the last rollback
         notes.append(
             f"the run went on from a checkpoint, or from its start, after {times} interruption{'s' * (times > 1)}: of "
             "updates that were done again, the last time is on record"

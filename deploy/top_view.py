@@ -29,7 +29,7 @@ ROOMY: Final = 30
 """Lines from which on there are empty ones between the parts."""
 KEYS: Final = "q quit   p pause or resume   + − rollout workers"
 WORRYING: Final = frozenset(
-    {"lost", "restart", "given_up", "learner_lost", "error", "guard_alarm", "guard_stop", "rollback"}
+    {"lost", "restart", "given_up", "learner_lost", "error", "guard_alarm", "guard_stop", "rolled_back"}
 )
 HEAD: Final = (
     f"{'slot':<11}{'state':<10}{'weights':<9}{'age':>9}{'busy':>6}{'tokens/s':>10}{'memory':>9}{'restarts':>10}"

@@ -4,6 +4,8 @@ from deploy.run_status import WaitStatus
 
 BUSY = 0.7
 """Share of the learner's wait that workers and replicas, one after the other, fill with work; less is lost between."""
+MORE = 1.25
+"""So many times as busy as the workers must replicas be to be what the learner waits for: shares of an update swing."""
 SHORT, LONG = 0.25, 0.6
 """Shares of an update: a learner that waits less is what limits the run; one that waits longer is not."""
 
@@ -29,12 +31,16 @@ def advice(waits: WaitStatus) -> str:
             f"The learner waits {share} of the time, and neither workers nor replicas are busy meanwhile: they wait "
             "for one another. Smaller chunks may help; more workers would not."
         )
-    if reward > workers:
+    if reward > MORE * workers:
         return (
-            f"The learner waits {share} of the time for scores, and the reward replicas are busy: add reward replicas."
+            f"The learner waits {share} of the time, and the reward replicas work for {100 * reward:.0f} % of that: "
+            "add reward replicas."
         )
     if wait < LONG:
         return (
             f"The learner waits {share} of the time: the run is balanced; more rollout workers would shorten the wait."
         )
-    return f"The learner waits {share} of the time and the workers are busy: add rollout workers."
+    return (
+        f"The learner waits {share} of the time, and the workers work for {100 * workers:.0f} % of that: add rollout "
+        "workers."
+    )

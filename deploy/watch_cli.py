@@ -22,6 +22,12 @@ PROMETHEUS: Final = "prometheus"
 TOKEN_FILE: Final = "/etc/prometheus/minichatgpt.token"
 NO_TOKEN: Final = f"    # authorization:\n    #   credentials_file: {TOKEN_FILE}"
 """As it stands in prometheus.yml."""
+ALERTING: Final = """alerting:
+  alertmanagers:
+    - static_configs:
+        - targets: ["127.0.0.1:9093"] # Alertmanager; where none runs, alerts are still shown at /alerts
+"""
+"""Of prometheus.yml."""
 
 EXAMPLES = """
 [bold]Examples[/]
@@ -31,6 +37,8 @@ EXAMPLES = """
   minichatgpt watch --token-file read.token                runs off loopback, which ask for it
 
   minichatgpt watch --no-start                             write its configuration, and show how to start it
+
+  minichatgpt watch --alertmanager 127.0.0.1:9093          send alerts there, too
 """
 
 
@@ -49,6 +57,10 @@ def watch(
             help="File with the token that all these runs were given (control.read_token_env), for those off loopback.",
         ),
     ] = None,
+    alertmanager: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", show_default=False, help="Alertmanager to send alerts to; none by default."),
+    ] = None,
     start: Annotated[bool, typer.Option("--start/--no-start", help="Start Prometheus in this terminal.")] = True,
     runs: RunsOption = Path("runs"),
 ) -> None:
@@ -66,6 +78,7 @@ def watch(
         ray_folder=ray_folder.absolute(),
         port=port,
         token_file=None if token_file is None else token_file.absolute(),
+        alertmanager=alertmanager,
     )
     command = [
         PROMETHEUS,
@@ -92,7 +105,13 @@ def watch(
 
 
 def write_configuration(
-    folder: Path, *, targets: Path, ray_folder: Path, port: int, token_file: Path | None = None
+    folder: Path,
+    *,
+    targets: Path,
+    ray_folder: Path,
+    port: int,
+    token_file: Path | None = None,
+    alertmanager: str | None = None,
 ) -> None:
     """Write prometheus.yml, and Grafana's provisioning, with the paths of this machine.
 
@@ -101,20 +120,22 @@ def write_configuration(
         targets: where runs announce themselves.
         ray_folder: where Ray announces its own.
         port: of Prometheus.
-        token_file: holds the token of runs off loopback; Prometheus reads it at each scrape.
+        token_file: holds the token of runs off loopback, read at each scrape; None: those cannot be scraped.
+        alertmanager: host and port that alerts are sent to; None: they are shown only.
     """
-    changes = {
-        "../../runs/.targets/": f"{targets}/",
-        "/tmp/ray/": f"{ray_folder}/",
-        "rules/*.yml": f"{PACKAGE / 'prometheus' / 'rules'}/*.yml",
-    }
-    if token_file is not None:
-        changes |= {NO_TOKEN: NO_TOKEN.replace("# ", "").replace(TOKEN_FILE, str(token_file))}
+    told = "" if alertmanager is None else ALERTING.replace("127.0.0.1:9093", alertmanager)
+    shown = NO_TOKEN if token_file is None else NO_TOKEN.replace("# ", "").replace(TOKEN_FILE, str(token_file))
     grafana, provisioning = folder / "grafana", PACKAGE / "grafana" / "provisioning"
     _fill(
         PACKAGE / "prometheus" / "prometheus.yml",
         folder / "prometheus.yml",
-        changes,
+        {
+            "../../runs/.targets/": f"{targets}/",
+            "/tmp/ray/": f"{ray_folder}/",
+            "rules/*.yml": f"{PACKAGE / 'prometheus' / 'rules'}/*.yml",
+            ALERTING: told,
+            NO_TOKEN: shown,
+        },
     )
     _fill(
         provisioning / "datasources" / "prometheus.yml",

@@ -76,8 +76,9 @@ class Watcher:
     def look(self) -> View:
         """The run as it is; raises ControlError if it does not answer."""
         status = self._source.status()
-        if status.lineage is not None and status.lineage != self._lineage:  # it went back: rows may come again
-            self._lineage, self._updates = status.lineage, ()
+        has_rows_of_the_dead = bool(self._updates) and status.step is not None and status.step < self._updates[-1].step
+        if status.lineage is not None and (status.lineage != self._lineage or has_rows_of_the_dead):
+            self._lineage, self._updates = status.lineage, ()  # it went back: rows may come again
         after = self._updates[-1].step if self._updates else 0
         if (status.step is None and not self._updates) or (status.step or 0) > after:
             new = self._source.updates(after=after).updates

@@ -5,7 +5,7 @@ import { number, signed } from "./words.js";
 const MOST = 1000;
 const STEERED = new Set(["settings", "scale", "pause", "resume"]);
 const LOST = new Set(["lost", "restart", "given_up", "learner_lost", "resumed", "error"]);
-const GUARDED = new Set(["guard_alarm", "guard_stop", "rollback", "nonfinite_update", "over_optimisation"]);
+const GUARDED = new Set(["guard_alarm", "guard_stop", "rolled_back", "nonfinite_update", "over_optimisation"]);
 
 const known = (value) => (Number.isFinite(value) ? value : undefined);
 

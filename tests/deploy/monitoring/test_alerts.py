@@ -107,6 +107,8 @@ CASES = [
 
     Case("WorkerFlapping", "again and again", "10m", {'restarts_total{role="rollout"}': "0x8 1x8 2x8 3x200"},
          "3 restarts within 15 minutes.", {"role": "rollout"}),
+    Case("WorkerFlapping", "in a run that has ended", "10m",
+         {'restarts_total{role="rollout"}': "0x8 1x8 2x8 3x3 stale", "paused": "0x27 stale"}),
     Case("WorkerFlapping", "once", "10m", {'restarts_total{role="rollout"}': "0x8 1x200"}),
     Case("WorkerFlapping", "the learner", "10m", {'restarts_total{role="learner"}': "0x8 1x8 2x8 3x200"}),
 
@@ -222,7 +224,10 @@ def unit(case):
     return {
         "name": f"{case.alert}: {case.name}",
         "interval": "15s",
-        "input_series": [{"series": full_series(name), "values": spelled(v)} for name, v in case.series.items()],
+        "input_series": [
+            {"series": full_series(name), "values": spelled(v)}
+            for name, v in ({"paused": "0x200"} | case.series).items()
+        ],
         "alert_rule_test": [{"eval_time": case.at, "alertname": case.alert, "exp_alerts": expected(case)}],
     }
 

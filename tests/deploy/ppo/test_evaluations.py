@@ -31,6 +31,7 @@ from deploy.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations, asked_
 from deploy.files import read_json
 from deploy.over_optimisation import point_of
 from deploy.ppo_stage import clear_samples
+from deploy.recorder import append_json
 from deploy.stopwatch import Stopwatch
 
 EVERY_TWO = "evaluate.every_updates=2"
@@ -83,6 +84,19 @@ def test_what_is_trained_is_the_same_to_the_last_bit_with_and_without_evaluation
     clear_samples(outcome.folder, heldout=True)
     outcome.assert_same_as(undisturbed(*(change for change in changes if not change.startswith("evaluate."))))
     assert outcome.ledger()["dispatched"] == 6 * 32, "evaluations have a ledger of their own"
+
+
+def test_samples_are_removed_line_by_line_whatever_the_model_wrote(tmp_path):
+    path = tmp_path / "samples.jsonl"
+    for number, kind in enumerate(("best", "heldout", "worst", "heldout")):
+        append_json(path, {"kind": kind, "step": 1, "response": f"{number} a\u2028b\u0085c\u2029d"})
+    with path.open("a") as file:
+        file.write('{"kind": "hel')
+    clear_samples(tmp_path, heldout=True)
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    assert [(row["kind"], row["response"]) for row in rows] == [
+        ("best", "0 a\u2028b\u0085c\u2029d"), ("worst", "2 a\u2028b\u0085c\u2029d")
+    ]  # fmt: skip
 
 
 # --- what is measured

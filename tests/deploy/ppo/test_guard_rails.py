@@ -5,15 +5,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.checkpoint_store import CheckpointStore
 from common.errors import RunStopped
 from common.hashing import file_hash
+from deploy import recovery
 from deploy.exit_codes import GUARDED
 from deploy.guard_measures import GUARDS
+from deploy.local import LocalLearner
 from deploy.report import render
 from deploy.report_curves import GROUPS
 from deploy.report_guards import guard_rows, guards_sentence
 from deploy.run_files import read_run
 from deploy.settings_journal import read_journal
+from deploy.steering import Steering
+from deploy.supervisor import Supervisor
 from learner.trajectory_file import read_trajectories
 
 BATCH = 32
@@ -240,6 +245,48 @@ def test_a_run_that_is_killed_after_a_rollback_goes_on_as_if_it_were_not(train, 
     resumed = train(*ROLL_BACK).ok()
     resumed.assert_same_as(rolled_back)
     assert len(read_journal(resumed.folder).rollbacks) == 1
+
+
+STEPS_OF_A_ROLLBACK = (
+    (CheckpointStore, "_remove"),
+    (LocalLearner, "load"),
+    (Steering, "roll_back_to"),
+    (recovery, "rewind"),
+    (Supervisor, "roll_back"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize(("owner", "name"), STEPS_OF_A_ROLLBACK, ids=[name for _, name in STEPS_OF_A_ROLLBACK])
+def test_a_run_that_is_killed_in_the_middle_of_a_rollback_ends_as_if_it_were_not(
+    train, rolled_back, monkeypatch, owner, name, is_done
+):
+    """Whether it comes to the rollback again, or goes on from it; what was killed is done or is not."""
+    step, roll_back, begun = getattr(owner, name), recovery.Recovery._roll_back, []
+
+    def begin(*arguments):
+        begun.append(True)
+        roll_back(*arguments)
+
+    def killed(*arguments, **named):
+        if begun and not is_done:
+            raise KeyboardInterrupt
+        result = step(*arguments, **named)
+        if begun:
+            raise KeyboardInterrupt
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery.Recovery, "_roll_back", begin)
+        patch.setattr(owner, name, killed)
+        assert isinstance(train(*ROLL_BACK).error, KeyboardInterrupt)
+    resumed = train(*ROLL_BACK).ok()
+    resumed.assert_same_as(rolled_back)
+    assert resumed.checkpoints() == rolled_back.checkpoints()
+    assert len(read_journal(resumed.folder).rollbacks) == 1
+    ledger = resumed.ledger()
+    assert ledger["dispatched"] == ledger["trained"] + ledger["rolled_back"]
 
 
 @pytest.mark.slow

@@ -6,18 +6,21 @@ import io
 import json
 import shutil
 import sys
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
 from common.errors import CheckpointError, ConfigError, DataError
+from common.run_settings import RunSettings
 from deploy.cli import main
-from deploy.files import read_json
+from deploy.files import read_json, write_json
 from deploy.pipeline import Pipeline
-from deploy.recorded_run import open_recorded
+from deploy.recorded_run import _gone, open_recorded
 from deploy.replay import replay
 from deploy.run_status import SettingsRequest
+from deploy.settings_journal import FILE, Journal, Rollback
 from learner.ppo import PPOLearner
 from learner.trajectory_file import trajectory_path
 
@@ -294,6 +297,15 @@ def test_after_a_rollback_by_a_guard_rail_what_is_on_record_is_the_same(train):
     found = replay(open_recorded(outcome.folder, from_step=0), last, quiet)
     assert verdicts(found) == [(update, "same", 0.0) for update in range(1, last + 1)]
     assert any(one.metrics["early_stopped"].recorded for one in found.updates), "no update was stopped early"
+
+
+def test_a_rollback_after_which_no_update_was_done_yet_is_no_interruption(tmp_path):
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    rollback = Rollback(to_step=0, from_step=3, next_draw_index=96, reason="KL", time=at, lineage=0)
+    settings = RunSettings(temperature=1.0, learning_rate=1e-3, kl_target=None, kl_coef=0.1)
+    write_json(tmp_path / FILE, Journal(start=settings, rollbacks=(rollback,)).model_dump(mode="json"))
+    [note] = _gone(tmp_path, {})
+    assert note.startswith("a guard rail went back from update 3 to 0")
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ def test_the_page_shows_the_numbers_of_the_run(show_run, open_page):
         expect(page.locator("#progress-text")).to_have_text("update 37 of 200 · 19 %")
         expect(page.get_by_role("progressbar")).to_have_attribute("aria-valuenow", "37")
         expect(page.locator(".reward .newest")).to_have_text(re.compile(r"\+1\.\d\d"))
-        expect(page.get_by_text("the workers are busy: add rollout workers")).to_be_visible()
+        expect(page.get_by_text(re.compile("the workers work for .* % of that: add rollout workers"))).to_be_visible()
         expect(page.get_by_role("meter", name="Learner")).to_have_attribute("aria-valuenow", "62")
         expect(page.locator("#pool-rollout tbody tr")).to_have_count(4)
         expect(page.locator("#pool-rollout tbody tr").first).to_contain_text("starting")

@@ -8,8 +8,10 @@ import httpx2
 import pytest
 
 import deploy.page
+from deploy.history_view import EVENT_STYLES
 from deploy.page_routes import FILES, PATHS
 from deploy.run_status import WaitStatus
+from deploy.top_view import WORRYING
 from deploy.waiting import advice
 
 FOLDER = Path(deploy.page.__file__).parent
@@ -38,6 +40,15 @@ def test_the_page_asks_nobody_else_and_never_makes_markup_of_text():
             r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|new Function| style=", text
         ), name
     assert not re.search(r"<script(?![^>]*src=)|\son\w+=|<style", (FOLDER / "index.html").read_text())
+
+
+def test_kinds_of_events_that_are_picked_out_are_kinds_that_a_run_writes_down():
+    python = [path for part in ("common", "deploy") for path in (FOLDER.parents[1] / part).glob("*.py")]
+    written = "".join(path.read_text() for path in python if not re.search("report|_view", path.name))
+    script = "".join(re.findall(r"new Set\(\[(.*?)\]\)", (FOLDER / "history.js").read_text()))
+    [styled] = re.findall(r"\.kind:is\((.*?guard_alarm.*?)\)", (FOLDER / "style.css").read_text())
+    picked = {*WORRYING, *EVENT_STYLES, *re.findall(r'"(\w+)"', script), *re.findall(r"\.(\w+)", styled)}
+    assert {kind for kind in picked if not re.search(rf'"{kind}"[,)\]]', written)} == set()
 
 
 def luminance(colour: str) -> float:
@@ -69,9 +80,10 @@ def test_text_stands_out_from_every_ground(scheme):
     ("learner", "workers", "reward", "said"),
     [
         (0.1, 0.9, 0.95, "it is what limits the run"),
-        (0.62, 0.4, 0.8, "waits 62 % of the time and the workers are busy: add rollout workers"),
+        (0.62, 0.4, 0.8, "waits 62 % of the time, and the workers work for 97 % of that: add rollout workers"),
         (0.4, 0.6, 0.8, "the run is balanced"),
-        (0.8, 0.8, 0.22, "the reward replicas are busy: add reward replicas"),
+        (0.8, 0.8, 0.22, "the reward replicas work for 98 % of that: add reward replicas"),
+        (0.36, 0.81, 0.81, "the run is balanced"),
         (0.8, 0.8, 0.8, "they wait for one another"),
     ],
 )  # fmt: skip

@@ -71,7 +71,7 @@ def test_one_frame_shows_the_run(show_run, monkeypatch, capsys):
     assert "update 37 of 200" in shown
     assert re.search(r"reward +1\.\d+ +[▁▂▃▄▅▆▇█]{20}", shown)
     assert re.search(r"KL +\d\.\d+ .*target 6 nats/response", shown)
-    assert "add rollout workers" in shown
+    assert re.search(r"add rollout\s+workers", shown)
     assert "idle 81 %, 3 queued for 0.4 s" in shown
     assert re.search(r"worker-0 +starting +– ", shown)
     assert re.search(r"worker-1 +active +1\.37 +3\.5 s +57 % +403 +413 MB +0", shown)
@@ -152,6 +152,16 @@ def test_a_run_that_was_set_back_is_not_shown_twice(show_run, add_update):
         assert [row.step for row in watcher.look().updates][-1] == 37
         add_update(served.folder, 31, "2.31")
         served.run.now = served.run.now.model_copy(update={"step": 31, "lineage": 2})
+        assert [row.step for row in watcher.look().updates][-2:] == [30, 31]
+
+
+def test_rows_that_were_read_while_a_run_was_set_back_do_not_stay(show_run, add_update):
+    with show_run() as served, find_run("tiny", served.folder.parent) as client:
+        watcher = Watcher(client)
+        served.run.now = served.run.now.model_copy(update={"step": 30, "lineage": 2})
+        assert watcher.look().updates[-1].step == 37, "its files are not cut back yet"
+        add_update(served.folder, 31, "2.31")
+        served.run.now = served.run.now.model_copy(update={"step": 31})
         assert [row.step for row in watcher.look().updates][-2:] == [30, 31]
 
 
