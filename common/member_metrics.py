@@ -143,19 +143,23 @@ class MemberMetrics:
         self.families.inc("busy_seconds", "driver", "driver", by=self._cpu_s - before)
 
     def _look_at(self, role: str, slot: Mapping[str, Any]) -> None:
-        name = slot["name"]
+        name, held = slot["name"], slot["identity"]
         self.families.set("calls_held", slot["held"], role, name)
-        if (age := slot["heartbeat_age_s"]) is not None:
-            self.families.set("heartbeat_age_seconds", age, role, name)
-        if (size := slot["described"].get("rss_bytes")) is not None:
-            self.families.set("memory_bytes", size, role, name)
-        if (held := slot["identity"]) is not None:
-            self.families.set("weights_step", held.step, name)
-            self.families.set("weights_lineage", held.lineage, name)
-            if slot["weights_age_s"] is not None:
-                self.families.set("weights_age_seconds", slot["weights_age_s"], name)
-            if slot["weights_lag"] is not None:
-                self.families.set("weights_lag_updates", slot["weights_lag"], name)
+        self._show("heartbeat_age_seconds", slot["heartbeat_age_s"], role, name)
+        self._show("memory_bytes", slot["described"].get("rss_bytes"), role, name)
+        if role != "rollout":
+            return
+        self._show("weights_step", None if held is None else held.step, name)
+        self._show("weights_lineage", None if held is None else held.lineage, name)
+        self._show("weights_age_seconds", slot["weights_age_s"], name)
+        self._show("weights_lag_updates", slot["weights_lag"], name)
+
+    def _show(self, name: str, value: float | None, *labels: str) -> None:
+        """What is not known any more, as the memory of a member that died, has no series: its last value is no news."""
+        if value is None:
+            self.families.remove(name, *labels)
+        else:
+            self.families.set(name, value, *labels)
 
 
 def _role(slot: str) -> str:

@@ -17,6 +17,7 @@ from common.errors import ConfigError, ControlError
 from deploy.control import LIMITS, build_app
 from deploy.control_access import Access
 from deploy.control_calls import CALL_TIMEOUT_S
+from deploy.control_connection import ImpatientProtocol
 from deploy.control_guard import Guard
 from deploy.control_limits import Limits
 from deploy.control_token import run_tokens
@@ -111,7 +112,7 @@ def _running(listening: socket.socket, app: Guard, ending: threading.Event) -> I
         uvicorn.Config(
             app,
             loop="asyncio",
-            http="h11",
+            http=ImpatientProtocol,
             ws="none",
             lifespan="off",
             interface="asgi3",

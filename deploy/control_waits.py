@@ -55,7 +55,8 @@ def await_pause(client: RunClient, wanted: Literal["paused", "none"], timeout_s:
             return status
         _check_not_ending(status)
         if wanted == "paused" and status.pause == "none":
-            raise ControlError(f"{status.run} does not pause any more: somebody else has resumed it")
+            why = "somebody else has resumed it" if status.step is not None else "PPO is over"
+            raise ControlError(f"{status.run} does not pause any more: {why}")
         if time.monotonic() > deadline:
             doing = "nothing that it tells" if status.phase is None else status.phase
             raise ControlError(

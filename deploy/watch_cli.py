@@ -19,7 +19,9 @@ app = typer.Typer(rich_markup_mode="rich")
 PACKAGE: Final = Path(__file__).parent
 HOST: Final = "127.0.0.1"
 PROMETHEUS: Final = "prometheus"
-RAY_TARGETS: Final = "prom_metrics_service_discovery.json"
+TOKEN_FILE: Final = "/etc/prometheus/minichatgpt.token"
+NO_TOKEN: Final = f"    # authorization:\n    #   credentials_file: {TOKEN_FILE}"
+"""As it stands in prometheus.yml."""
 ALERTING: Final = """alerting:
   alertmanagers:
     - static_configs:
@@ -31,6 +33,8 @@ EXAMPLES = """
 [bold]Examples[/]
 
   minichatgpt watch                                        Prometheus at http://127.0.0.1:9090 until Ctrl-C
+
+  minichatgpt watch --token-file read.token                runs off loopback, which ask for it
 
   minichatgpt watch --no-start                             write its configuration, and show how to start it
 
@@ -44,6 +48,15 @@ def watch(
     ray_folder: Annotated[
         Path, typer.Option("--ray-folder", metavar="FOLDER", help="Ray's --temp-dir, for the metrics of nodes.")
     ] = Path("/tmp/ray"),
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            show_default=False,
+            help="File with the token that all these runs were given (control.read_token_env), for those off loopback.",
+        ),
+    ] = None,
     alertmanager: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", show_default=False, help="Alertmanager to send alerts to; none by default."),
@@ -52,14 +65,19 @@ def watch(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Watch all live runs of this machine in Prometheus, with the alerts and recording rules of Mini-ChatGPT."""
+    from deploy.control_token import token_in
+
     console = Console()
     folder = (runs / ".watch").absolute()
     (runs / TARGETS).mkdir(parents=True, exist_ok=True)
+    if token_file is not None:
+        token_in(token_file)
     write_configuration(
         folder,
         targets=(runs / TARGETS).absolute(),
         ray_folder=ray_folder.absolute(),
         port=port,
+        token_file=None if token_file is None else token_file.absolute(),
         alertmanager=alertmanager,
     )
     command = [
@@ -87,7 +105,13 @@ def watch(
 
 
 def write_configuration(
-    folder: Path, *, targets: Path, ray_folder: Path, port: int, alertmanager: str | None = None
+    folder: Path,
+    *,
+    targets: Path,
+    ray_folder: Path,
+    port: int,
+    token_file: Path | None = None,
+    alertmanager: str | None = None,
 ) -> None:
     """Write prometheus.yml, and Grafana's provisioning, with the paths of this machine.
 
@@ -96,9 +120,11 @@ def write_configuration(
         targets: where runs announce themselves.
         ray_folder: where Ray announces its own.
         port: of Prometheus.
+        token_file: holds the token of runs off loopback, read at each scrape; None: those cannot be scraped.
         alertmanager: host and port that alerts are sent to; None: they are shown only.
     """
     told = "" if alertmanager is None else ALERTING.replace("127.0.0.1:9093", alertmanager)
+    shown = NO_TOKEN if token_file is None else NO_TOKEN.replace("# ", "").replace(TOKEN_FILE, str(token_file))
     grafana, provisioning = folder / "grafana", PACKAGE / "grafana" / "provisioning"
     _fill(
         PACKAGE / "prometheus" / "prometheus.yml",
@@ -108,6 +134,7 @@ def write_configuration(
             "/tmp/ray/": f"{ray_folder}/",
             "rules/*.yml": f"{PACKAGE / 'prometheus' / 'rules'}/*.yml",
             ALERTING: told,
+            NO_TOKEN: shown,
         },
     )
     _fill(

@@ -179,3 +179,17 @@ def test_what_is_only_counted(metrics, value):
 def test_a_phase_that_nobody_foresaw_is_other(metrics, value):
     metrics.members.answered(judged("replica-0", seconds={"scorer says 17": 1.0}))
     assert value("phase_seconds_count", role="reward", phase="other") == 1
+
+
+def test_what_is_not_known_any_more_is_not_told_as_if_it_were(metrics, value):
+    """A member that died uses no memory; of weights that nobody remembers, an age that stands still would be wrong."""
+    metrics.members.joined("worker-0")
+    held = {"identity": Identity(2, 7), "weights_age_s": 4.5, "weights_lag": 3, "described": {"rss_bytes": 1000}}
+    metrics.members.looked(pools(slot("worker-0", **held)), {})
+    metrics.members.looked(pools(slot("worker-0", **held | {"weights_age_s": None})), {})
+    assert (value("weights_age_seconds", slot="worker-0"), value("weights_step", slot="worker-0")) == (None, 7)
+    metrics.members.looked(pools(slot("worker-0", state="starting", heartbeat_age_s=None)), {})
+    of = {"role": "rollout", "slot": "worker-0"}
+    assert [value(name, **of) for name in ("memory_bytes", "heartbeat_age_seconds", "calls_held")] == [None, None, 0]
+    names = ("weights_step", "weights_lineage", "weights_lag_updates")
+    assert [value(name, slot="worker-0") for name in names] == [None] * 3

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from common.control_config import ControlConfig
 from common.errors import CheckpointError, ConfigError, ControlError, PhaseTimeoutError
-from deploy import control_calls, control_guard
+from deploy import control_calls, control_connection, control_guard
 from deploy.control_server import serve_control
 from deploy.run_address import read_address
 from deploy.run_status import CheckpointInfo, Problem, RunStatus
@@ -33,6 +33,7 @@ ORDERS = {
     ("POST", "/v1/run/stop"): None,
 }
 """And a body that is legal."""
+HEALTHZ = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 ENDPOINTS = [("GET", "/v1/run"), *ORDERS]
 NOT_THERE = [("GET", "/docs"), ("GET", "/redoc"), ("GET", "/v1/nope"), ("DELETE", "/v1/run")]
 
@@ -489,3 +490,19 @@ def nothing_is_written_to_the_terminal(capfd, request):
     yield
     if "bug" not in request.node.name:
         assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("sent", [b"", HEALTHZ[:-2], HEALTHZ + b"GET /healthz"], ids=["nothing", "part", "more"])
+def test_who_connects_and_does_not_ask_is_hung_up_on(served, monkeypatch, sent):
+    """Else as many as the server answers at once would shut out everybody, without a token."""
+    monkeypatch.setattr(control_connection, "REQUEST_TIMEOUT_S", 0.2)
+    answer = over_socket(served, sent)
+    assert answer.count(b"HTTP/1.1 200 OK") == sent.count(b"\r\n\r\n")
+
+
+def test_who_waits_for_an_answer_is_not_hung_up_on(serve, plain_run, monkeypatch):
+    monkeypatch.setattr(control_connection, "REQUEST_TIMEOUT_S", 0.05)
+    run = plain_run(asleep=threading.Event())
+    with serve(run) as served:
+        threading.Timer(0.5, run.asleep.set).start()
+        assert served.ask("GET", "/v1/run").status_code == 200

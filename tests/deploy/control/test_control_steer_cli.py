@@ -63,6 +63,10 @@ def test_pause_waits_no_longer_than_it_may(command):
 def test_pause_is_not_waited_for_where_somebody_resumes_or_the_run_ends(command, served, monkeypatch):
     monkeypatch.setattr(type(served.run), "pause", lambda run, reason: run.status())
     assert "somebody else has resumed it" in command("pause", "--wait")[2]
+    over = served.run.status().model_copy(update={"stage": "evaluate", "step": None})
+    with monkeypatch.context() as later:
+        later.setattr(type(served.run), "status", lambda run: over)
+        assert "tiny does not pause any more: PPO is over" in command("pause", "--wait")[2]
     served.run.stopped = "Ctrl-C"
     assert "tiny is ending: Ctrl-C" in command("pause", "--wait")[2]
 

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from typer.testing import CliRunner
 
 from common.control_config import ControlConfig
-from common.errors import ConfigError, DataError
+from common.errors import ConfigError, ControlError, DataError
 from deploy.cli import app
 from deploy.control_server import serve_control
 from deploy.run_controls import RunControls
@@ -79,6 +79,19 @@ def test_watch_writes_the_paths_of_this_machine(written):
     assert source["url"] == "http://127.0.0.1:9911"
     (provider,) = yaml.safe_load((written / "grafana" / "dashboards" / "minichatgpt.yml").read_bytes())["providers"]
     assert len(list(os.scandir(provider["options"]["path"]))) == 5
+
+
+def test_watch_gives_prometheus_the_token_of_runs_off_loopback(tmp_path, tool):
+    token = tmp_path / "read.token"
+    token.write_text("r" * 43 + "\n", encoding="utf-8")
+    arguments = ("--no-start", "--runs", str(tmp_path / "runs"), "--token-file")
+    assert watch(*arguments, str(token)).exit_code == 0
+    path = tmp_path / "runs" / ".watch" / "prometheus.yml"
+    ours, ray = yaml.safe_load(path.read_text(encoding="utf-8"))["scrape_configs"]
+    assert ours["authorization"] == {"credentials_file": str(token)}
+    assert "authorization" not in ray, "Ray is not to see it"
+    subprocess.run([tool("promtool"), "check", "config", str(path)], capture_output=True, timeout=60, check=True)
+    assert isinstance(watch(*arguments, str(tmp_path / "none")).exception, ControlError)
 
 
 def test_watch_says_what_to_install_where_prometheus_is_missing(tmp_path, monkeypatch):
