@@ -219,7 +219,7 @@ def test_what_is_given_up_counts_as_rolled_back_and_no_checkpoint_of_it_is_left(
 
 def test_a_rollback_is_in_log_metrics_and_status(rolled_back):
     kinds = [event for event, _ in rolled_back.events()]
-    assert kinds[:3] == ["guard_alarm", "rolled_back", "resumed"]
+    assert kinds[:4] == ["guard_alarm", "rolled_back", "guard_cleared", "resumed"]
     assert "learner_lost" not in kinds
     [told] = events(rolled_back, "rolled_back")
     assert told.startswith("guard kl: KL of 14.9 nats per response; at most 13")
