@@ -73,10 +73,10 @@ def build_app(
         limits: how often one address may ask.
         call_timeout_s: longest time that the run may take to answer.
     """
-    asking, reading = Calls(ending, call_timeout_s), Calls(ending, call_timeout_s)
+    asking, reading, ordering = (Calls(ending, call_timeout_s) for _ in range(3))  # who looks holds up no order
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     _add_reads(app, ReadRoutes(controls, asking, history, reading, registry))
-    _add_orders(app, SteerRoutes(controls, asking, note))
+    _add_orders(app, SteerRoutes(controls, ordering, note))
     add_page(app)
     described = document(app)
 

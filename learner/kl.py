@@ -88,6 +88,10 @@ class FixedController:
         """Take the coefficient that is in force."""
         self.coef = self.coef if settings.kl_coef is None else settings.kl_coef
 
+    def report(self, measures: Mapping[str, float]) -> dict[str, float]:
+        """Empty: there is no target."""
+        return {}
+
     def update(self, measures: Mapping[str, float], num_trajectories: int) -> None:
         """Nothing; so that the learner need not know which controller it has."""
 
@@ -115,6 +119,10 @@ class AdaptiveController:
     def follow(self, settings: RunSettings) -> None:
         """Take the target that is in force; the coefficient goes on from where it is."""
         self._target = self._target if settings.kl_target is None else settings.kl_target
+
+    def report(self, measures: Mapping[str, float]) -> dict[str, float]:
+        """The measure that is steered over its target, as `kl_target_ratio`."""
+        return {"kl_target_ratio": measures[self._measure] / self._target}
 
     def update(self, measures: Mapping[str, float], num_trajectories: int) -> None:
         """Raise the coefficient where the policy went further than the target, else lower it; once per PPO update.

@@ -139,7 +139,7 @@ class PPOLearner:
         is_finite = tally.steps > 0
         self.step += 1 if is_finite else 0
         weights_hash = self.flat.renew() if is_finite else ""
-        metrics = score_metrics(ordered) | measured | tally.means()
+        metrics = score_metrics(ordered) | measured | self.controller.report(measured) | tally.means()
         return UpdateReport(
             step=self.step,
             identity=self.identity,

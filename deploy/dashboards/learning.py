@@ -42,7 +42,8 @@ KL: Final = Row("Distance to the reference", (
     Panel("KL per token", (Query(series("kl_token_mean_nats"), "{{run}} training"),
                            Query(series("evaluation_kl_token_mean_nats"), "{{run}} evaluation")), "none",
           steps=((0.5, "red"),)),
-    gauge("KL coefficient", "kl_coefficient", "none"),
+    Panel("KL coefficient", (Query(series("kl_coefficient"), "{{run}} coefficient"),
+                             Query(series("kl_target_ratio"), "{{run}} KL over its target")), "none"),
 ))  # fmt: skip
 
 PPO: Final = Row("PPO", (

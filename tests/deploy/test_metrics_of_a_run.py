@@ -106,7 +106,7 @@ def test_numbers_agree_with_each_other(value):
 
 def test_what_learners_report_by_default_is_known(scraped):
     unknown = {metric.report for metric in CATALOGUE.values() if metric.report} - scraped[1]
-    assert unknown <= {"zero_std_group_share", "ended_fraction", "repetition", "early_stopped"}
+    assert unknown <= {"zero_std_group_share", "kl_target_ratio"}, "without groups, without a target"
 
 
 def test_promtool_finds_nothing_to_say(scraped):

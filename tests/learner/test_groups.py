@@ -96,7 +96,7 @@ def test_without_a_value_head_there_is_no_value_loss_and_the_head_stays(
     moved = changed(before, weights_of(learner))
     assert moved
     assert not [name for name in moved if "value_head" in name]
-    absent = {"value_loss", "value_clip_fraction", "explained_variance"}
+    absent = {"value_loss", "value_clip_fraction", "explained_variance", "kl_target_ratio"}
     assert LEARNED - report.metrics.keys() == absent
     assert all(math.isfinite(v) for v in report.metrics.values())
     assert report.trained == tuple((draw, k) for draw in range(4) for k in range(4))

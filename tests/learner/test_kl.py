@@ -125,6 +125,12 @@ def adaptive(coef=0.2, measure="kl_seq_sum", target=6.0, horizon=10_000):
     return AdaptiveController(coef, measure=measure, target=target, horizon=horizon)
 
 
+def test_how_far_kl_is_from_its_target_is_told_in_the_measure_that_is_steered():
+    measures = {"kl_seq_sum": 9.0, "kl_token_mean": 0.3}
+    assert adaptive().report(measures) == {"kl_target_ratio": 1.5}
+    assert adaptive(measure="kl_token_mean", target=0.1).report(measures) == {"kl_target_ratio": pytest.approx(3.0)}
+
+
 @pytest.mark.parametrize(
     ("kl", "error"),
     [(6.0, 0.0), (6.6, 0.1), (5.4, -0.1), (60.0, 0.2), (0.0, -0.2), (-5.0, -0.2)],
