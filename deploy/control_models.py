@@ -45,7 +45,7 @@ class PauseRequest(Config):
     """Why the run shall stand still."""
 
     reason: Annotated[str, StringConstraints(min_length=1, max_length=200), AfterValidator(_one_line)] = (
-        "minichatgpt pause"
+        "over the control channel"
     )
     """Goes to the log."""
 

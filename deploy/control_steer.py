@@ -1,4 +1,6 @@
-"""Routes of the control channel that change something. Each order is noted in events.jsonl, then carried out."""
+"""Routes of the control channel that change something. Each order is noted in events.jsonl, then carried out; what is
+refused is noted there again, with the reason.
+"""
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -6,7 +8,8 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from common.errors import ControlError
+from common.errors import ControlError, MiniChatGPTError
+from deploy.console import one_line
 from deploy.control_calls import Calls
 from deploy.control_models import PauseRequest
 from deploy.run_controls import Controls
@@ -21,7 +24,7 @@ class SteerRoutes:
     Args:
         controls: the run.
         asking: calls of the run.
-        note: told of every order, who gave it from where.
+        note: told of every order, who gave it from where, and why it was refused.
     """
 
     def __init__(self, controls: Controls, asking: Calls, note: Callable[[str], None]) -> None:
@@ -76,6 +79,10 @@ class SteerRoutes:
 
         def noted() -> T:
             self._note(text)
-            return call()
+            try:
+                return call()
+            except MiniChatGPTError as error:
+                self._note(f"{text} refused: {one_line(str(error))}")
+                raise
 
         return await self._asking.ask(noted)

@@ -172,11 +172,15 @@ def change(
     with open_run(run, runs, url=url, token=token, token_file=token_file) as client:
         before = client.status().settings
         after = client.change(wanted).settings
+    is_changed = False
     for name in wanted.changes():
         was, now = getattr(before, name, None), getattr(after, name, None)
         shown = "–" if was is None else f"{was:g}"
-        console.print(f"{name} [bold]{shown} → {now:g}[/]", highlight=False)
-    console.print("[dim]in force from the next update on[/]")
+        console.print(
+            f"{name} is {shown} already" if was == now else f"{name} [bold]{shown} → {now:g}[/]", highlight=False
+        )
+        is_changed = is_changed or was != now
+    console.print("[dim]in force from the next update on[/]" if is_changed else "nothing changes")
 
 
 def parse_settings(words: Sequence[str], reason: str) -> "SettingsRequest":

@@ -24,7 +24,8 @@ from deploy.files import write_json
 from deploy.run_status import SettingsRequest
 from deploy.settings_journal import FILE, Change, Journal, Rollback, Who, differing, read_journal
 
-Kind = Literal["settings", "pause", "resume"]
+Kind = Literal["settings", "pause", "resume", "control"]
+"""`control`: of an order that changes nothing."""
 
 
 class Told(Protocol):
@@ -136,11 +137,15 @@ class Steering:
         """Stand still once the running update is done."""
         if self._brake.pause():
             self._note("pause", f"pause after the running update: {reason}")
+        else:
+            self._note("control", "nothing changes: a pause is asked already")
 
     def resume(self) -> None:
         """Go on."""
         if self._brake.release():
             self._note("resume", "resumed")
+        else:
+            self._note("control", "nothing changes: the run is not paused")
 
     def change(self, wanted: SettingsRequest, *, who: Who = "operator", reason: str = "") -> None:
         """Change settings from the next update on; by a guard rail between two updates, of the update that follows.
@@ -156,14 +161,17 @@ class Steering:
             before = self._journal.newest
             after = replace(before, **changes)
             changed = differing(before, after)
-            if not changed:
-                return
-            self._keep(
-                self._journal.add(
-                    Change(at_step=step, from_draw=draw, settings=after, who=who, reason=reason,
-                           time=datetime.now(UTC), lineage=self._lineage())
-                )
-            )  # fmt: skip
+            if changed:
+                self._keep(
+                    self._journal.add(
+                        Change(at_step=step, from_draw=draw, settings=after, who=who, reason=reason,
+                               time=datetime.now(UTC), lineage=self._lineage())
+                    )
+                )  # fmt: skip
+        if not changed:
+            held = ", ".join(f"{name} is {value:g}" for name, value in changes.items())
+            self._note("control", f"nothing changes: {held} already")
+            return
         for name, _, _ in changed:
             self._told.setting_changed(name)
         words = ", ".join(f"{name} {old:g} to {new:g}" for name, old, new in changed)

@@ -10,6 +10,7 @@ from rich.text import Text
 from common.errors import ControlError
 from deploy.console import one_line
 from deploy.control_client import RunClient
+from deploy.control_models import PauseRequest
 from deploy.keyboard import Keyboard, keyboard
 from deploy.run_status import RunStatus, ScaleRequest
 from deploy.top_view import KEYS, lines
@@ -96,7 +97,7 @@ class Top:
     def _do(self, key: str, status: RunStatus) -> str:
         if key == "p":
             if status.pause == "none":
-                self._client.pause()
+                self._client.pause(PauseRequest(reason="minichatgpt top"))
                 return "it stands still once the running update is done"
             self._client.resume()
             return "it goes on"

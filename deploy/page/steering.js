@@ -131,7 +131,8 @@ export class Steering {
   pause() {
     const isPaused = this.status.pause !== "none";
     const done = isPaused ? "It goes on." : "It stands still once the running update is done.";
-    this.send("POST", isPaused ? "/v1/run/resume" : "/v1/run/pause", undefined, done);
+    if (isPaused) this.send("POST", "/v1/run/resume", undefined, done);
+    else this.send("POST", "/v1/run/pause", { reason: "on the page of the run" }, done);
   }
 
   scale(event, role) {

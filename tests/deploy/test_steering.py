@@ -76,11 +76,16 @@ def test_an_order_after_the_learner_was_lost_counts_for_the_update_that_training
     assert [drive.update(step) for step in (2, 3)] == [5e-5, 5e-5]
 
 
-def test_an_order_that_changes_nothing_leaves_no_trace(drive, tmp_path):
+def test_an_order_that_changes_nothing_is_said_to_and_is_not_in_the_journal(drive, tmp_path):
     drive.update(0)
     drive.order(1e-4)
+    drive.steering.resume()
     assert read_journal(tmp_path) is None
-    assert (drive.notes, drive.changed) == ([], [])
+    assert drive.changed == []
+    assert drive.notes == [
+        ("control", "nothing changes: learning_rate is 0.0001 already"),
+        ("control", "nothing changes: the run is not paused"),
+    ]
 
 
 def test_an_order_that_cannot_be_written_down_is_an_error_and_changes_nothing(drive, tmp_path):

@@ -118,7 +118,9 @@ def test_every_order_is_noted_with_its_address_and_no_token(served):
 def test_an_order_that_the_run_refuses_is_noted_and_one_without_a_token_is_not(served):
     ask(served, "POST", "/v1/run/scale", served.token, json={"rollout_workers": 1})
     ask(served, "POST", "/v1/run/scale", json={"rollout_workers": 1})
-    assert served.run.notes == ["POST /v1/run/scale from 127.0.0.1"]
+    order = "POST /v1/run/scale from 127.0.0.1"
+    why = "rollout_workers=1 is less than rollout.min_workers=2; ask for 2 or more"
+    assert served.run.notes == [order, f"{order} refused: {why}"]
 
 
 def test_answers_are_counted_by_route_and_what_is_not_there_as_other(served):

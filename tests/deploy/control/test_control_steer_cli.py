@@ -89,10 +89,20 @@ def test_set_shows_what_was_and_what_will_be(command, served):
     assert (wanted.changes(), wanted.reason) == ({"kl_target": 3.0, "learning_rate": 1e-4}, "it drifts")
 
 
-def test_what_the_run_does_not_have_is_refused_in_its_words(command):
+def test_set_says_what_is_so_already(command, served):
+    assert command("set", "kl_target=6")[1] == "kl_target is 6 already\nnothing changes\n"
+    both = command("set", "kl_target=6", "learning_rate=1e-4")[1]
+    assert both == "learning_rate 0.001 → 0.0001\nkl_target is 6 already\nin force from the next update on\n"
+
+
+def test_what_the_run_does_not_have_is_refused_in_its_words_and_noted_as_refused(command, served):
     code, shown, message = command("set", "kl_coef=0.1")
     assert (code, shown) == (1, "")
     assert "kl_coef is of a fixed coefficient, and this run's is adaptive" in message
+    order, refusal = served.run.notes
+    assert order == "PATCH /v1/run/settings from 127.0.0.1"
+    assert refusal.startswith(f"{order} refused: ")
+    assert refusal.endswith("kl_coef is of a fixed coefficient, and this run's is adaptive")
 
 
 @pytest.mark.parametrize(
