@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from deploy import report_words as words
+from deploy.report_absences import absences, ppo_broken_off, why_absent
 from deploy.report_changes import changes_sentence
 from deploy.report_guards import guard_rows, guards_sentence
 from deploy.report_preferences import length_warning, preference_measures
@@ -32,7 +33,7 @@ def print_summary(run_folder: Path, console: Console) -> None:
     _print_result(run, console)
     _print_numbers(run, console)
     _print_stages(run, console)
-    _print_texts(run.heldout[:MAX_TEXTS], console)
+    _print_texts(run.heldout[:MAX_TEXTS], why_absent(run)["evaluate"], console)
     _print_report_path(run_folder / "report.html", console)
 
 
@@ -47,7 +48,7 @@ def one_line(text: str) -> str:
 
 def _print_result(run: RunFiles, console: Console) -> None:
     """Wrapped here, since rich would part a number from its percent sign."""
-    bound = words.result_sentence(run).replace(" %", "\N{NO-BREAK SPACE}%")
+    bound = words.result_sentence(run, why_absent(run)).replace(" %", "\N{NO-BREAK SPACE}%")
     console.print(Text(run.name, "bold cyan"))
     console.print(Text(textwrap.fill(bound, console.width).replace("\N{NO-BREAK SPACE}", " ")))
     if changed := changes_sentence(run.changes):
@@ -78,7 +79,7 @@ def _print_numbers(run: RunFiles, console: Console) -> None:
             table.add_row(Text(row.label), Text(before, "dim"), Text(row.after_text, "bold"), change, arrow)
     if table.row_count:
         console.print(table)
-    for line in words.absences(rows):
+    for line in absences(rows, why_absent(run)):
         console.print(Text(line, "yellow"))
     if alarm := words.alarm_sentence(run.summary):
         console.print(Text(alarm, "bold yellow"))
@@ -102,12 +103,14 @@ def _print_stages(run: RunFiles, console: Console) -> None:
         bar = "━" * round(BAR_CHARACTERS * (spent or 0.0) / max(known, default=1.0))
         table.add_row(Text(stage), Text(words.duration(spent)), Text(bar, "cyan"))
     console.print(table)
+    if broken_off := ppo_broken_off(run):
+        console.print(Text(f"{broken_off}; its time is not in the table.", "yellow"))
     console.print()
 
 
-def _print_texts(lines: Sequence[HeldoutLine], console: Console) -> None:
+def _print_texts(lines: Sequence[HeldoutLine], why_none: str, console: Console) -> None:
     if not lines:
-        console.print(Text(f"Texts before and after: not recorded; {words.WHY_ABSENT['evaluate']}.\n", "yellow"))
+        console.print(Text(f"Texts before and after: not recorded; {why_none}.\n", "yellow"))
         return
     table = _table("Held-out prompts")
     table.padding = (0, 3, 1, 0)

@@ -17,6 +17,7 @@ from markupsafe import Markup
 
 from deploy import report_words as words
 from deploy.evaluation_file import EvaluationLine
+from deploy.report_absences import absences, ppo_broken_off, why_absent
 from deploy.report_changes import Mark, change_rows, marks
 from deploy.report_curves import EVALUATIONS, GROUPS, Curve, Layer
 from deploy.report_figures import MAX_POINTS, draw, has_values, thinned
@@ -83,6 +84,7 @@ def write_report(run_folder: Path) -> Path:
 
 def render(run: RunFiles) -> str:
     """The page of a run."""
+    why = why_absent(run)
     rows = [*words.measures(run.summary), *preference_measures(run.summary)]
     guarded = guard_rows(run)
     shown = with_guards(marks(run.changes), guarded)
@@ -92,11 +94,11 @@ def render(run: RunFiles) -> str:
         .get_template("report.html")
         .render(
             run=run,
-            sentence=words.result_sentence(run),
+            sentence=words.result_sentence(run, why),
             alarm=words.alarm_sentence(run.summary),
             rows=[row for row in rows if not row.is_absent],
-            row_absences=words.absences(rows),
-            why=words.WHY_ABSENT,
+            row_absences=absences(rows, why),
+            why=why,
             marks_of=words.VERDICT_MARKS,
             good_arrows=words.GOOD_ARROWS,
             good_words=words.GOOD_WORDS,
@@ -113,6 +115,7 @@ def render(run: RunFiles) -> str:
             folded_texts=run.heldout[NUM_OPEN_TEXTS:],
             extremes=extremes(run.extremes),
             stages=stage_rows(run),
+            broken_off=ppo_broken_off(run),
             ledger=final_ledger(run),
         )
     )

@@ -3,6 +3,7 @@
 No drawing and no files: records of `deploy.run_files` go in, text and `Measure`s come out.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,14 +26,6 @@ GOOD_WORDS: dict[Good, str] = {
     "win": "above 50 % is better",
     "zero": "near 0 is better",
 }
-WHY_ABSENT = {
-    "sft": "the sft stage was not part of the config",
-    "reward_model": "the reward_model stage was not part of the config",
-    "judge": "no judge was part of the config",
-    "scorers": "the reward model is not among the scorers",
-    "ppo": "the ppo stage was not part of the config, or has not finished an update",
-    "evaluate": "the evaluate stage was not part of the config, or has not finished",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,7 @@ class Measure:
     good: Good
     explanation: str
     stage: str
-    """Which stage measures it: a key of WHY_ABSENT."""
+    """Which stage measures it: a key of `report_absences.WHY_ABSENT`."""
     before: float | None = None
     after: float | None = None
     has_before: bool = True
@@ -237,17 +230,8 @@ def _perplexities(s: Summary) -> list[Measure]:
     return rows or [Measure("SFT perplexity", "number", "lower", explanation, "sft")]
 
 
-def absences(rows: list[Measure]) -> list[str]:
-    """A sentence on each group of rows of which nothing is recorded, with the likely reason."""
-    by_stage: dict[str, list[str]] = {}
-    for row in rows:
-        if row.is_absent:
-            by_stage.setdefault(row.stage, []).append(row.label)
-    return [f"{', '.join(labels)}: not recorded; {WHY_ABSENT[stage]}." for stage, labels in by_stage.items()]
-
-
-def result_sentence(run: RunFiles) -> str:
-    """The result in one plain sentence, from whatever is recorded."""
+def result_sentence(run: RunFiles, why: Mapping[str, str]) -> str:
+    """The result in one plain sentence, from whatever is recorded; `why` something is absent, by stage."""
     s = run.summary or Summary()
     updates = s.updates if s.updates is not None else len(run.updates)
     samples = s.trajectories if s.trajectories is not None else final_ledger(run).get("trained")
@@ -263,7 +247,7 @@ def result_sentence(run: RunFiles) -> str:
     if not parts and not updates:
         return "PPO has made no update; what each stage measured is below."
     if not parts:
-        return f"{done} there is no result to tell: {WHY_ABSENT['evaluate']}."
+        return f"{done} there is no result to tell: {why['evaluate']}."
     return f"{done}, {'; '.join(parts)}."
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from common.errors import DataError
 from deploy.report import extremes, write_report
+from deploy.report_absences import WHY_ABSENT
 from deploy.report_curves import EVALUATIONS, GROUPS
 from deploy.report_figures import MAX_POINTS, draw, series, thinned
 from deploy.report_words import result_sentence
@@ -183,6 +184,26 @@ def test_missing_keys_are_told_with_their_reason(folder: Path) -> None:
     assert "Not recorded: value_clip_fraction." in page
 
 
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [(True, "PPO was stopped after update 6 of 60"), (False, "PPO has done 6 of 60 updates")],
+)
+def test_a_ppo_that_was_broken_off_is_the_reason_for_what_was_to_follow(folder: Path, ended: bool, told: str) -> None:
+    (folder / "config.toml").write_text("[ppo]\nupdates = 60\n[judge]\n[evaluate]\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps({"judge_accuracy": 0.8}), encoding="utf-8")
+    (folder / "samples.jsonl").unlink()
+    if ended:
+        end = {"reason": "seen enough", "exit_code": 3, "ended_at": "2026-11-28T14:00:00Z"}
+        (folder / "ended.json").write_text(json.dumps(end), encoding="utf-8")
+    page = page_of(folder)
+    assert f"there is no result to tell: {told}" in page.replace("\u00a0", " ")
+    assert f"KL per response, nats: not recorded; {told}." in page
+    assert f"<code>samples.jsonl</code>; {told}." in page
+    assert f"{told}; its time is not in the table" in page
+    assert "not part of the config, or has not finished." not in page
+    assert "no judge" not in page
+
+
 def test_a_run_whose_numbers_are_all_null_gives_a_page(folder: Path) -> None:
     write_lines(
         folder / "metrics.jsonl", [{"step": 1, "metrics": dict.fromkeys(METRICS), "seconds": {"collect": None}}]
@@ -285,7 +306,9 @@ def test_ledger_is_flat_and_of_the_last_update_without_a_summary(folder: Path) -
     assert final_ledger(read_run(folder)) == {"dispatched": 7680, "trained": 7680, "dropped: stale": 3}
     (folder / "summary.json").unlink()
     assert final_ledger(read_run(folder)) == {"trained": 6}
-    assert result_sentence(read_run(folder)).startswith("After 6 updates on 6 samples there is no result to tell")
+    assert result_sentence(read_run(folder), WHY_ABSENT).startswith(
+        "After 6 updates on 6 samples there is no result to tell"
+    )
 
 
 def test_extremes_are_of_the_first_middle_and_last_update() -> None:
