@@ -1,5 +1,6 @@
 """What can be replayed, and what a replay found, in the terminal. Knows no learner."""
 
+from collections.abc import Sequence
 from itertools import groupby
 
 from rich.console import Console
@@ -13,7 +14,7 @@ SHOWN = ("policy_loss", "value_loss", "kl_seq_sum", "kl_token_mean", "kl_coef", 
          "grad_norm", "score_mean", "advantage_std", "learning_rate")  # fmt: skip
 """Metrics that are shown even where they do not differ; --json has all."""
 MAX_DIFFERENT = 12
-"""Metrics shown that differ, the largest differences first."""
+"""Metrics shown that differ, the largest differences first; and updates in a row."""
 
 
 def print_plan(run: str, plan: Plan, console: Console) -> None:
@@ -34,7 +35,7 @@ def print_plan(run: str, plan: Plan, console: Console) -> None:
 
 
 def print_replay(found: Replay, console: Console) -> None:
-    """One line for each update, numbers of the first that differs or of the last, and the verdict."""
+    """Updates, the same ones folded into one line; numbers of the first that differs, or of the last; the verdict."""
     asked = found.updates[-1].update
     console.print(
         Text.assemble(
@@ -43,15 +44,37 @@ def print_replay(found: Replay, console: Console) -> None:
         )
     )
     table = _table("update", "policy", "largest difference of metrics", "of the kept checkpoint")
-    for one in found.updates:
-        metric, tensors = one.largest_metric, one.tensors
-        style = "" if one.is_same else "bold red"
-        kept = Text("–") if tensors is None else _named(tensors.difference, tensors.name)
-        table.add_row(str(one.update), one.weights, _named(metric.difference, metric.name), kept, style=style)
+    for (is_same, _), group in groupby(found.updates, key=lambda one: (one.is_same, one.weights)):
+        if is_same:
+            table.add_row(*_folded(list(group)))
+            continue
+        different = list(group)
+        for one in different[:MAX_DIFFERENT]:
+            table.add_row(*_row(one), style="bold red")
+        if (more := len(different) - MAX_DIFFERENT) > 0:
+            table.add_row("…", f"{more} more that differ; --json has all", style="bold red")
     console.print(table)
     shown = next((one for one in found.updates if one.update == found.first_different), found.updates[-1])
     _print_metrics(shown, console)
     _print_verdict(found, console)
+
+
+def _folded(updates: Sequence[UpdateReplay]) -> tuple[str, str, str, str]:
+    """The row of updates, one after the other, of which each is the same as recorded."""
+    first, last = updates[0].update, updates[-1].update
+    kept = sum(one.tensors is not None for one in updates)
+    return (
+        f"{first}" if first == last else f"{first} – {last}",
+        updates[0].weights,
+        "0",
+        "–" if not kept else "0" if kept == 1 else f"0, each of {kept}",
+    )
+
+
+def _row(one: UpdateReplay) -> tuple[str, str, Text, Text]:
+    metric, tensors = one.largest_metric, one.tensors
+    kept = Text("–") if tensors is None else _named(tensors.difference, tensors.name)
+    return str(one.update), one.weights, _named(metric.difference, metric.name), kept
 
 
 def _print_metrics(one: UpdateReplay, console: Console) -> None:
