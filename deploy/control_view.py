@@ -1,8 +1,8 @@
 """How `minichatgpt status` and `minichatgpt workers` show a run in the terminal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from rich.console import Console
 from rich.table import Table
@@ -23,8 +23,15 @@ STYLES: Final = {
 }
 TITLES: Final = {"rollout": "Rollout workers", "reward": "Reward replicas"}
 """By role."""
+WORDS: Final = ("slot", "state", "node", "process")
+WEIGHTS: Final = ("weights", "age", "tokens/s")
+"""Columns of rollout workers."""
 NUMBERS: Final = ("busy", "memory", "held", "restarts", "beat")
 """Columns of every member; `beat` is the age of its last sign of life."""
+LEAST_NEEDED: Final = ("node", "process", "beat", "memory", "held", "age")
+"""Columns that a narrow console does without, the first one first; --json has all."""
+MAX_WIDTH: Final = 1000
+"""Wider than any table, to measure one unbroken."""
 
 T = TypeVar("T")
 
@@ -48,7 +55,7 @@ def _print_pools(pools: Mapping[str, PoolStatus], console: Console) -> None:
     for number, (role, pool) in enumerate(pools.items()):
         if number:
             console.print()
-        console.print(_members(role, pool))
+        console.print(_members(role, pool, console))
         for member in pool.members:
             if member.last_error:
                 console.print(Text(f"{member.slot}: {one_line(member.last_error)}", "red"), soft_wrap=True)
@@ -137,7 +144,18 @@ def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
     return one_line(" · ".join(parts))
 
 
-def _members(role: str, pool: PoolStatus) -> Table:
+def _members(role: str, pool: PoolStatus, console: Console) -> Table:
+    """Less of the columns in LEAST_NEEDED where the console is too narrow for all."""
+    rows = [_row(role, member) for member in pool.members]
+    table = _table(role, pool, rows, left_out=())
+    for number in range(len(LEAST_NEEDED)):
+        if console.measure(table, options=console.options.update(width=MAX_WIDTH)).maximum <= console.width:
+            break
+        table = _table(role, pool, rows, left_out=LEAST_NEEDED[: number + 1])
+    return table
+
+
+def _table(role: str, pool: PoolStatus, rows: Sequence[Mapping[str, Text]], *, left_out: Sequence[str]) -> Table:
     queued = f", {pool.queued} requests wait, {duration(pool.queue_age_s)}" if pool.queued else ""
     table = Table(
         title=f"{TITLES.get(role, role)}: {pool.active} of {pool.target} active{queued}",
@@ -147,33 +165,35 @@ def _members(role: str, pool: PoolStatus) -> Table:
         pad_edge=False,
         padding=(0, 1, 0, 0),
     )
-    for name in ("slot", "state", "node", "process"):
-        table.add_column(Text(name, "dim"), overflow="fold")
-    for name in (*(("weights", "age", "tokens/s") if role == "rollout" else ()), *NUMBERS):
-        table.add_column(Text(name, "dim"), justify="right")
-    for member in pool.members:
-        table.add_row(*_row(role, member))
+    all_names = (*WORDS, *(WEIGHTS if role == "rollout" else ()), *NUMBERS)
+    names = [name for name in all_names if name not in left_out]
+    for name in names:
+        justify: Literal["left", "right"] = "left" if name in WORDS else "right"
+        table.add_column(Text(name, "dim"), overflow="fold", justify=justify)
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     return table
 
 
-def _row(role: str, member: MemberStatus) -> list[Text]:
-    weights = [
-        Text(_or_dash(member.weights)),
-        Text(_or_dash(member.weights_age_s, duration)),
-        Text(_or_dash(member.tokens_per_s, "{:,.0f}".format)),
-    ]
-    return [
-        Text(member.slot),
-        Text(member.state.replace("_", " "), STYLES[member.state]),
-        Text(one_line(_or_dash(member.node and member.node[:8]))),
-        Text(_or_dash(member.pid)),
-        *(weights if role == "rollout" else []),
-        Text(_or_dash(member.busy_fraction, "{:.0%}".format)),
-        Text(_or_dash(member.rss_bytes, _memory)),
-        Text(str(member.calls_held)),
-        Text(str(member.restarts)),
-        Text(_or_dash(member.heartbeat_age_s, duration)),
-    ]
+def _row(role: str, member: MemberStatus) -> dict[str, Text]:
+    """Cells by column."""
+    weights = {
+        "weights": Text(_or_dash(member.weights)),
+        "age": Text(_or_dash(member.weights_age_s, duration)),
+        "tokens/s": Text(_or_dash(member.tokens_per_s, "{:,.0f}".format)),
+    }
+    return {
+        "slot": Text(member.slot),
+        "state": Text(member.state.replace("_", " "), STYLES[member.state]),
+        "node": Text(one_line(_or_dash(member.node and member.node[:8]))),
+        "process": Text(_or_dash(member.pid)),
+        **(weights if role == "rollout" else {}),
+        "busy": Text(_or_dash(member.busy_fraction, "{:.0%}".format)),
+        "memory": Text(_or_dash(member.rss_bytes, _memory)),
+        "held": Text(str(member.calls_held)),
+        "restarts": Text(str(member.restarts)),
+        "beat": Text(_or_dash(member.heartbeat_age_s, duration)),
+    }
 
 
 def _memory(size: int) -> str:

@@ -1,16 +1,19 @@
 """`minichatgpt pause`, `resume`, `set`, `workers`, and all commands on a run that is named by its URL."""
 
+import io
 import sys
 import threading
 
 import pytest
+from rich.console import Console
 
 from common.errors import ConfigError, ControlError
 from deploy.cli import main
 from deploy.control_models import Workers
 from deploy.control_steer_cli import parse_settings
 from deploy.control_target import checked_url, open_run
-from deploy.run_status import MemberStatus
+from deploy.control_view import print_workers
+from deploy.run_status import MemberStatus, PoolStatus
 
 
 @pytest.fixture
@@ -139,6 +142,22 @@ def test_workers_shows_what_each_does_and_holds(command, served, monkeypatch):
     assert code == 0
     for part in ("Rollout workers: 2 of 2 active", "Reward replicas: 1 of 1 active", "75%", "1,234"):
         assert part in shown
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_narrow_console_has_fewer_columns_and_none_that_are_broken(width):
+    member = MemberStatus(
+        slot="worker-12", state="active", node="d3e5cfa5", pid=1234567, weights="1.123", weights_age_s=187.0,
+        busy_fraction=1.0, tokens_per_s=12345.0, rss_bytes=5 << 30, calls_held=12, restarts=3, heartbeat_age_s=0.5,
+    )  # fmt: skip
+    pool = PoolStatus(target=1, active=1, members=(member,))
+    console = Console(file=io.StringIO(), width=width)
+    print_workers(Workers(pools={"rollout": pool}), console)
+    _, heading, row = console.file.getvalue().splitlines()
+    assert ("node" in heading.split()) == (width == 200)
+    for part in ("worker-12", "active", "1.123", "12,345", "100%"):
+        assert part in row.split()
+    assert {"slot", "state", "weights", "tokens/s", "busy", "restarts"} <= set(heading.split())
 
 
 def test_workers_as_json_is_what_the_run_says(command, served):
