@@ -40,7 +40,7 @@ from deploy.control_limits import Limits
 from deploy.control_openapi import OF_ALL, OF_READS, document, refusals, who
 from deploy.control_read import ReadRoutes
 from deploy.control_steer import SteerRoutes
-from deploy.page_routes import add_page
+from deploy.page_routes import PAGE_PATHS, add_page
 from deploy.run_controls import Controls
 from deploy.run_history import RunHistory
 from deploy.run_status import Problem
@@ -162,7 +162,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException), "registered for it"
     message = str(error.detail)
     if error.status_code in (404, 405):
-        there = ", ".join(f"{method} {path}" for path, method in _paths(request.app).items())
+        routes = {path: method for path, method in _paths(request.app).items() if path not in PAGE_PATHS}
+        there = ", ".join(f"{method} {path}" for path, method in routes.items())
         message = f"{request.method} {request.url.path}: {message}; there are {there}"
     return _problem(error.status_code, "refused", message, error.headers)
 

@@ -110,7 +110,7 @@ class Access:
             if name in LOOPBACK_NAMES or name in self.names or (not self.is_loopback and name == asked.local_address):
                 return name
         got = ", ".join(_shown(host) for host in asked.hosts) or "none"
-        others = "".join(f", {name}" for name in sorted(self.names))
+        others = "".join(f", {name}" for name in sorted(self.names - LOOPBACK_NAMES))
         raise Refused(
             421,
             "wrong host",

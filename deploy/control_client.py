@@ -31,6 +31,10 @@ ANSWER_TIMEOUT_S: Final = 30.0
 """Longest time until an answer; the run's own deadline is shorter, and says more."""
 
 A = TypeVar("A", bound=BaseModel)
+HOW_TO_GIVE: Final = (
+    "give --token-file FILE, or put it in the environment variable MINICHATGPT_TOKEN; it is in control.token of the "
+    "run folder (read.token where it is only to read)"
+)
 
 
 class RunClient:
@@ -165,6 +169,8 @@ class RunClient:
             if self.folder is not None and self.is_over():
                 raise ControlError(not_running(self.folder)) from error
             raise ControlError(f"{self._who} cannot be reached: {error}") from error
+        if answer.status_code == httpx2.codes.UNAUTHORIZED and self._token is None:
+            raise ControlError(f"reading {self._who} needs its token: {HOW_TO_GIVE}")
         if not answer.is_success:
             raise ControlError(_refusal(answer))
         try:
@@ -180,10 +186,7 @@ class RunClient:
             return
         if self.folder is not None:
             read_token(self.folder)
-        raise ControlError(
-            f"steering {self._who} needs its token: give --token-file FILE, or put it in the environment variable "
-            "MINICHATGPT_TOKEN; it is in control.token of the run folder"
-        )
+        raise ControlError(f"steering {self._who} needs its token: {HOW_TO_GIVE}")
 
 
 def _refusal(answer: httpx2.Response) -> str:

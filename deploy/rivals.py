@@ -23,6 +23,7 @@ from deploy.answers import Answer, fetch_answers, in_both, judged, numbers_of, w
 from deploy.event_log import EventLog
 from deploy.place import Place
 from deploy.pools import supervised
+from deploy.run_address import runs_near
 
 RIVAL = Identity(-1, 2)
 """Weights of an evaluation belong to no lineage of training."""
@@ -43,8 +44,7 @@ def rival_path(name: str, runs: Path) -> str:
     folder = next((place for place in (Path(name), runs / name) if place.is_dir()), None)
     if folder is None:
         if name.startswith((".", "/", "~")) or name.count("/") > 1:
-            there = ", ".join(sorted(p.name for p in runs.glob("[!.]*") if p.is_dir())) or "none"
-            raise ConfigError(f"evaluate.against: {name} does not exist; runs in {runs}: {there}")
+            raise ConfigError(f"evaluate.against: {name} does not exist; {runs_near(name, runs)}")
         return name
     if (folder / "config.json").is_file():
         return str(folder)

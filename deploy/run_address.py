@@ -116,7 +116,7 @@ def runs_near(name: str, runs: Path) -> str:
     there = sorted(p.name for p in runs.glob("[!.]*") if p.is_dir())
     close = difflib.get_close_matches(name, there, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}runs in {runs}: {', '.join(there) or 'none'}"
+    return f"{hint}runs in {runs}: {', '.join(there)}" if there else f"there is no run in the folder {runs}"
 
 
 def _end_of(error: BaseException | None) -> RunEnd:

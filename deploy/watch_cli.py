@@ -69,7 +69,12 @@ def watch(
 
     console = Console()
     folder = (runs / ".watch").absolute()
-    (runs / TARGETS).mkdir(parents=True, exist_ok=True)
+    if not runs.is_dir():
+        raise ConfigError(
+            f"--runs {runs} is no folder, so nothing in it can be watched; give the folder of your runs, start a run "
+            f"first, or make it: mkdir -p {runs}"
+        )
+    (runs / TARGETS).mkdir(exist_ok=True)
     if token_file is not None:
         token_in(token_file)
     write_configuration(

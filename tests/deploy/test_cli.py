@@ -241,7 +241,7 @@ def test_report_of_an_unknown_run_lists_those_there_are(tmp_path):
 
 
 def test_report_where_nothing_was_run_says_so(tmp_path):
-    assert "runs in nowhere: none" in refused("report", "tiny", "--runs", "nowhere", folder=tmp_path)
+    assert "there is no run in the folder nowhere" in refused("report", "tiny", "--runs", "nowhere", folder=tmp_path)
 
 
 def test_report_of_a_damaged_run_names_the_file(run_copy, inside):

@@ -7,7 +7,8 @@ import httpx2
 import pytest
 
 from common.control_config import ControlConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, ControlError
+from deploy.control_client import RunClient
 from deploy.control_limits import Limits, Rate
 from deploy.control_token import run_tokens
 from deploy.run_status import Problem
@@ -45,6 +46,13 @@ def test_bound_to_all_interfaces_everything_but_health_needs_a_token(serve):
         assert ask(served, "GET", "/v1/run", served.read_token).status_code == 200
         assert ask(served, "POST", "/v1/run/resume", served.token).status_code == 200
         assert ask(served, "GET", "/v1/run", served.token, headers={"Host": "evil.com"}).status_code == 421
+
+
+def test_who_reads_without_a_token_is_told_how_to_give_it(serve):
+    with serve(host="0.0.0.0") as served, RunClient(None, None, served.url, None) as client:
+        for look in (client.status, client.workers, client.events):
+            with pytest.raises(ControlError, match=r"needs its token: give --token-file FILE, .* MINICHATGPT_TOKEN"):
+                look()
 
 
 def test_tokens_may_come_from_the_environment_and_are_written_down_nowhere(serve):

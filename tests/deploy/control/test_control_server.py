@@ -155,7 +155,7 @@ def test_names_that_a_stranger_points_here_are_refused(served, host, path):
     """DNS rebinding: the browser sends the name that it looked up."""
     message = problem(served.ask("GET", path, headers={"Host": host}), 421)
     assert repr(host) in message
-    assert "legal are localhost, 127.0.0.1 and [::1]" in message
+    assert "legal are localhost, 127.0.0.1 and [::1], with or without a port" in message
     assert not served.run.calls
 
 
@@ -246,6 +246,7 @@ def test_what_is_not_there_is_answered_with_what_is(served, method, path):
     assert answer.status_code in (404, 405)
     for known in ("GET /healthz", *(f"GET {path}" for path in READS), *(" ".join(order) for order in ORDERS)):
         assert known in message
+    assert ".js" not in message, "files of the page are no routes to ask"
 
 
 # --- what is answered

@@ -27,6 +27,7 @@ def watch(*arguments):
 @pytest.fixture
 def written(tmp_path):
     """The folder that `watch --no-start` has written."""
+    (tmp_path / "runs").mkdir()
     done = watch("--no-start", "--runs", str(tmp_path / "runs"), "--port", "9911", "--ray-folder", "/some/ray")
     assert done.exit_code == 0, done.output
     return tmp_path / "runs" / ".watch"
@@ -82,6 +83,7 @@ def test_watch_writes_the_paths_of_this_machine(written):
 
 
 def test_watch_gives_prometheus_the_token_of_runs_off_loopback(tmp_path, tool):
+    (tmp_path / "runs").mkdir()
     token = tmp_path / "read.token"
     token.write_text("r" * 43 + "\n", encoding="utf-8")
     arguments = ("--no-start", "--runs", str(tmp_path / "runs"), "--token-file")
@@ -94,8 +96,16 @@ def test_watch_gives_prometheus_the_token_of_runs_off_loopback(tmp_path, tool):
     assert isinstance(watch(*arguments, str(tmp_path / "none")).exception, ControlError)
 
 
+def test_watch_makes_no_folder_of_runs(tmp_path):
+    done = watch("--no-start", "--runs", str(tmp_path / "nope"))
+    assert isinstance(done.exception, ConfigError)
+    assert f"{tmp_path / 'nope'} is no folder" in str(done.exception)
+    assert not (tmp_path / "nope").exists()
+
+
 def test_watch_says_what_to_install_where_prometheus_is_missing(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "runs").mkdir()
     done = watch("--runs", str(tmp_path / "runs"))
     assert isinstance(done.exception, ConfigError)
     assert "prometheus is not installed here; `apt-get install prometheus` on Debian" in str(done.exception)
