@@ -113,7 +113,7 @@ class GuardRails:
                 raise RollBack(order.text, before_step=order.before_step)
             case "stop":
                 self._metrics.guard_action(order.guard, "stop")
-                text = f"{order.text}. The same command stops here again, unless guards.{order.guard} is changed"
+                text = f"{order.text}. Change guards.{order.guard} before going on, or it stops here again"
                 self._note("guard_stop", text)
                 raise RunStopped(text, reason=text, exit_code=GUARDED)
 

@@ -10,7 +10,7 @@ Who feeds it and carries orders out: `deploy/guard_rails.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple
 
 from common.config import RunConfig
@@ -36,7 +36,7 @@ class Alarm:
     raised_at: int
     """Update after which it was raised."""
     text: str
-    """The measure that raised it, and its limit."""
+    """The measure as it was seen last beyond its limit, and the limit."""
 
 
 class Notice(NamedTuple):
@@ -78,6 +78,8 @@ class _Watch:
             if self.alarm is None and self.beyond >= self.patience:
                 self.alarm = Alarm(self.guard, self.since, step, seen.words)
                 return [Notice("raised", step, self.alarm)]
+            if self.alarm is not None:
+                self.alarm = replace(self.alarm, text=seen.words)
             return []
         self.beyond, self.within = 0, self.within + 1
         if self.alarm is None or self.within < self.patience:

@@ -204,6 +204,7 @@ def ppo_run(
             note=log.write,
             stop=place.stop,
             first=beginning.checkpoint,
+            first_checkpoint=config.ppo.checkpoint_every,
         )
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
                                recovery=recovery, steering=steering, guards=guards, log=log)  # fmt: skip

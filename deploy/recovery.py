@@ -76,6 +76,7 @@ class Recovery:
         metrics: told of losses, rollbacks, and of the weights that are gone back to.
         stop: looked at while waiting.
         first: where an earlier attempt was cut off.
+        first_checkpoint: update of the first one that is written by itself; 0: none is.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class Recovery:
         note: Callable[[str, str], None],
         stop: StopSignal,
         first: Checkpoint | None,
+        first_checkpoint: int,
     ) -> None:
         self.learner = learner
         self.supervisor = supervisor
@@ -108,6 +110,7 @@ class Recovery:
         self.note = note
         self.stop = stop
         self._first = first
+        self._first_checkpoint = first_checkpoint
         self._lost_at = 0 if first is None else first.step
 
     def train(self, train: Callable[[], None]) -> None:
@@ -158,27 +161,34 @@ class Recovery:
         self._go_back_to(checkpoint)
 
     def _roll_back(self, order: RollBack) -> None:
-        """To the newest checkpoint of before what went wrong; where none is kept, to the oldest; where there is none at
-        all, to the start.
+        """To the newest checkpoint of before what went wrong; where there was none yet, to the start; where it is kept
+        no longer, to the oldest.
         """
         self.supervisor.abandon()
         self.writer.settle()  # one of the weights that are given up may be on its way
         checkpoint = newest_whole(
             self.store, lambda message: self.note("checkpoint_damaged", message), before_step=order.before_step
         )
+        if checkpoint is not None and order.before_step <= checkpoint.step <= self._first_checkpoint:
+            checkpoint = None  # nothing was pruned: what is from before the harm is the policy before PPO
+        left = self.learner.step
+        if checkpoint is None:  # first, so that nobody misses the ones that are removed
+            self.writer.go_back_to(None)
+            self.lineages.keep(self.supervisor.ledger())
         self.store.remove_after(0 if checkpoint is None else checkpoint.step)
         if checkpoint is None:
             self.learner.restart()
-        self._go_back_to(checkpoint, because=order)
+        self._go_back_to(checkpoint, because=order, left=left)
 
-    def _go_back_to(self, checkpoint: Checkpoint | None, *, because: RollBack | None = None) -> None:
+    def _go_back_to(self, checkpoint: Checkpoint | None, *, because: RollBack | None = None, left: int = 0) -> None:
         """Learner, rollouts and files as they were after the checkpoint's update; None: before the first one.
 
         Args:
             checkpoint: where to.
             because: of a rollback.
+            left: update at which that was asked for.
         """
-        lineage, step, left = self.lineages.lineage + 1, 0 if checkpoint is None else checkpoint.step, self.learner.step
+        lineage, step = self.lineages.lineage + 1, 0 if checkpoint is None else checkpoint.step
         self.learner.load(None if checkpoint is None else checkpoint.url, lineage=lineage)
         self.writer.go_back_to(checkpoint)
         self._lost_at = min(self._lost_at, step)

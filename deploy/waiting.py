@@ -38,9 +38,10 @@ def advice(waits: WaitStatus) -> str:
         )
     if wait < LONG:
         return (
-            f"The learner waits {share} of the time: the run is balanced; more rollout workers would shorten the wait."
+            f"The learner waits {share} of the time: the run is balanced. Workers with CPUs of their own would shorten "
+            "the wait."
         )
     return (
         f"The learner waits {share} of the time, and the workers work for {100 * workers:.0f} % of that: add rollout "
-        "workers."
+        "workers, if there are CPUs for them."
     )

@@ -25,7 +25,7 @@ NO_TOKEN: Final = f"    # authorization:\n    #   credentials_file: {TOKEN_FILE}
 ALERTING: Final = """alerting:
   alertmanagers:
     - static_configs:
-        - targets: ["127.0.0.1:9093"] # Alertmanager; where none runs, alerts are still shown at /alerts
+        - targets: ["127.0.0.1:9093"] # Alertmanager; where none runs, Prometheus still shows alerts
 """
 """Of prometheus.yml."""
 
@@ -94,7 +94,7 @@ def watch(
     ]
     console.print(" \\\n  ".join(command), markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"[dim]alerts: http://{HOST}:{port}/alerts; Grafana: "
+        f"[dim]http://{HOST}:{port} (alerts: /alerts, or /classic/alerts of Debian's package); Grafana: "
         f"GF_PATHS_PROVISIONING={folder / 'grafana'} grafana-server[/]",
         soft_wrap=True,
     )

@@ -14,6 +14,7 @@ from deploy.stop_signal import StopSignal, handle_signals
 ROOT = Path(__file__).parents[2]
 LOOP = """
 import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts tests in the background ignores it
 from deploy.stop_signal import StopSignal, handle_signals
 stop = StopSignal()
 with handle_signals(stop):

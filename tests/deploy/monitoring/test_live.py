@@ -77,7 +77,7 @@ def test_watch_becomes_prometheus(tool, tmp_path, until):
             assert Path(f"/proc/{process.pid}/cmdline").read_bytes().startswith(b"prometheus\0")
         finally:
             process.terminate()
-    assert "/alerts; Grafana: GF_PATHS_PROVISIONING=" in (tmp_path / "log").read_text(encoding="utf-8")
+    assert "Grafana: GF_PATHS_PROVISIONING=" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 def test_prometheus_finds_the_run_by_its_file(watched):

@@ -318,8 +318,19 @@ def test_without_any_checkpoint_a_rollback_goes_to_the_policy_before_ppo_and_on_
 
 
 @pytest.mark.slow
-def test_where_all_checkpoints_are_of_the_harm_the_oldest_is_gone_back_to(train):
+def test_where_the_first_checkpoint_is_of_the_harm_the_policy_before_ppo_is_gone_back_to(train):
     outcome = train(*ROLL_BACK, "ppo.checkpoint_every=4", "ppo.keep_last=1").ok()
+    [rollback] = read_journal(outcome.folder).rollbacks
+    assert (rollback.from_step, rollback.to_step) == (5, 0)
+    [told] = events(outcome, "rolled_back")
+    assert told.endswith("back from update 5 to 0, and on with other prompts")
+    assert {row["identity"].split(".")[0] for row in outcome.rows()} == {"1"}
+    assert outcome.ledger()["rolled_back"] == 5 * BATCH
+
+
+@pytest.mark.slow
+def test_where_those_of_before_the_harm_are_kept_no_longer_the_oldest_is_gone_back_to(train):
+    outcome = train(*ROLL_BACK, "ppo.checkpoint_every=2", "ppo.keep_last=1").ok()
     [rollback] = read_journal(outcome.folder).rollbacks
     assert (rollback.from_step, rollback.to_step) == (5, 4)
     assert [row["identity"] for row in outcome.rows()] == ["0.1", "0.2", "0.3", "0.4", "1.5", "1.6"]
