@@ -5,7 +5,7 @@ starts the program that is installed. Grafana is told where the dashboards are, 
 import os
 import shutil
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -67,7 +67,6 @@ def watch(
     """Watch all live runs of this machine in Prometheus, with the alerts and recording rules of Mini-ChatGPT."""
     from deploy.control_token import token_in
 
-    console = Console()
     folder = (runs / ".watch").absolute()
     if not runs.is_dir():
         raise ConfigError(
@@ -92,14 +91,23 @@ def watch(
         f"--web.listen-address={HOST}:{port}",
         "--log.level=warn",
     ]
+    _show(command, folder, port)
+    if start:
+        _become(command, folder)
+
+
+def _show(command: list[str], folder: Path, port: int) -> None:
+    console = Console()
     console.print(" \\\n  ".join(command), markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"[dim]http://{HOST}:{port} (alerts: /alerts, or /classic/alerts of Debian's package); Grafana: "
         f"GF_PATHS_PROVISIONING={folder / 'grafana'} grafana-server[/]",
         soft_wrap=True,
     )
-    if not start:
-        return
+
+
+def _become(command: list[str], folder: Path) -> NoReturn:
+    """Go on as Prometheus, so that Ctrl-C and signals are its own."""
     program = shutil.which(PROMETHEUS)
     if program is None:
         raise ConfigError(
