@@ -54,8 +54,10 @@ export class History {
   marks() {
     const made = new Map();
     const timed = this.updates.filter((row) => row.time);
+    const first = this.updates[0]?.step > 1 ? Date.parse(timed[0]?.time) : -Infinity; // older updates are not kept
     for (const event of this.events) {
       const kind = markOf(event.event);
+      if (Date.parse(event.time) < first) continue;
       const row = kind && timed.find((update) => Date.parse(update.time) >= Date.parse(event.time));
       if (!row) continue;
       made.set(row.step, [...(made.get(row.step) ?? []), { kind, text: event.text.split("\n", 1)[0] }]);
