@@ -58,6 +58,7 @@ def test_watch_becomes_prometheus(tool, tmp_path, until):
     tool("prometheus")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]
+    (tmp_path / "runs").mkdir()
     command = [sys.executable, "-m", "deploy", "watch", "--port", str(port), "--runs", str(tmp_path / "runs")]
     with (
         open(tmp_path / "log", "wb") as log,
