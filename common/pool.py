@@ -1,6 +1,7 @@
 """A pool that answers tasks whatever becomes of its members: a pure machine. Events go in, actions come out.
 
-It knows no Ray, no thread and no clock; `deploy/supervisor.py` moves actions and replies between it and a transport.
+It knows no Ray, no thread and no clock; `deploy/ppo/supervisor.py` moves actions and replies between it
+and a transport.
 Rollout pool and reward pool are both this machine. Who is in it, and when a member is lost, is common/roster.py.
 
     submit ─▶ queue ─▶ least-loaded active member ─▶ Done | GaveUp | LostArgument

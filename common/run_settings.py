@@ -1,6 +1,6 @@
 """The few settings that may be changed while PPO trains. They ride on the calls, as weights do on requests.
 
-Changed by `PATCH /v1/run/settings` or by a guard rail, between two updates; `deploy/steering.py` says which are in
+Changed by `PATCH /v1/run/settings` or by a guard rail, between two updates; `deploy/ppo/steering.py` says which are in
 force at each update, so that a run that is resumed or replayed meets the same ones.
 """
 

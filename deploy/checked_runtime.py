@@ -5,11 +5,11 @@ from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ConfigError
-from deploy.finding import Finding
-from deploy.preflight import examine, raise_failures
-from deploy.ray_environment import protect_local_cluster
+from deploy.on_ray.environment import protect_local_cluster
+from deploy.preflight.finding import Finding
+from deploy.preflight.preflight import examine, raise_failures
+from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.runtime import Runtime
-from deploy.runtime_facts import RuntimeFacts
 from deploy.scorer_secrets import scorer_secrets
 
 

@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from deploy import (
-    chat_cli,
-    compare_cli,
-    config_cli,
-    control_cli,
-    control_steer_cli,
-    history_cli,
-    replay_cli,
-    top_cli,
-    watch_cli,
-)
+from deploy import config_cli
+from deploy.chat import cli as chat_cli
+from deploy.compare import cli as compare_cli
 from deploy.config_cli import ConfigArgument, SetOption
-from deploy.control_cli import RunsOption
+from deploy.control import cli as control_cli
+from deploy.control import steer_cli as control_steer_cli
+from deploy.control.cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
-from deploy.ray_environment import THREADS
+from deploy.history import cli as history_cli
+from deploy.monitoring import watch_cli
+from deploy.on_ray.environment import THREADS
+from deploy.replay import cli as replay_cli
+from deploy.top import cli as top_cli
 
 if TYPE_CHECKING:
     from common.config import RunConfig
@@ -110,7 +108,7 @@ def preflight(
 ) -> None:
     """Check what `run` checks before it starts, and show what was measured; nothing is run or left behind."""
     settings = _settings(config, changes, local=local, address=address)
-    from deploy.preflight_cli import show_preflight
+    from deploy.preflight.cli import show_preflight
 
     show_preflight(settings, runs / settings.name, local=local, address=address, console=Console())
 
@@ -134,7 +132,7 @@ def report(
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Write report.html of a run anew, and print its summary."""
-    from deploy.run_address import find_folder
+    from deploy.run_folder.address import find_folder
 
     folder = find_folder(run_name, runs)
     from deploy.launch import show

@@ -18,13 +18,13 @@ from actors.ray_actor import RolloutActor, read_weights
 from common.config import RunConfig
 from common.errors import ConfigError, PhaseTimeoutError
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
-from deploy.preflight_ray import ray_facts
-from deploy.ray_address import connect
-from deploy.ray_calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
-from deploy.ray_learner import RayLearner
-from deploy.ray_transport import RayTransport
+from deploy.on_ray.address import connect
+from deploy.on_ray.calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
+from deploy.on_ray.learner import RayLearner
+from deploy.on_ray.transport import RayTransport
+from deploy.preflight.ray_facts import ray_facts
+from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.runtime import Members
-from deploy.runtime_facts import RuntimeFacts
 from deploy.scorer_secrets import scorer_secrets
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -56,7 +56,7 @@ class RayRuntime:
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address is None:
             if "RAY_AUTH_MODE" not in os.environ:
-                raise ConfigError("call deploy.ray_environment.protect_local_cluster() before importing ray")
+                raise ConfigError("call deploy.on_ray.environment.protect_local_cluster() before importing ray")
             if there := os.environ.get("RAY_ADDRESS"):
                 raise ConfigError(f"RAY_ADDRESS is {there}; add --address auto to run there, or unset it")
             # `local`: else Ray would join whatever `ray start` began on this machine

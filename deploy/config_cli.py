@@ -104,8 +104,8 @@ def explain(
     """
     settings = load(config, changes)
     os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a model is here, or its size is not known
-    from deploy.explain import explain as figures_of
-    from deploy.explain_view import print_groups, to_json
+    from deploy.explain.explain import explain as figures_of
+    from deploy.explain.view import print_groups, to_json
 
     groups = figures_of(settings, read=read)
     if as_json:
@@ -121,7 +121,7 @@ def fields(
     """Look settings up: type, default, meaning."""
     from common.errors import ConfigError
     from deploy.config_fields import settings
-    from deploy.explain_view import print_settings
+    from deploy.explain.view import print_settings
 
     known = settings()
     found = [setting for setting in known if name in setting.path]

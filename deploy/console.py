@@ -8,12 +8,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from deploy import report_words as words
-from deploy.report_absences import absences, ppo_broken_off, why_absent
-from deploy.report_changes import changes_sentence
-from deploy.report_guards import guard_rows, guards_sentence
-from deploy.report_preferences import length_warning, preference_measures
-from deploy.run_files import HeldoutLine, RunFiles, read_run, stage_seconds
+from deploy.report import words
+from deploy.report.absences import absences, ppo_broken_off, why_absent
+from deploy.report.changes import changes_sentence
+from deploy.report.guards import guard_rows, guards_sentence
+from deploy.report.preferences import length_warning, preference_measures
+from deploy.run_folder.contents import HeldoutLine, RunFiles, read_run, stage_seconds
 
 MAX_TEXTS = 6
 MAX_CHARACTERS = 320

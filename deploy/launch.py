@@ -12,17 +12,17 @@ from common.errors import ConfigError
 from common.metrics import RunMetrics
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
-from deploy.control_server import serve_control
-from deploy.event_log import EventLog
+from deploy.control.run_controls import RunControls
+from deploy.control.server import serve_control
 from deploy.pipeline import STAGES, Pipeline, is_work
-from deploy.preflight_models import check_data
-from deploy.report import write_report
-from deploy.run_address import RecordEnd, announce
-from deploy.run_controls import RunControls
-from deploy.run_lock import run_lock
+from deploy.preflight.models import check_data
+from deploy.report.report import write_report
+from deploy.report.summary import write_summary
+from deploy.run_folder.address import RecordEnd, announce
+from deploy.run_folder.event_log import EventLog
+from deploy.run_folder.lock import run_lock
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
-from deploy.summary import write_summary
 
 
 def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:

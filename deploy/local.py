@@ -24,8 +24,8 @@ from common.records import ChunkHandle, Identity, ModelPaths, Progress, StageRes
 from common.run_settings import RunSettings
 from common.vitals import describe
 from common.weights import weights_of
+from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.runtime import Members
-from deploy.runtime_facts import RuntimeFacts
 from deploy.scorer_secrets import scorer_secrets
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch

@@ -23,17 +23,17 @@ from common.config_file import to_toml
 from common.hub import join_revision
 from common.metrics import RunMetrics
 from common.records import ModelPaths, Progress, StageResult
-from deploy.beginning import Beginning, find_beginning
-from deploy.evaluate_stage import evaluate_stage
-from deploy.files import read_json, write_json
+from deploy.control.run_controls import RunControls
+from deploy.evaluation.rivals import rival_path
+from deploy.evaluation.stage import evaluate_stage
 from deploy.fingerprint import fingerprint, folder_hash
 from deploy.place import Place
-from deploy.ppo_stage import ppo_stage
+from deploy.ppo.beginning import Beginning, find_beginning
+from deploy.ppo.resume import run_settings
+from deploy.ppo.stage import ppo_stage
 from deploy.progress import stage_bar
-from deploy.report_preferences import length_warning, preference_numbers
-from deploy.resume import run_settings
-from deploy.rivals import rival_path
-from deploy.run_controls import RunControls
+from deploy.report.preferences import length_warning, preference_numbers
+from deploy.run_folder.files import read_json, write_json
 from deploy.runtime import Runtime
 from deploy.software import versions
 from deploy.stop_signal import StopSignal

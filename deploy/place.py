@@ -7,7 +7,7 @@ from rich.console import Console
 
 from common.config import RunConfig
 from common.metrics import RunMetrics
-from deploy.run_controls import RunControls
+from deploy.control.run_controls import RunControls
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
 

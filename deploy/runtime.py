@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from common.config import RunConfig
 from common.ports import Learner, Transport
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
-from deploy.runtime_facts import RuntimeFacts
+from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 from learner.stages import StageRequest

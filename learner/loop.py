@@ -12,7 +12,7 @@ the same workers about held-out prompts, now and then, and changes nothing of wh
 which settings each update is done: an operator may change a few, or pause; a guard rail may lower a rate or go back.
 
 What happens inside: generation in actors/engine.py, judging in reward_service/scorers.py, the update in learner/ppo.py,
-who does what in deploy/conductor.py, and what follows when the learner itself is lost in deploy/recovery.py.
+who does what in deploy/ppo/conductor.py, and what follows when the learner itself is lost in deploy/ppo/recovery.py.
 """
 
 from common.ports import Checkpoints, Evaluations, Learner, Recorder, Rollouts, Steering

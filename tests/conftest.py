@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from common.config import RunConfig
 from common.config_file import load_config
-from deploy.ray_environment import protect_local_cluster
+from deploy.on_ray.environment import protect_local_cluster
 
 protect_local_cluster()
 os.environ.setdefault("OMP_NUM_THREADS", "1")

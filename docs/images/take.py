@@ -15,9 +15,9 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from rich.console import Console
 
-from deploy.control_target import find_run
-from deploy.run_address import read_address
-from deploy.top import print_once
+from deploy.control.target import find_run
+from deploy.run_folder.address import read_address
+from deploy.top.top import print_once
 
 HERE = Path(__file__).parent
 WIDTH, HEIGHT = 1280, 900

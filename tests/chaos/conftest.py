@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 
 from common.hashing import file_hash
-from deploy.files import read_json
+from deploy.control.run_controls import RunControls
+from deploy.control.run_status import RunStatus
 from deploy.pipeline import Pipeline
-from deploy.run_controls import RunControls
-from deploy.run_status import RunStatus
+from deploy.run_folder.files import read_json
 from deploy.stop_signal import StopSignal
 from learner.trajectory_file import read_trajectories
 

@@ -24,7 +24,7 @@ from common.checkpoint_store import CheckpointStore
 from common.errors import CheckpointError
 from common.metrics import RunMetrics
 from common.ppo_config import PPOConfig
-from deploy.checkpoint_writer import CheckpointWriter
+from deploy.ppo.checkpoint_writer import CheckpointWriter
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 120.0

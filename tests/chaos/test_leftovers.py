@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.files import read_json
-from deploy.run_address import read_end
+from deploy.run_folder.address import read_end
+from deploy.run_folder.files import read_json
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -8,9 +8,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from common.control_config import ControlConfig
-from deploy.control_client import RunClient
-from deploy.control_server import serve_control
-from deploy.control_token import read_token
+from deploy.control.client import RunClient
+from deploy.control.server import serve_control
+from deploy.control.tokens import read_token
 from deploy.launch import launch
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

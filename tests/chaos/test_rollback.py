@@ -6,7 +6,7 @@ import signal
 import numpy as np
 import pytest
 
-from deploy.settings_journal import read_journal
+from deploy.ppo.settings_journal import read_journal
 from learner.trajectory_file import read_trajectories
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

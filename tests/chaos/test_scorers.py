@@ -23,7 +23,7 @@ def scorers(function, **settings):
 @pytest.fixture
 def with_path(ray_runtime, monkeypatch):
     """Reward replicas whose processes find the functions; the cluster was started without them."""
-    from deploy import ray_calls
+    from deploy.on_ray import calls as ray_calls
 
     plain = ray_calls.options
 

@@ -8,10 +8,10 @@ import signal
 import pytest
 from rich.console import Console
 
+from deploy.control.run_status import SettingsRequest
 from deploy.local import LocalRuntime
 from deploy.pipeline import Pipeline
-from deploy.run_status import SettingsRequest
-from deploy.settings_journal import read_journal
+from deploy.ppo.settings_journal import read_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -23,8 +23,8 @@ from common.records import (
     WeightsHandle,
 )
 from common.supervision import Ledger, Limits
-from deploy.chunk_flow import ChunkFlow
-from deploy.conductor import Conductor
+from deploy.ppo.chunk_flow import ChunkFlow
+from deploy.ppo.conductor import Conductor
 
 TINY = Path(deploy.__file__).with_name("configs") / "tiny.toml"
 

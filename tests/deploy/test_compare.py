@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from common.errors import DataError
 from deploy.cli import app
-from deploy.compare import compare_runs
-from deploy.compare_curves import WANTED, overlays
-from deploy.compare_page import render, write_page
-from deploy.compare_view import print_comparison
-from deploy.run_files import read_run
+from deploy.compare.compare import compare_runs
+from deploy.compare.curves import WANTED, overlays
+from deploy.compare.page import render, write_page
+from deploy.compare.view import print_comparison
+from deploy.run_folder.contents import read_run
 
 SCRIPT = "is <script>alert(1)</script> [bold]fun[/]"
 

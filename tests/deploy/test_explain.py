@@ -21,16 +21,16 @@ from common.gguf_file import import_gguf
 from common.modeling import PolicyWithValueHead, load_policy
 from common.records import Identity, ModelPaths, Progress
 from common.weights import weights_of
-from deploy.explain import explain
-from deploy.explain_counts import chunks_per_update
-from deploy.explain_memory import memory_of_learner, memory_of_replicas
-from deploy.explain_model import policy_size, saved_bytes
-from deploy.explain_sizes import PassSize, checkpoint_bytes, optimizer_bytes
-from deploy.explain_view import to_json
+from deploy.explain.counts import chunks_per_update
+from deploy.explain.explain import explain
+from deploy.explain.memory import memory_of_learner, memory_of_replicas
+from deploy.explain.model import policy_size, saved_bytes
+from deploy.explain.sizes import PassSize, checkpoint_bytes, optimizer_bytes
+from deploy.explain.view import to_json
 from deploy.launch import launch
 from deploy.local import LocalRuntime
 from deploy.pipeline import Pipeline
-from deploy.preflight_models import policy_shape
+from deploy.preflight.models import policy_shape
 from learner.service import build_learner
 from learner.stages import StageRequest, run_stage
 from reward_service.build import build_service

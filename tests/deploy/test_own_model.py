@@ -17,7 +17,7 @@ from common.text import eos_token_ids, load_tokenizer
 from deploy.fingerprint import fingerprint
 from deploy.local import LocalRuntime
 from deploy.pipeline import Pipeline
-from deploy.preflight_models import check_models, input_paths
+from deploy.preflight.models import check_models, input_paths
 from learner.trajectory_file import read_trajectories
 
 GUIDE = Path(__file__).parents[2] / "docs" / "models.md"

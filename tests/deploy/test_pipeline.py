@@ -25,8 +25,8 @@ from common.seeds import sample_seed
 from deploy.launch import launch
 from deploy.local import LocalRuntime
 from deploy.pipeline import STAGES, Pipeline
-from deploy.resume import refuse_changes, run_settings
-from deploy.run_files import read_run
+from deploy.ppo.resume import refuse_changes, run_settings
+from deploy.run_folder.contents import read_run
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest

@@ -9,10 +9,10 @@ import pytest
 
 from common.config_file import load_config, parse_config
 from deploy.launch import launch
-from deploy.preflight import preflight
-from deploy.report_preferences import preference_measures
-from deploy.run_files import read_run
-from deploy.runtime_facts import RuntimeFacts
+from deploy.preflight.preflight import preflight
+from deploy.preflight.runtime_facts import RuntimeFacts
+from deploy.report.preferences import preference_measures
+from deploy.run_folder.contents import read_run
 
 GUIDE = Path(__file__).parents[2] / "docs" / "reward-model.md"
 CONFIGS = Path(__file__).parents[2] / "deploy" / "configs"

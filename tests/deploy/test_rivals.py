@@ -10,10 +10,10 @@ from actors.evaluate import wilson_interval
 from common.errors import ConfigError
 from common.records import Identity, Judgement, Prompt, Rollout
 from common.text import encode, train_word_tokenizer
-from deploy.answers import Answer
+from deploy.chat.answers import Answer
+from deploy.evaluation.rivals import head_to_head, reencoded, rival_path
 from deploy.pipeline import Pipeline
-from deploy.preflight_models import check_rivals
-from deploy.rivals import head_to_head, reencoded, rival_path
+from deploy.preflight.models import check_rivals
 
 WORDS = ["the film is good and i like it", "the cast is bad"]
 

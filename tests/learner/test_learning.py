@@ -22,13 +22,13 @@ from common.run_settings import RunSettings
 from common.seeds import sample_seed
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
-from deploy.chunk_flow import ChunkFlow
-from deploy.conductor import Conductor
-from deploy.evaluations import NoEvaluations
+from deploy.evaluation.evaluations import NoEvaluations
 from deploy.local import LocalLearner, LocalTransport
+from deploy.ppo.chunk_flow import ChunkFlow
+from deploy.ppo.conductor import Conductor
+from deploy.ppo.supervisor import Supervisor
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
-from deploy.supervisor import Supervisor
 from learner.loop import train
 from learner.service import LearnerService
 from learner.trajectory_file import read_trajectories

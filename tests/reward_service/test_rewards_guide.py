@@ -9,8 +9,8 @@ import pytest
 
 from common.config_file import load_config, to_toml
 from deploy.launch import launch
-from deploy.preflight import preflight
-from deploy.runtime_facts import RuntimeFacts
+from deploy.preflight.preflight import preflight
+from deploy.preflight.runtime_facts import RuntimeFacts
 from learner.trajectory_file import read_trajectories
 
 GUIDE = Path(__file__).parents[2] / "docs" / "rewards.md"

@@ -13,11 +13,11 @@ from common.config import RunConfig
 from common.errors import MemberFailedError
 from common.metrics import RunMetrics
 from common.records import ModelPaths
-from deploy.evaluate_stage import evaluate_stage
+from deploy.control.run_controls import RunControls
+from deploy.evaluation.stage import evaluate_stage
 from deploy.launch import launch
 from deploy.local import LocalRuntime
 from deploy.place import Place
-from deploy.run_controls import RunControls
 from deploy.stop_signal import StopSignal
 from learner.trajectory_file import read_trajectories
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.control_client import RunClient
-from deploy.control_token import read_token
-from deploy.run_address import read_address
-from deploy.run_status import ScaleRequest, StopRequest
+from deploy.control.client import RunClient
+from deploy.control.run_status import ScaleRequest, StopRequest
+from deploy.control.tokens import read_token
+from deploy.run_folder.address import read_address
 
 ROOT = Path(__file__).parents[3]
 IN_NAMESPACES = ["unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]

@@ -18,32 +18,31 @@ def others(watched):
     return there[0].node, [member.slot for member in there]
 
 
-def assert_workers_went_on_elsewhere(watched, node):
-    """Those of the evaluation that follows included."""
+def assert_workers_went_on_elsewhere(watched, node, *, left):
+    """Those of the evaluation that follows included; so many of the two that began were on the node."""
     began = [node[:8] in text for text in watched.events("active") if "worker" in text]
-    assert began[:2] == [True, True]
+    assert began[:2].count(True) == left
     assert began[2:]
     assert not any(began[2:])
 
 
-def test_a_node_that_dies_with_all_workers_costs_no_sample(machines, seen, undisturbed, Outcome):
+def test_a_node_that_dies_with_its_workers_costs_no_sample(machines, seen, undisturbed, Outcome):
     machines.start_head('{"head": 2, "roll": 4}')
     machines.start_other('{"roll": 8}')
     run = machines.run(*SETTINGS)
     watched = seen(run)
     node, slots = others(watched)
-    assert slots == ["worker-0", "worker-1"]
-    watched.busy("worker-0")
+    watched.busy(slots[0])
     died_at = time.time()
     machines.other.die()
     run.end(0)
     outcome = Outcome(run.folder, None, watched, "")
-    outcome.tell_pause("a node dies with both workers", died_at)
+    outcome.tell_pause("a node dies with its workers", died_at)
     outcome.assert_whole(UPDATES)
     outcome.assert_same_bytes(undisturbed(*SETTINGS), UPDATES)
     lost = [next(word for word in text.split() if word.startswith("worker-")) for text in watched.events("restart")]
-    assert sorted(lost) == ["worker-0", "worker-1"]
-    assert_workers_went_on_elsewhere(watched, node)
+    assert sorted(lost) == slots
+    assert_workers_went_on_elsewhere(watched, node, left=len(slots))
 
 
 def test_a_link_that_is_cut_is_noticed_and_the_other_side_is_used_again_once_it_is_back(
@@ -142,15 +141,14 @@ def test_a_node_that_is_drained_gets_no_new_work_and_no_restart_is_counted(machi
     run = machines.run(*SETTINGS)
     watched = seen(run)
     node, slots = others(watched)
-    assert slots == ["worker-0", "worker-1"]
-    watched.busy("worker-1")
+    watched.busy(slots[-1])
     drained_at = time.time()
     machines.drain(node)
     run.end(0)
     outcome = Outcome(run.folder, None, watched, "")
-    outcome.tell_pause("a node is drained, with both workers on it", drained_at)
+    outcome.tell_pause("a node is drained, with the workers on it", drained_at)
     outcome.assert_whole(UPDATES)
     outcome.assert_same_bytes(undisturbed(*SETTINGS), UPDATES)
     assert watched.events("restart") == []
-    assert len([text for text in watched.events("drain") if node[:8] in text]) == 2
-    assert_workers_went_on_elsewhere(watched, node)
+    assert len([text for text in watched.events("drain") if node[:8] in text]) == len(slots)
+    assert_workers_went_on_elsewhere(watched, node, left=len(slots))

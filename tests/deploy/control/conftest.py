@@ -16,12 +16,8 @@ from prometheus_client import CollectorRegistry
 
 from common.control_config import ControlConfig
 from common.errors import ConfigError
-from deploy.control_limits import Limits, Rate
-from deploy.control_server import serve_control
-from deploy.control_token import read_token
-from deploy.run_address import announce
-from deploy.run_lock import run_lock
-from deploy.run_status import (
+from deploy.control.limits import Limits, Rate
+from deploy.control.run_status import (
     CheckpointInfo,
     LearnerStatus,
     MemberStatus,
@@ -31,6 +27,10 @@ from deploy.run_status import (
     SettingsStatus,
     WaitStatus,
 )
+from deploy.control.server import serve_control
+from deploy.control.tokens import read_token
+from deploy.run_folder.address import announce
+from deploy.run_folder.lock import run_lock
 
 NO_LIMITS = Limits(requests=Rate(1e9, 10**9), orders=Rate(1e9, 10**9), refusals=Rate(1e9, 10**9))
 """For tests of other things."""

@@ -3,7 +3,7 @@
 import pytest
 
 from common.control_config import ControlConfig
-from deploy.control_access import Access, Asked, Refused
+from deploy.control.access import Access, Asked, Refused
 
 STEER, READ = "s" * 43, "r" * 43
 LOCAL = Access(STEER, READ)

@@ -14,8 +14,8 @@ import pytest
 
 from common.errors import CheckpointError
 from deploy.cli import main
-from deploy.run_address import read_end
-from deploy.run_status import RunStatus
+from deploy.control.run_status import RunStatus
+from deploy.run_folder.address import read_end
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = ["--local", "--set", "pretrain.epochs=1000000"]

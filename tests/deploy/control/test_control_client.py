@@ -11,21 +11,21 @@ import httpx2
 import pytest
 
 from common.errors import ControlError, DataError
-from deploy import control_client
-from deploy.control_client import RunClient
-from deploy.control_target import find_run
-from deploy.control_waits import await_end, await_size
-from deploy.run_address import RecordEnd, announce
-from deploy.run_lock import run_lock
-from deploy.run_status import CheckpointInfo, ScaleRequest, StopRequest
+from deploy.control import client as control_client
+from deploy.control.client import RunClient
+from deploy.control.run_status import CheckpointInfo, ScaleRequest, StopRequest
+from deploy.control.target import find_run
+from deploy.control.waits import await_end, await_size
+from deploy.run_folder.address import RecordEnd, announce
+from deploy.run_folder.lock import run_lock
 
 ROOT = Path(__file__).parents[3]
 LIVING = """
 import sys, time
 from contextlib import ExitStack
 from pathlib import Path
-from deploy.run_address import RecordEnd, announce
-from deploy.run_lock import run_lock
+from deploy.run_folder.address import RecordEnd, announce
+from deploy.run_folder.lock import run_lock
 folder = Path(sys.argv[1])
 with run_lock(folder), RecordEnd(folder), announce(folder, control_url="http://127.0.0.1:9"):
     print("living", flush=True)

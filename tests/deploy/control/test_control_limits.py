@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.control_limits import Buckets, Rate, client_of, whole_seconds
+from deploy.control.limits import Buckets, Rate, client_of, whole_seconds
 
 
 class Clock:

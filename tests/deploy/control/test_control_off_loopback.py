@@ -8,10 +8,10 @@ import pytest
 
 from common.control_config import ControlConfig
 from common.errors import ConfigError, ControlError
-from deploy.control_client import RunClient
-from deploy.control_limits import Limits, Rate
-from deploy.control_token import run_tokens
-from deploy.run_status import Problem
+from deploy.control.client import RunClient
+from deploy.control.limits import Limits, Rate
+from deploy.control.run_status import Problem
+from deploy.control.tokens import run_tokens
 
 STEER, READ = "s" * 32, "r" * 32
 ENVIRON = {"RUN_TOKEN": STEER, "RUN_READ_TOKEN": READ}

@@ -19,10 +19,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from deploy.control import build_app
-from deploy.control_access import Access
-from deploy.run_history import RunHistory
-from deploy.run_status import CheckpointInfo
+from deploy.control.access import Access
+from deploy.control.app import build_app
+from deploy.control.run_status import CheckpointInfo
+from deploy.run_folder.history import RunHistory
 
 CHECKS = [
     content_type_conformance,

@@ -17,10 +17,12 @@ from pydantic import ValidationError
 
 from common.control_config import ControlConfig
 from common.errors import CheckpointError, ConfigError, ControlError, PhaseTimeoutError
-from deploy import control_calls, control_connection, control_guard
-from deploy.control_server import serve_control
-from deploy.run_address import read_address
-from deploy.run_status import CheckpointInfo, Problem, RunStatus
+from deploy.control import calls as control_calls
+from deploy.control import connection as control_connection
+from deploy.control import guard as control_guard
+from deploy.control.run_status import CheckpointInfo, Problem, RunStatus
+from deploy.control.server import serve_control
+from deploy.run_folder.address import read_address
 
 READS = ["/readyz", "/metrics", "/openapi.json", "/v1/run", "/v1/workers", "/v1/ledger", "/v1/updates", "/v1/samples",
          "/v1/events"]  # fmt: skip

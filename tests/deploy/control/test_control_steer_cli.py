@@ -9,11 +9,11 @@ from rich.console import Console
 
 from common.errors import ConfigError, ControlError
 from deploy.cli import main
-from deploy.control_models import Workers
-from deploy.control_steer_cli import parse_settings
-from deploy.control_target import checked_url, open_run
-from deploy.control_view import print_workers
-from deploy.run_status import MemberStatus, PoolStatus
+from deploy.control.models import Workers
+from deploy.control.run_status import MemberStatus, PoolStatus
+from deploy.control.steer_cli import parse_settings
+from deploy.control.target import checked_url, open_run
+from deploy.control.view import print_workers
 
 
 @pytest.fixture

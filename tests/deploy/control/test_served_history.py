@@ -7,10 +7,10 @@ import time
 
 import pytest
 
-from deploy import history_cli
 from deploy.cli import main
-from deploy.history_cli import follow_events
-from deploy.history_source import open_source
+from deploy.history import cli as history_cli
+from deploy.history.cli import follow_events
+from deploy.history.source import open_source
 
 DEADLINE_S = 60.0
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from deploy.watch_cli import PACKAGE, write_configuration
+from deploy.monitoring.watch_cli import PACKAGE, write_configuration
 
 ROOT = Path(__file__).parents[3]
 

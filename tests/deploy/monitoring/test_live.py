@@ -13,11 +13,11 @@ import yaml
 from prometheus_client import CollectorRegistry, Gauge
 
 from common.control_config import ControlConfig
-from deploy.control_server import serve_control
-from deploy.run_address import read_address
-from deploy.run_controls import RunControls
+from deploy.control.run_controls import RunControls
+from deploy.control.server import serve_control
+from deploy.monitoring.watch_cli import PACKAGE
+from deploy.run_folder.address import read_address
 from deploy.stop_signal import StopSignal
-from deploy.watch_cli import PACKAGE
 
 pytestmark = pytest.mark.slow
 

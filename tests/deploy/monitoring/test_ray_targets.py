@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 HEAD = """
 import sys
-from deploy.ray_environment import protect_local_cluster
+from deploy.on_ray.environment import protect_local_cluster
 protect_local_cluster()
 import ray
 ray.init(address="local", num_cpus=4, include_dashboard=True, dashboard_port=0, _temp_dir=sys.argv[1])

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from common.control_config import ControlConfig
 from common.errors import ConfigError, ControlError, DataError
 from deploy.cli import app
-from deploy.control_server import serve_control
-from deploy.run_controls import RunControls
-from deploy.scrape_target import scrape_target, target_of
+from deploy.control.run_controls import RunControls
+from deploy.control.server import serve_control
+from deploy.monitoring.scrape_target import scrape_target, target_of
+from deploy.monitoring.watch_cli import PACKAGE
 from deploy.stop_signal import StopSignal
-from deploy.watch_cli import PACKAGE
 
 
 def watch(*arguments):

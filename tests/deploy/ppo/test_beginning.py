@@ -6,7 +6,7 @@ import pytest
 
 from common.checkpoint_store import CheckpointStore
 from common.errors import CheckpointError, RunStopped
-from deploy.files import read_json
+from deploy.run_folder.files import read_json
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
 

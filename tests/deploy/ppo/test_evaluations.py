@@ -26,12 +26,12 @@ from common.records import (
     WeightsHandle,
 )
 from common.text import load_tokenizer
-from deploy.evaluation_file import differences, read_evaluations
-from deploy.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations, asked_of
-from deploy.files import read_json
-from deploy.over_optimisation import point_of
-from deploy.ppo_stage import clear_samples
-from deploy.recorder import append_json
+from deploy.evaluation.evaluations import MAX_ATTEMPTS, Heldout, HeldoutEvaluations, asked_of
+from deploy.evaluation.over_optimisation import point_of
+from deploy.ppo.recorder import append_json
+from deploy.ppo.stage import clear_samples
+from deploy.run_folder.evaluation_file import differences, read_evaluations
+from deploy.run_folder.files import read_json
 from deploy.stopwatch import Stopwatch
 
 EVERY_TWO = "evaluate.every_updates=2"
@@ -51,7 +51,7 @@ def evaluated(tiny, tiny_run, tmp_path_factory):
 
     from deploy.local import LocalRuntime
     from deploy.pipeline import Pipeline
-    from deploy.summary import write_summary
+    from deploy.report.summary import write_summary
 
     folder = tmp_path_factory.mktemp("evaluated") / "tiny"
     shutil.copytree(tiny_run, folder)

@@ -8,17 +8,17 @@ import pytest
 from common.checkpoint_store import CheckpointStore
 from common.errors import RunStopped
 from common.hashing import file_hash
-from deploy import recovery
 from deploy.exit_codes import GUARDED
-from deploy.guard_measures import GUARDS
+from deploy.guards.measures import GUARDS
 from deploy.local import LocalLearner
-from deploy.report import render
-from deploy.report_curves import GROUPS
-from deploy.report_guards import guard_rows, guards_sentence
-from deploy.run_files import read_run
-from deploy.settings_journal import read_journal
-from deploy.steering import Steering
-from deploy.supervisor import Supervisor
+from deploy.ppo import recovery
+from deploy.ppo.settings_journal import read_journal
+from deploy.ppo.steering import Steering
+from deploy.ppo.supervisor import Supervisor
+from deploy.report.curves import GROUPS
+from deploy.report.guards import guard_rows, guards_sentence
+from deploy.report.report import render
+from deploy.run_folder.contents import read_run
 from learner.trajectory_file import read_trajectories
 
 BATCH = 32

@@ -2,7 +2,7 @@
 
 import json
 
-from deploy.files import read_json
+from deploy.run_folder.files import read_json
 
 RUNNING = (
     "ppo.score_normalization={type='running', subtract_mean=true, decay=0.9}",

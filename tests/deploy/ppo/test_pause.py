@@ -6,10 +6,10 @@ import time
 import pytest
 
 from common.errors import RunStopped
+from deploy.control.run_status import SettingsRequest
 from deploy.exit_codes import STOPPED
-from deploy.ppo_controls import PPOControls
-from deploy.run_status import SettingsRequest
-from deploy.steering import Steering
+from deploy.ppo.controls import PPOControls
+from deploy.ppo.steering import Steering
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
 DEADLINE_S = 60.0

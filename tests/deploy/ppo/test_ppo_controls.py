@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from common.errors import CheckpointError, ConfigError, ControlError
-from deploy.run_status import RunStatus
+from deploy.control.run_status import RunStatus
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
 

@@ -4,7 +4,7 @@ import pytest
 
 from common.errors import CheckpointError, CorruptWeightsError, DataError, LearnerLostError
 from common.hashing import file_hash
-from deploy.files import read_json
+from deploy.run_folder.files import read_json
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
 

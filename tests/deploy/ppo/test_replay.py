@@ -15,12 +15,12 @@ from safetensors.numpy import load_file, save_file
 from common.errors import CheckpointError, ConfigError, DataError
 from common.run_settings import RunSettings
 from deploy.cli import main
-from deploy.files import read_json, write_json
+from deploy.control.run_status import SettingsRequest
 from deploy.pipeline import Pipeline
-from deploy.recorded_run import _gone, open_recorded
-from deploy.replay import replay
-from deploy.run_status import SettingsRequest
-from deploy.settings_journal import FILE, Journal, Rollback
+from deploy.ppo.settings_journal import FILE, Journal, Rollback
+from deploy.replay.replay import replay
+from deploy.run_folder.files import read_json, write_json
+from deploy.run_folder.recorded_run import _gone, open_recorded
 from learner.ppo import PPOLearner
 from learner.trajectory_file import trajectory_path
 

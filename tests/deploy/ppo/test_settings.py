@@ -17,11 +17,11 @@ from common.hashing import file_hash
 from common.kl_config import FixedKL
 from common.ppo_config import PPOConfig
 from common.run_settings import RunSettings
-from deploy.files import write_json
-from deploy.run_status import SettingsRequest
-from deploy.settings_journal import Change, Journal, read_journal
-from deploy.steering import check_change
-from deploy.summary import write_summary
+from deploy.control.run_status import SettingsRequest
+from deploy.ppo.settings_journal import Change, Journal, read_journal
+from deploy.ppo.steering import check_change
+from deploy.report.summary import write_summary
+from deploy.run_folder.files import write_json
 from learner.ppo import PPOLearner
 
 OFF, ADAPTIVE = {"type": "fixed", "coef": 0}, {"type": "adaptive"}

@@ -8,11 +8,11 @@ import pytest
 
 from deploy import exit_codes
 from deploy.cli import main
-from deploy.control_target import find_run
-from deploy.files import read_json
+from deploy.control.run_status import StopRequest
+from deploy.control.target import find_run
 from deploy.local import LocalLearner
-from deploy.run_address import read_end
-from deploy.run_status import StopRequest
+from deploy.run_folder.address import read_end
+from deploy.run_folder.files import read_json
 
 
 @pytest.fixture

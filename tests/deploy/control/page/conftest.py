@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError, ControlError
-from deploy.run_status import (
+from deploy.control.run_status import (
     AlarmStatus,
     CheckpointInfo,
     LearnerStatus,
@@ -25,7 +25,7 @@ from deploy.run_status import (
     SettingsStatus,
     WaitStatus,
 )
-from deploy.waiting import advice
+from deploy.control.waiting import advice
 
 NOW = datetime.now(UTC)
 UPDATE_S = 6.0

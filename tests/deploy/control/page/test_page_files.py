@@ -8,11 +8,11 @@ import httpx2
 import pytest
 
 import deploy.page
-from deploy.history_view import EVENT_STYLES
-from deploy.page_routes import FILES, PATHS
-from deploy.run_status import WaitStatus
-from deploy.top_view import WORRYING
-from deploy.waiting import advice
+from deploy.control.page_routes import FILES, PATHS
+from deploy.control.run_status import WaitStatus
+from deploy.control.waiting import advice
+from deploy.history.view import EVENT_STYLES
+from deploy.top.view import WORRYING
 
 FOLDER = Path(deploy.page.__file__).parent
 SCHEMES = re.findall(r":root \{(.*?)\}", (FOLDER / "style.css").read_text(), re.DOTALL)

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from deploy.control_token import read_token
+from deploy.control.tokens import read_token
 from deploy.exit_codes import TERMINATED
-from deploy.run_address import read_address
+from deploy.run_folder.address import read_address
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.live import Live
 
 from deploy.cli import main
-from deploy.control_target import find_run
-from deploy.run_history import RunHistory
-from deploy.top import Top
-from deploy.top_view import BLOCKS, KEYS, lines, sparkline
-from deploy.watching import View, Watcher
+from deploy.control.target import find_run
+from deploy.run_folder.history import RunHistory
+from deploy.top.top import Top
+from deploy.top.view import BLOCKS, KEYS, lines, sparkline
+from deploy.top.watching import View, Watcher
 
 ROOT = Path(__file__).parents[4]
 

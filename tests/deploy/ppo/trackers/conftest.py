@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from deploy.trackers import TrackedRun
+from deploy.tracking.trackers import TrackedRun
 
 DEADLINE_S = 60.0
 

@@ -6,7 +6,7 @@ import pytest
 
 from common.errors import ConfigError
 from deploy.launch import launch
-from deploy.preflight_trackers import check_trackers
+from deploy.preflight.trackers import check_trackers
 
 TENSORBOARD, WANDB = "trackers.tensorboard={}", "trackers.wandb={}"
 

@@ -6,7 +6,7 @@ from common.tracker_config import TensorboardConfig
 
 pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
 
-from deploy.tensorboard_tracker import TensorboardTracker
+from deploy.tracking.tensorboard_tracker import TensorboardTracker
 
 SAMPLE = {"kind": "best", "score": 1.5, "prompt": "a | b", "response": "c\nd \\e", "draw_index": 1, "kl_seq_sum": None}
 

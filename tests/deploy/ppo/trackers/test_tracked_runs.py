@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from deploy.evaluation_file import read_evaluations
-from deploy.files import read_json
+from deploy.run_folder.evaluation_file import read_evaluations
+from deploy.run_folder.files import read_json
 
 TENSORBOARD = "trackers.tensorboard={}"
 EVERY_TWO = "ppo.checkpoint_every=2"
@@ -33,7 +33,7 @@ def assert_holds(scalars, outcome):
 def test_a_tracked_run_leaves_the_same_files_and_its_curves_survive_a_stop_and_a_loss(
     train, undisturbed, poison, read_tensorboard
 ):
-    pytest.importorskip("tensorboardX", reason="the extra tensorboard is not installed")
+    pytest.importorskip("tensorboardX", reason="extra tensorboard not installed")
     poison(4)
     stopped = train(TENSORBOARD, EVERY_TWO, before_update=stop_before(5))
     assert "stopped after update 5 of 6" in str(stopped.error)
@@ -74,7 +74,9 @@ def test_evaluations_are_in_trackers_once_each_through_a_stop_and_a_loss(
 def test_a_tracker_that_fails_ends_no_run_and_gets_what_it_lacks_when_the_run_is_gone_on_with(
     train, undisturbed, monkeypatch, read_tensorboard
 ):
-    tensorboard = pytest.importorskip("deploy.tensorboard_tracker", reason="the extra tensorboard is not installed")
+    tensorboard = pytest.importorskip(
+        "deploy.tracking.tensorboard_tracker", reason="the extra tensorboard is not installed"
+    )
     log = tensorboard.TensorboardTracker.log
 
     def full(tracker, step, metrics, samples):

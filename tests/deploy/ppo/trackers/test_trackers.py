@@ -8,8 +8,8 @@ import pytest
 
 from common.config_file import load_config
 from common.errors import ConfigError
-from deploy.files import read_json
-from deploy.trackers import MAX_SETTING_CHARACTERS, TrackedRun, Trackers, build_trackers, tracked_run
+from deploy.run_folder.files import read_json
+from deploy.tracking.trackers import MAX_SETTING_CHARACTERS, TrackedRun, Trackers, build_trackers, tracked_run
 
 DEADLINE_S = 60.0
 

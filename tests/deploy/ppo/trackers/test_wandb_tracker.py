@@ -8,7 +8,7 @@ from common.tracker_config import WandbConfig
 
 pytest.importorskip("wandb", reason="the extra wandb is not installed")
 
-from deploy.wandb_tracker import WandbTracker
+from deploy.tracking.wandb_tracker import WandbTracker
 
 SAMPLE = {"kind": "best", "score": 1.5, "prompt": "a", "response": "b", "draw_index": 1, "kl_seq_sum": None, "step": 1}
 

@@ -1,0 +1,1 @@
+"""`minichatgpt chat`: talk to the models of a run."""

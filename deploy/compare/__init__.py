@@ -1,0 +1,1 @@
+"""`minichatgpt compare`: runs side by side."""

@@ -1,0 +1,1 @@
+"""The driver's HTTP server, and the commands that ask it."""

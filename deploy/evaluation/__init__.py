@@ -1,0 +1,1 @@
+"""Evaluation before, while and after PPO learns."""

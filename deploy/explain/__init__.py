@@ -1,0 +1,1 @@
+"""`minichatgpt config explain`: what a configuration amounts to, in words and figures."""

@@ -1,0 +1,1 @@
+"""Guard rails of learning: alarms, and what follows from them."""

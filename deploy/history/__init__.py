@@ -1,0 +1,1 @@
+"""`minichatgpt samples` and `logs`."""

@@ -1,0 +1,1 @@
+"""Prometheus: where runs are found, what the metrics mean and cost."""

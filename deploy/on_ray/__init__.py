@@ -1,0 +1,1 @@
+"""How Ray's actors are asked, watched and lost."""

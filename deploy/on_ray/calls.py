@@ -1,0 +1,78 @@
+"""What every caller of a Ray actor needs: options of a process, errors in our words, waits with a deadline."""
+
+from typing import Any
+
+import ray
+import ray._private.state
+from ray.exceptions import GetTimeoutError, ObjectLostError, RayError, RayTaskError
+
+from common.errors import MemberFailedError, MiniChatGPTError, PhaseTimeoutError
+from common.placement_config import Placement
+from common.ports import Cause
+from deploy.on_ray.environment import THREADS
+from deploy.on_ray.postmortem import DEATHS
+
+CONTROL_TIMEOUT_S = 300.0
+"""Longest time of a call that only moves weights or writes files."""
+
+
+def options(placement: Placement) -> dict[str, Any]:
+    """Ray options of a process with this placement."""
+    return {
+        "num_cpus": placement.num_cpus,
+        "num_gpus": placement.num_gpus,
+        "memory": placement.memory_bytes or None,
+        "resources": dict(placement.resources) or None,
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.threads), **THREADS}},
+    }
+
+
+def spawn(actor_class: Any, placement: Placement, *arguments: Any, avoid: str = "") -> Any:
+    """Ask Ray for an actor; returns its handle at once.
+
+    Args:
+        actor_class: a remote class.
+        placement: of its process.
+        arguments: of its constructor.
+        avoid: id of a node that is taken only where no other has room: Ray itself goes on placing actors on a node that
+            died or is cut off until it has noticed, which takes it up to 65 s.
+    """
+    elsewhere = (
+        {"label_selector": {"ray.io/node-id": f"!{avoid}"}, "fallback_strategy": [{"label_selector": {}}]}
+        if avoid
+        else {}
+    )
+    return actor_class.options(**options(placement), **elsewhere).remote(*arguments)
+
+
+def cause_of(error: BaseException) -> tuple[BaseException, Cause]:
+    """The error that was raised in the other process, or Ray's own; and what it means."""
+    if isinstance(error, DEATHS):
+        return error, "died"
+    inner = error.cause if isinstance(error, RayTaskError) and error.cause is not None else error
+    return inner, "lost" if isinstance(inner, ObjectLostError) else "raised"
+
+
+def wait_for(ref: Any, *, role: str, phase: str, timeout_s: float) -> Any:
+    """`ray.get` with a deadline and an error that names role and phase.
+
+    Raises:
+        PhaseTimeoutError: nothing came in time.
+        MemberFailedError: the process died, or raised an error that is none of ours.
+    """
+    try:
+        return ray.get(ref, timeout=timeout_s)
+    except GetTimeoutError as error:
+        free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
+        raise PhaseTimeoutError(f"{role} has not finished {phase} within {timeout_s:.0f} s; free: {free}") from error
+    except RayError as error:
+        cause, kind = cause_of(error)
+        if isinstance(cause, MiniChatGPTError):
+            raise cause from error
+        did = "died" if kind == "died" else "failed"
+        raise MemberFailedError(f"{role} {did} in {phase}: {type(cause).__name__}: {cause}") from error
+
+
+def draining_nodes() -> frozenset[str]:
+    """Ids of the nodes that are about to go; Ray tells it by no public function."""
+    return frozenset(ray._private.state.state.get_draining_nodes())

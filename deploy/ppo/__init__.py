@@ -1,0 +1,1 @@
+"""PPO while it runs: pools, flow of samples, steering, checkpoints, recovery."""

@@ -1,0 +1,64 @@
+"""From a configuration to running pools: limits, conductor and supervisor thread."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from actors.prompts import PromptStream
+from common.metrics import RunMetrics
+from common.pool_actions import Note
+from common.supervision import Ledger, Limits
+from deploy.place import Place
+from deploy.ppo.chunk_flow import ChunkFlow
+from deploy.ppo.conductor import Conductor
+from deploy.ppo.supervisor import Supervisor
+from deploy.runtime import Members
+
+
+@contextmanager
+def supervised(
+    place: Place,
+    members: Members,
+    *,
+    prompts: PromptStream,
+    metrics: RunMetrics,
+    ledger: Ledger,
+    note: Callable[[Note], None],
+    keep: Callable[[Ledger], None] = lambda ledger: None,
+) -> Iterator[Supervisor]:
+    """Pools of the sizes that the configuration names, whose members start at once."""
+    config = place.config
+    assert config.ppo is not None, "pools are of a PPO stage"
+    processes = place.runtime.are_processes
+    rollout = Limits.of(config.rollout, min_members=config.rollout.min_workers, are_processes=processes)
+    reward = Limits.of(
+        config.reward_service,
+        min_members=config.reward_service.min_replicas,
+        budget_s=config.reward_service.budget_s,
+        are_processes=processes,
+    )
+    conductor = Conductor(
+        ChunkFlow(
+            config,
+            prompts=prompts,
+            rollout=rollout,
+            reward=reward,
+            with_reference=config.ppo.reference == "service",
+            ledger=ledger,
+        )
+    )
+    learner = members.learner
+    supervisor = Supervisor(
+        conductor,
+        members.transport,
+        metrics=metrics,
+        watch=members.watch,
+        stop=place.stop,
+        note=note,
+        keep=keep,
+        learner=dict if learner is None else lambda: learner.described,
+    )
+    try:
+        supervisor.resize(workers=config.rollout.workers, replicas=config.reward_service.replicas)
+        yield supervisor
+    finally:
+        supervisor.close()

@@ -1,0 +1,1 @@
+"""`minichatgpt replay`: an update done again from what was recorded."""

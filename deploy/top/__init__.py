@@ -1,0 +1,1 @@
+"""`minichatgpt top`: a run in the terminal."""
