@@ -28,6 +28,8 @@ from common.run_settings import RunSettings
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, cause_of
 from deploy.on_ray.postmortem import MemberFacts, describe_death
 from deploy.on_ray.transport import STACKS_TIMEOUT_S, end_actor, member_facts
+from deploy.on_ray.waiting import describe_waiting, unplaced
+from deploy.preflight.placements import demand
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 
@@ -60,6 +62,7 @@ class RayLearner:
         self._facts: dict[str, Any] = {}
         self._beat: Any = None
         self._beat_at = self._beat_sent_at = time.monotonic()
+        self._asked_at = time.time()
         self._actor = spawn("")
         self._ready: Any = self._actor.ready.remote()
 
@@ -84,6 +87,7 @@ class RayLearner:
     def restart(self) -> None:
         """Another learner in a process of its own, with the weights before PPO until something is loaded."""
         end_actor(self._actor, self._facts)
+        self._asked_at = time.time()
         self._actor = self._spawn(self._facts.get("node", ""))
         self._facts, self._beat, self._step = {}, None, 0
         self._ready = self._actor.ready.remote()
@@ -151,8 +155,9 @@ class RayLearner:
         while not ray.wait([ref], timeout=SLICE_S)[0]:
             waited = time.monotonic() - start
             if waited > timeout_s:
-                self._dump()
-                raise LearnerTimeoutError(f"the learner has not finished {phase} within {timeout_s:g} s", phase)
+                raise LearnerTimeoutError(
+                    f"the learner has not finished {phase} within {timeout_s:g} s{self._why_late()}", phase
+                )
             if beats:
                 self._check_heart(phase)
             if stoppable and self._stop.requested and self._stop.seconds_since() > self._config.stop_timeout_s:
@@ -175,6 +180,13 @@ class RayLearner:
             if isinstance(cause, MiniChatGPTError):
                 raise cause from error
             raise MemberFailedError(f"the learner failed in {phase}: {type(cause).__name__}: {cause}") from error
+
+    def _why_late(self) -> str:
+        """Where it stands, in a file, or why it has no process yet."""
+        if self._actor._actor_id.hex() in unplaced():
+            return f"; {describe_waiting(demand('learner', self._config.learner), self._asked_at)}"
+        self._dump()
+        return ""
 
     def _member(self, phase: str) -> MemberFacts:
         return member_facts("learner", "learner", phase, {**self._facts, "beat_at": self._beat_at})
