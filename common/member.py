@@ -43,8 +43,6 @@ class Member:
     beat_call: int | None = None
     """A heartbeat that is not answered yet."""
     beat_sent_at: float = 0.0
-    waits_for: str = ""
-    """What it needs and what is free, where it has no process yet."""
     last_beat: Mapping[str, Any] = field(default_factory=dict)
     """What its last heartbeat said: memory."""
 

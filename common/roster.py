@@ -9,7 +9,7 @@ What members work at is the pool's business (common/pool.py); here it is only a 
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,11 +96,6 @@ class Roster:
                 actions += self._end_life(slot, member)
                 actions += self._remove(slot) if member.state == "draining" else self._begin_life(slot, now)
         return actions
-
-    def note_waiting(self, waiting: Mapping[MemberKey, str]) -> None:
-        """Who has no process yet, and why: said if it never gets one."""
-        for member in self.members():
-            member.waits_for = waiting.get(member.key, "")
 
     def call(self, member: Member, method: Method, argument: Any, now: float, *, task_id: int | None = None) -> Send:
         """Send a call and remember it."""
@@ -273,8 +268,7 @@ class Roster:
         limits, age = self.limits, now - member.since
         oldest = member.oldest()
         if member.state == "starting" and age > limits.start_s:
-            why = f"; {member.waits_for}" if member.waits_for else ""
-            wrong = f"not ready within {limits.start_s:g} s (start_timeout_s){why}"
+            wrong = f"not ready within {limits.start_s:g} s (start_timeout_s)"
             return [self._late("start"), *self.lose(slot, member, "start", wrong, now)]
         if member.state == "syncing" and any(now - h.since > limits.sync_s for h in member.held.values()):
             phase = "probe" if self.role == "reward" else "adopt"

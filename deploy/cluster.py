@@ -105,17 +105,13 @@ class RayRuntime:
         """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         transport = RayTransport(
-            spawn={
+            {
                 "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
                 "reward": lambda slot, avoid: spawn(
                     RewardActor, config.reward_service, config, paths, secrets, avoid=avoid
                 ),
             },
-            demands={
-                "rollout": demand("rollout", config.rollout),
-                "reward": demand("reward_service", config.reward_service),
-            },
-            logs=logs,
+            logs,
         )
         weights_of = functools.partial(_weights_of, config.rollout.label_selector)
         learner = None

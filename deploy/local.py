@@ -107,10 +107,6 @@ class LocalTransport:
         """One process is on no node."""
         return frozenset()
 
-    def waiting(self) -> Mapping[MemberKey, str]:
-        """Objects need no place."""
-        return {}
-
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """The payload itself."""
         return ref

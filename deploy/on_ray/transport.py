@@ -16,8 +16,6 @@ from common.ports import WORK, Call, MemberKey, Reply, Role
 from common.vitals import pid_namespace
 from deploy.on_ray.calls import cause_of, draining_nodes, wait_for
 from deploy.on_ray.postmortem import MemberFacts, describe_death
-from deploy.on_ray.waiting import describe_waiting, unplaced
-from deploy.preflight.packing import Demand
 
 STACKS_TIMEOUT_S = 5.0
 """Longest time in which a stuck process must say where it stands before it is killed."""
@@ -28,17 +26,11 @@ class RayTransport:
 
     Args:
         spawn: by role, asks Ray for an actor with the name of a slot, on another node than a given one.
-        demands: by role, what a process needs.
         logs: folder where stacks of stuck processes go.
     """
 
-    def __init__(
-        self, spawn: Mapping[Role, Callable[[str, str], Any]], demands: Mapping[Role, Demand], logs: Path
-    ) -> None:
+    def __init__(self, spawn: Mapping[Role, Callable[[str, str], Any]], logs: Path) -> None:
         self._spawn = spawn
-        self._demands = demands
-        self._asked_at: dict[MemberKey, float] = {}
-        """Of those that have not answered yet."""
         self._logs = logs
         self._actors: dict[MemberKey, Any] = {}
         self._facts: dict[MemberKey, dict[str, Any]] = {}
@@ -51,7 +43,6 @@ class RayTransport:
 
     def start(self, member: MemberKey, *, avoid: str) -> None:
         """Ask for an actor."""
-        self._asked_at[member] = time.time()
         self._actors[member] = self._spawn[member.role](member.slot, avoid)
 
     def send(self, call: Call) -> None:
@@ -73,7 +64,6 @@ class RayTransport:
         elif call.method in WORK:
             self._receiver(Reply(call.call_id, payload, future.result()))
         else:
-            self._asked_at.pop(call.member, None)
             if call.method in ("ready", "heartbeat") and call.member in self._actors:
                 self._facts[call.member] = {
                     **self._facts.get(call.member, {}),
@@ -87,7 +77,6 @@ class RayTransport:
 
     def kill(self, member: MemberKey, *, dump: bool) -> None:
         """End an actor; a stuck one first says where it stands, if it still can."""
-        self._asked_at.pop(member, None)
         actor = self._actors.pop(member, None)
         if actor is not None:
             self._killers.submit(self._end, member, actor, dump)
@@ -109,18 +98,6 @@ class RayTransport:
     def draining_nodes(self) -> frozenset[str]:
         """Nodes that Ray is about to take away."""
         return draining_nodes()
-
-    def waiting(self) -> Mapping[MemberKey, str]:
-        """Members without a process; Ray is asked only where somebody has not answered yet."""
-        late = dict(self._asked_at)
-        if not late:
-            return {}
-        homeless = unplaced()
-        return {
-            member: describe_waiting(self._demands[member.role], asked_at)
-            for member, asked_at in late.items()
-            if member in self._actors and self._actors[member]._actor_id.hex() in homeless
-        }
 
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """The payload from the object store."""

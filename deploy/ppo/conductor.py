@@ -12,7 +12,7 @@ from actors.admission import capacity
 from common.errors import LearnerLostError, LedgerError, MemberFailedError, NonFiniteError
 from common.pool import Pool
 from common.pool_actions import Action, Note
-from common.ports import MemberKey, Reply
+from common.ports import Reply
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
 from common.supervision import Ledger
@@ -186,11 +186,6 @@ class Conductor:
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """Nodes are about to go."""
         return self._flow.take(self.rollout.leave_nodes(nodes, now) + self.reward.leave_nodes(nodes, now), now)
-
-    def note_waiting(self, waiting: Mapping[MemberKey, str]) -> None:
-        """Who has no process yet, and why."""
-        self.rollout.note_waiting(waiting)
-        self.reward.note_waiting(waiting)
 
     # --- inside
 

@@ -246,7 +246,6 @@ class Supervisor:
             self._nodes_seen_at = now
             if nodes := self.transport.draining_nodes():
                 self._perform(self.conductor.leave_nodes(nodes, now))
-            self.conductor.note_waiting(self.transport.waiting())
 
     def _hand_out(self) -> None:
         """The batch is complete, or never will be."""

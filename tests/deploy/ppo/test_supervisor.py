@@ -45,7 +45,6 @@ class Crew:
         self.answer = answer
         self.alive, self.killed, self.sent, self.avoided = set(), [], [], {}
         self.draining = frozenset()
-        self.homeless = {}
         self.silent = set()
         """Methods that the first life of a member never answers."""
         self.silent_role = None
@@ -87,9 +86,6 @@ class Crew:
 
     def draining_nodes(self):
         return self.draining
-
-    def waiting(self):
-        return {member: why for member, why in self.homeless.items() if member in self.alive}
 
     def fetch(self, ref, timeout_s):
         return ref
