@@ -28,7 +28,7 @@ class Placement(Config):
     """Custom Ray resources that a node must have, as in `{ spot = 1 }`."""
     label_selector: Annotated[LabelSelector, CHANGEABLE] = {}
     """Labels that a node must have, as in `{ market-type = "spot" }`; also `"!spot"`, `"in(a, b)"`, `"!in(a, b)"`."""
-    threads: Literal["cpus"] | int = "cpus"
+    threads: Literal["cpus"] | Annotated[int, Field(ge=1)] = "cpus"
     """CPU threads of a process; `cpus` takes the whole CPUs of num_cpus, at least 1. Part of the recipe:
     another number changes the last bits of results."""
     device: Device = "auto"

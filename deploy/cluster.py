@@ -87,6 +87,7 @@ class RayRuntime:
                 silent_s += SLICE_S
                 if silent_s < limit:
                     continue
+                ray.cancel(stream, force=False)
                 why = "" if has_begun else f", or {describe_waiting(demand('learner', placement), asked_at)}"
                 raise PhaseTimeoutError(
                     f"{request.stage} gave no sign for {limit:.0f} s (learner.stage_timeout_s); it may be stuck{why}"

@@ -76,7 +76,7 @@ def _one_role(demand: Demand, usable: Sequence[NodeFacts], nodes: Sequence[NodeF
             check,
             failure=f"{wants(demand)}; others hold what it needs. Wait for them, lower {keys}, or add a node.{lines}",
         )
-    found = f"{wants(demand, on_one_node=False)}; free on {free} of {len(usable)} nodes{lines}"
+    found = f"{wants(demand, on_one_node=False)}; free on {free} of {len(usable)} nodes"
     return Finding(check, found.removeprefix(f"{demand.role} "))
 
 

@@ -87,6 +87,13 @@ def test_a_process_cannot_have_half_of_two_gpus():
     assert not left_out(asks(0.5, 4), [node(8, 2, None)])
 
 
+def test_a_whole_gpu_is_one_that_nobody_has_a_part_of():
+    """Three times 0.6 lie on three GPUs: of four, one is whole, though 2.2 are free in sum."""
+    asked = [*asks(0.6, 3)[:1], Demand("reward_service", {"CPU": 0.1, "GPU": 1}, 1), *asks(0.6, 3)[2:]]
+    assert left_out(asked, [node(8, 3, None)])
+    assert not left_out(asked, [node(8, 4, None)])
+
+
 def test_where_others_hold_a_part_the_sum_is_all_that_is_known():
     """1.2 of 2 GPUs may be 0.6 and 0.6: what may fit is not refused."""
     assert not left_out(asks(0.6, 2), [node(8, 2, None, gpus_free=1.2)])
