@@ -34,7 +34,9 @@ class Placement(Config):
     device: Device = "auto"
     """`auto` takes CUDA where num_gpus > 0, else the CPU."""
     start_timeout_s: Annotated[float, CHANGEABLE] = Field(default=180.0, gt=0)
-    """Longest time from asking for the process to its first answer."""
+    """Longest time from when a node has room for the process to its first answer."""
+    room_timeout_s: Annotated[float, CHANGEABLE] = Field(default=900.0, gt=0)
+    """Longest time until a node has room: until others leave it, or an autoscaler adds one. No restart is counted."""
     heartbeat_every_s: Annotated[float, CHANGEABLE] = Field(default=2.0, gt=0)
     """Time between two signs of life; they are answered beside the work, not after it."""
     heartbeat_timeout_s: Annotated[float, CHANGEABLE] = Field(default=20.0, gt=0)

@@ -74,6 +74,9 @@ class Transport(Protocol):
     def draining_nodes(self) -> frozenset[str]:
         """Nodes that are about to go."""
 
+    def unplaced(self) -> frozenset[MemberKey]:
+        """Members that were asked for, and have no node yet."""
+
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """Look into a payload; only for evaluation, never in the training loop."""
 

@@ -78,6 +78,29 @@ def wait_for(ref: Any, *, role: str, phase: str, timeout_s: float) -> Any:
         raise MemberFailedError(f"{role} {did} in {phase}: {type(cause).__name__}: {cause}") from error
 
 
+def unplaced_actors() -> frozenset[str]:
+    """Ids of this job's actors that have no node yet; without its dashboard Ray tells it by no public function.
+
+    An actor has the same state, PENDING_CREATION, while it waits for a node and while it starts there: whether its
+    process has an address tells.
+    """
+    job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
+    actors = ray._private.state.state.actor_table(None, job, "PENDING_CREATION")
+    return frozenset(name for name, actor in actors.items() if not actor["Address"]["IPAddress"])
+
+
+def is_placed(actor: Any) -> bool:
+    """Whether an actor has a node, or is dead; one that Ray's books do not hold yet has none."""
+    found = ray._private.state.state.actor_table(actor_id(actor))
+    return bool(found) and (found["State"] == "DEAD" or bool(found["Address"]["IPAddress"]))
+
+
+def actor_id(actor: Any) -> str:
+    """Of an actor's handle."""
+    name: str = actor._actor_id.hex()
+    return name
+
+
 def draining_nodes() -> frozenset[str]:
     """Ids of the nodes that are about to go; Ray tells it by no public function."""
     return frozenset(ray._private.state.state.get_draining_nodes())

@@ -14,7 +14,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from common.errors import MemberFailedError
 from common.ports import WORK, Call, MemberKey, Reply, Role
 from common.vitals import pid_namespace
-from deploy.on_ray.calls import cause_of, draining_nodes, wait_for
+from deploy.on_ray.calls import actor_id, cause_of, draining_nodes, unplaced_actors, wait_for
 from deploy.on_ray.postmortem import MemberFacts, describe_death
 
 STACKS_TIMEOUT_S = 5.0
@@ -98,6 +98,12 @@ class RayTransport:
     def draining_nodes(self) -> frozenset[str]:
         """Nodes that Ray is about to take away."""
         return draining_nodes()
+
+    def unplaced(self) -> frozenset[MemberKey]:
+        """Members that have not answered, and whose actors have no node."""
+        silent = {member: actor for member, actor in self._actors.items() if member not in self._facts}
+        ids = unplaced_actors() if silent else frozenset()
+        return frozenset(member for member, actor in silent.items() if actor_id(actor) in ids)
 
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """The payload from the object store."""

@@ -121,6 +121,12 @@ class RemoteControls:
     def scale(self, **sizes):
         return self._remote.do(self._client.scale, ScaleRequest(**sizes))
 
+    def pause(self):
+        return self._remote.do(self._client.pause)
+
+    def resume(self):
+        return self._remote.do(self._client.resume)
+
     def stop(self):
         return self._remote.do(self._client.stop, StopRequest(reason="enough"))
 
@@ -184,6 +190,15 @@ class Machines:
         words = ["drain-node", "--address", f"{HEAD}:{PORT}", "--node-id", node, "--reason-message", "spot"]
         words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", "60"]
         assert self.head.inside(sys.executable, "-m", "ray.scripts.scripts", *words).wait(timeout=60) == 0
+
+    def ask(self, machine: Machine, *words: str, code: int = 0) -> str:
+        """What `minichatgpt` prints there; it ends with that exit code."""
+        printed = self.folder / f"asked-{time.monotonic_ns()}.out"
+        with printed.open("wb") as file:
+            asked = machine.inside(sys.executable, "-m", "deploy", *words, stdout=file, stderr=subprocess.STDOUT)
+            ended = asked.wait(timeout=DEADLINE_S)
+        assert ended == code, printed.read_text()
+        return printed.read_text()
 
     def run(self, *changes: str) -> "RunThere":
         """`minichatgpt run tiny` on the head, where learner and replica are; workers spread over what has `roll`."""
@@ -249,6 +264,12 @@ def machines(request, machines_at, short_folder):
     """Two machines; the parameter is Ray's mode of authentication."""
     with machines_at(short_folder, "other", mode=getattr(request, "param", "token")) as two:
         yield two
+
+
+@pytest.fixture(scope="session", name="Remote")
+def _remote():
+    """What a machine can ask of others, given the machine."""
+    return Remote
 
 
 @pytest.fixture(scope="session")
