@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import logging
 import os
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ from deploy.on_ray.address import connect
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
 from deploy.on_ray.learner import RayLearner
 from deploy.on_ray.transport import RayTransport
-from deploy.on_ray.waiting import describe_waiting
+from deploy.on_ray.waiting import describe_lack
 from deploy.preflight.placements import demand
 from deploy.preflight.ray_facts import ray_facts
 from deploy.preflight.runtime_facts import RuntimeFacts
@@ -75,9 +74,8 @@ class RayRuntime:
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
         limit = request.config.learner.stage_timeout_s
-        placement, asked_at, silent_s = request.config.learner, time.time(), 0.0
+        placement, silent_s, has_begun = request.config.learner, 0.0, False
         stream = run_stage.options(**options(placement)).remote(request)
-        has_begun = False
         while True:
             ready, _ = ray.wait([stream], num_returns=1, timeout=SLICE_S)
             if stop.requested:
@@ -88,7 +86,7 @@ class RayRuntime:
                 if silent_s < limit:
                     continue
                 ray.cancel(stream, force=False)
-                why = "" if has_begun else f", or {describe_waiting(demand('learner', placement), asked_at)}"
+                why = "" if has_begun else f", or it waits for a node: {describe_lack(demand('learner', placement))}"
                 raise PhaseTimeoutError(
                     f"{request.stage} gave no sign for {limit:.0f} s (learner.stage_timeout_s); it may be stuck{why}"
                 )
@@ -106,13 +104,17 @@ class RayRuntime:
         """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         transport = RayTransport(
-            {
+            spawn={
                 "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
                 "reward": lambda slot, avoid: spawn(
                     RewardActor, config.reward_service, config, paths, secrets, avoid=avoid
                 ),
             },
-            logs,
+            demands={
+                "rollout": demand("rollout", config.rollout),
+                "reward": demand("reward_service", config.reward_service),
+            },
+            logs=logs,
         )
         weights_of = functools.partial(_weights_of, config.rollout.label_selector)
         learner = None

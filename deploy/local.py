@@ -107,9 +107,9 @@ class LocalTransport:
         """One process is on no node."""
         return frozenset()
 
-    def unplaced(self) -> frozenset[MemberKey]:
+    def unplaced(self) -> Mapping[MemberKey, str]:
         """There is always room."""
-        return frozenset()
+        return {}
 
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """The payload itself."""

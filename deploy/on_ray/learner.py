@@ -28,7 +28,7 @@ from common.run_settings import RunSettings
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, cause_of, is_placed
 from deploy.on_ray.postmortem import MemberFacts, describe_death
 from deploy.on_ray.transport import STACKS_TIMEOUT_S, end_actor, member_facts
-from deploy.on_ray.waiting import describe_waiting, unplaced
+from deploy.on_ray.waiting import describe_lack
 from deploy.preflight.placements import demand
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -62,7 +62,6 @@ class RayLearner:
         self._facts: dict[str, Any] = {}
         self._beat: Any = None
         self._beat_at = self._beat_sent_at = time.monotonic()
-        self._asked_at = time.time()
         self._actor = spawn("")
         self._ready: Any = self._actor.ready.remote()
 
@@ -92,15 +91,14 @@ class RayLearner:
             self._stop.raise_if_requested()
             if time.monotonic() - start > limit:
                 raise LearnerTimeoutError(
-                    f"no node has had room for the learner within {limit:g} s (learner.room_timeout_s); `ray status` "
-                    "says what is asked for and what is there",
+                    f"no node has had room for the learner within {limit:g} s (learner.room_timeout_s): "
+                    f"{describe_lack(demand('learner', self._config.learner))}",
                     "start",
                 )
 
     def restart(self) -> None:
         """Another learner in a process of its own, with the weights before PPO until something is loaded."""
         end_actor(self._actor, self._facts)
-        self._asked_at = time.time()
         self._actor = self._spawn(self._facts.get("node", ""))
         self._facts, self._beat, self._step = {}, None, 0
         self._ready = self._actor.ready.remote()
@@ -168,9 +166,8 @@ class RayLearner:
         while not ray.wait([ref], timeout=SLICE_S)[0]:
             waited = time.monotonic() - start
             if waited > timeout_s:
-                raise LearnerTimeoutError(
-                    f"the learner has not finished {phase} within {timeout_s:g} s{self._why_late()}", phase
-                )
+                self._dump()
+                raise LearnerTimeoutError(f"the learner has not finished {phase} within {timeout_s:g} s", phase)
             if beats:
                 self._check_heart(phase)
             if stoppable and self._stop.requested and self._stop.seconds_since() > self._config.stop_timeout_s:
@@ -193,13 +190,6 @@ class RayLearner:
             if isinstance(cause, MiniChatGPTError):
                 raise cause from error
             raise MemberFailedError(f"the learner failed in {phase}: {type(cause).__name__}: {cause}") from error
-
-    def _why_late(self) -> str:
-        """Where it stands, in a file, or why it has no process yet."""
-        if self._actor._actor_id.hex() in unplaced():
-            return f"; {describe_waiting(demand('learner', self._config.learner), self._asked_at)}"
-        self._dump()
-        return ""
 
     def _member(self, phase: str) -> MemberFacts:
         return member_facts("learner", "learner", phase, {**self._facts, "beat_at": self._beat_at})

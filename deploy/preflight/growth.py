@@ -95,9 +95,9 @@ def once_grown(finding: Finding, waiting: Sequence[Demand], config: RunConfig, g
 def _patience(waiting: Sequence[Demand], config: RunConfig) -> str:
     """What to raise, so that nobody gives up before a node has come."""
     limits = {
-        "rollout.start_timeout_s": config.rollout.start_timeout_s,
-        "reward_service.start_timeout_s": config.reward_service.start_timeout_s,
-        "learner.start_timeout_s": config.learner.start_timeout_s,
+        "rollout.room_timeout_s": config.rollout.room_timeout_s,
+        "reward_service.room_timeout_s": config.reward_service.room_timeout_s,
+        "learner.room_timeout_s": config.learner.room_timeout_s,
         "learner.stage_timeout_s": config.learner.stage_timeout_s,
     }
     roles = {demand.role for demand in waiting}

@@ -14,7 +14,6 @@ from deploy.preflight.runtime_facts import RuntimeFacts
 
 SPOT = 'rollout.label_selector={market-type = "spot"}'
 GROWS = "cluster.autoscaling=true"
-PATIENT = [f"{role}.start_timeout_s=600" for role in ("rollout", "reward_service", "learner")]
 
 
 def node(cpus=8.0, *, free=None, draining=False, gpus=0.0, **labels):
@@ -80,12 +79,12 @@ def test_labels_that_keep_roles_apart_may_leave_some_out(tiny):
 
 
 def test_what_a_node_to_come_may_hold_is_a_caution(tiny):
-    asks = (SPOT, GROWS, *PATIENT)
+    asks = (SPOT, GROWS)
     (caution,) = cautions(tiny(*asks), node())
     assert "none of 1 has these labels" in caution
     assert "it is left to the autoscaler (cluster.autoscaling), and Ray does not tell what it may add." in caution
-    assert "start_timeout_s" not in caution
-    (caution,) = cautions(tiny("rollout.workers=99", GROWS, *PATIENT), node())
+    assert "to come" not in caution
+    (caution,) = cautions(tiny("rollout.workers=99", GROWS), node())
     assert "all roles together need 50.5 CPU" in caution
     assert not cautions(tiny(GROWS), node())
 
@@ -95,10 +94,12 @@ def test_a_cluster_without_nodes_may_still_grow(tiny):
 
 
 def test_who_would_give_up_before_a_node_comes_is_warned(tiny):
-    (caution,) = cautions(tiny(SPOT, GROWS), node())
-    assert "A node may take 300 s to come: raise rollout.start_timeout_s=180 to that or more." in caution
-    (caution,) = cautions(tiny("learner.num_gpus=1", "learner.stage_timeout_s=60", GROWS), node())
-    assert "raise learner.start_timeout_s=180 and learner.stage_timeout_s=60 to" in caution
+    (caution,) = cautions(tiny(SPOT, "rollout.room_timeout_s=60", "learner.room_timeout_s=60", GROWS), node())
+    assert "A node may take 300 s to come: raise rollout.room_timeout_s=60 to that or more." in caution
+    (caution,) = cautions(
+        tiny("learner.num_gpus=1", "learner.room_timeout_s=60", "learner.stage_timeout_s=9", GROWS), node()
+    )
+    assert "raise learner.room_timeout_s=60 and learner.stage_timeout_s=9 to" in caution
 
 
 GPU_NODES = NodeGroup("gpu", {"CPU": 16.0, "GPU": 1.0}, 3)
@@ -108,7 +109,7 @@ def test_what_the_autoscaler_can_never_add_is_refused(tiny):
     growth = Growth((GPU_NODES,), {})
     (failure,) = failures(tiny("learner.num_gpus=2", GROWS), node(), growth=growth)
     assert "And the autoscaler has no node for it either (gpu: CPU 16, GPU 1)." in failure.splitlines()[0]
-    (caution,) = cautions(tiny("learner.num_gpus=1", GROWS, *PATIENT), node(), growth=growth)
+    (caution,) = cautions(tiny("learner.num_gpus=1", GROWS), node(), growth=growth)
     assert "and it may add one." in caution
     (caution,) = cautions(tiny("learner.memory_bytes=8000000000", GROWS), node(), growth=growth)
     assert "memory_bytes" in caution, "Ray does not know the memory of nodes to come"

@@ -111,7 +111,7 @@ def test_a_learner_without_a_place_says_what_it_waits_for(tiny, ray_runtime, tmp
     from deploy.stopwatch import Stopwatch
     from learner.ray_actor import LearnerActor
 
-    config = tiny("learner.label_selector={disk='fast'}", "learner.start_timeout_s=1")
+    config = tiny("learner.label_selector={disk='fast'}", "learner.room_timeout_s=1")
     learner = RayLearner(
         lambda avoid: spawn(LearnerActor, config.learner, config, None, str(tmp_path), avoid=avoid),
         config,
@@ -125,8 +125,10 @@ def test_a_learner_without_a_place_says_what_it_waits_for(tiny, ray_runtime, tmp
     finally:
         learner.close()
     said = str(raised.value)
-    assert "for Ray to start it: learner needs num_cpus=0.5 on one node with disk=fast" in said
-    assert "and no node has that free (" in said
+    assert (
+        "no node has had room for the learner within 1 s (learner.room_timeout_s): learner needs num_cpus=0.5" in said
+    )
+    assert "on one node with disk=fast, and no node has that free (" in said
     assert "disk is not set" in said
 
 
@@ -139,7 +141,10 @@ def test_a_stage_without_a_place_says_what_it_waits_for(tiny, ray_runtime, tmp_p
     request = StageRequest("sft", config, None, str(tmp_path))
     with pytest.raises(PhaseTimeoutError) as raised:
         list(ray_runtime.run_stage(request, StopSignal()))
-    assert "sft gave no sign for 1 s (learner.stage_timeout_s); it may be stuck, or it waits since " in str(raised.value)
+    assert (
+        "sft gave no sign for 1 s (learner.stage_timeout_s); it may be stuck, or it waits for a node: learner"
+        in str(raised.value)
+    )
     assert "rare needed 1, free 0 of 0" in str(raised.value)
 
 
