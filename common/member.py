@@ -40,7 +40,7 @@ class Member:
     lacks: str = ""
     """Why: what it needs, and what is free."""
     is_waiting: bool = False
-    """It has had none for so long that no node seems to have room."""
+    """It has had none for WAITING_AFTER_S: none has room, or processes start slowly there."""
     held: dict[int, Held] = field(default_factory=dict)
     described: Mapping[str, Any] = field(default_factory=dict)
     """What it said of itself when it was ready: node, pid, threads."""

@@ -31,7 +31,7 @@ class MemberStatus(Status):
     """`starting`: the process loads its models. `syncing`: it fetches the weights, or answers its probe. `active`: it
     gets work. `draining`: it finishes what it holds, then goes. `given_up`: it failed too often."""
     is_waiting: bool = False
-    """It has waited for a node for 10 s and more: none has had room for it so far."""
+    """It has had no node for 10 s: none has room for it, or processes start slowly there."""
     node: str | None = None
     """Node on which it runs."""
     pid: int | None = None

@@ -198,7 +198,7 @@ def _row(role: str, member: MemberStatus) -> dict[str, Text]:
 
 def state_of(member: MemberStatus) -> str:
     """In words."""
-    return "starting: waits for a node" if member.is_waiting else member.state.replace("_", " ")
+    return "starting: no node yet" if member.is_waiting else member.state.replace("_", " ")
 
 
 def _memory(size: int) -> str:

@@ -34,12 +34,13 @@ SUBNET = "10.77.0"
 """On wires that only these machines can see, so that tests on one machine do not meet; the head is number 1."""
 HEAD = f"{SUBNET}.1"
 PORT, WIRE = 6379, "wire"
-
 FAST_HEART = tuple(
     f"{role}.{setting}"
     for role in ("rollout", "learner")
     for setting in ("heartbeat_every_s=0.5", "heartbeat_timeout_s=5")
 )
+CALM_HEART = tuple(f"{role}.heartbeat_timeout_s=60" for role in ("rollout", "reward_service", "learner"))
+"""Where many processes start on few cores, and nobody shall be taken for dead."""
 
 
 def can_be_many() -> bool:
@@ -200,9 +201,9 @@ class Machines:
         assert ended == code, printed.read_text()
         return printed.read_text()
 
-    def run(self, *changes: str) -> "RunThere":
+    def run(self, *changes: str, is_calm: bool = False) -> "RunThere":
         """`minichatgpt run tiny` on the head, where learner and replica are; workers spread over what has `roll`."""
-        sets = ["rollout.resources={roll=1}", "rollout.num_cpus=0.25", *FAST_HEART]
+        sets = ["rollout.resources={roll=1}", "rollout.num_cpus=0.25", *(CALM_HEART if is_calm else FAST_HEART)]
         sets += ["learner.resources={head=1}", "reward_service.resources={head=1}", *changes]
         arguments = ["run", "tiny", "--address", f"{HEAD}:{PORT}", "--runs", str(self.folder)]
         printed = self.folder / f"run-{time.monotonic_ns()}.out"

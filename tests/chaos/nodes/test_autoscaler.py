@@ -75,7 +75,7 @@ def in_state(status, state):
 
 def test_scale_beyond_what_fits_adds_nodes_and_scale_down_lets_them_go(cluster, seen, undisturbed, Outcome, poll):
     machines, num_nodes = cluster
-    run = machines.run(*SETTINGS, *ROLES)
+    run = machines.run(*SETTINGS, *ROLES, is_calm=True)
     watched = seen(run)
     assert poll(num_nodes, what="Ray's nodes are counted") == 1
     asked_at = time.time()
