@@ -103,7 +103,7 @@ class Roster:
         news = [member for member in starting if member.place(member.key in unplaced, now)]
         for member in starting:
             member.lacks = unplaced.get(member.key, "")
-        return [Note("waiting", member.key.slot, f"{member.key} waits for a node: {member.lacks}") for member in news]
+        return [Note("waiting", member.key.slot, f"{member.key} has no node yet: {member.lacks}") for member in news]
 
     def call(self, member: Member, method: Method, argument: Any, now: float, *, task_id: int | None = None) -> Send:
         """Send a call and remember it."""

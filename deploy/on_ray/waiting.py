@@ -15,7 +15,7 @@ def describe_lack(demand: Demand) -> str:
     nodes = live_nodes()
     room = [node for node in nodes if demand.finds_room(node)]
     if room:
-        return f"{wants(demand)}, which is free on {room[0]} now"
+        return f"{wants(demand)}, which is free on {room[0]}, so processes start slowly there"
     best = sorted(nodes, key=lambda node: (demand.may_use(node), demand.fits(node)), reverse=True)
     shown = [f"{node}: {state_of(demand, node)}" for node in best[:_MAX_NODES_SHOWN]]
     rest = [f"{len(nodes) - len(shown)} nodes more"] if len(nodes) > len(shown) else []

@@ -491,7 +491,7 @@ def test_a_worker_that_waits_for_a_node_costs_no_restart_and_has_its_time_to_sta
     assert not bench.pool.describe(bench.now)["slots"][1]["is_waiting"], "a process that starts has no node either"
     unplaced(bench, 600)
     assert bench.pool.describe(bench.now)["slots"][1]["is_waiting"]
-    assert bench.notes()[1:] == ["rollout member worker-1 waits for a node: it needs 4 CPU, and 2 are free"]
+    assert bench.notes()[1:] == ["rollout member worker-1 has no node yet: it needs 4 CPU, and 2 are free"]
     bench.answer(*bench.calls("generate"))
     assert [done.slot for done in bench.kinds(Done)] == ["worker-0"], "the others work on"
     bench.take(bench.pool.place({}, bench.now))

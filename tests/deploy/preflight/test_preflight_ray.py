@@ -157,3 +157,25 @@ def test_pools_spread_where_they_shall_and_selectors_reach_ray(tiny):
     assert asked["label_selector"] == {"disk": "!slow"}
     assert asked["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "3"
     assert [options(role)["scheduling_strategy"] for role in (config.reward_service, config.learner)] == ["DEFAULT"] * 2
+
+
+def test_who_avoids_a_node_keeps_the_labels_of_its_role_also_where_no_other_node_has_room(tiny):
+    from deploy.on_ray.calls import spawn
+
+    class Asked:
+        """Stands for an actor class of Ray's: keeps the options that it is asked with."""
+
+        def options(self, **options):
+            self.given = options
+            return self
+
+        def remote(self):
+            return self
+
+    role = tiny("rollout.label_selector={disk='!slow'}").rollout
+    elsewhere = spawn(Asked(), role, avoid="n1").given
+    assert elsewhere["label_selector"] == {"disk": "!slow", "ray.io/node-id": "!n1"}
+    assert elsewhere["fallback_strategy"] == [{"label_selector": {"disk": "!slow"}}]
+    assert "fallback_strategy" not in spawn(Asked(), role).given
+    only = tiny("rollout.label_selector={'ray.io/node-id'='n1'}").rollout
+    assert spawn(Asked(), only, avoid="n1").given["label_selector"] == {"ray.io/node-id": "n1"}
