@@ -81,18 +81,18 @@ def wait_for(ref: Any, *, role: str, phase: str, timeout_s: float) -> Any:
 def unplaced_actors() -> frozenset[str]:
     """Ids of this job's actors that have no node yet; without its dashboard Ray tells it by no public function.
 
-    An actor has the same state, PENDING_CREATION, while it waits for a node and while it starts there: whether its
-    process has an address tells.
+    An actor has the same state, PENDING_CREATION, while it waits for a node and while it starts there: whether it has a
+    process tells. An address it has already where it waits in the queue of one node.
     """
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     actors = ray._private.state.state.actor_table(None, job, "PENDING_CREATION")
-    return frozenset(name for name, actor in actors.items() if not actor["Address"]["IPAddress"])
+    return frozenset(name for name, actor in actors.items() if not actor["Pid"])
 
 
 def is_placed(actor: Any) -> bool:
     """Whether an actor has a node, or is dead; one that Ray's books do not hold yet has none."""
     found = ray._private.state.state.actor_table(actor_id(actor))
-    return bool(found) and (found["State"] == "DEAD" or bool(found["Address"]["IPAddress"]))
+    return bool(found) and (found["State"] == "DEAD" or bool(found["Pid"]))
 
 
 def actor_id(actor: Any) -> str:

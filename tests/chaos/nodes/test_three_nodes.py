@@ -88,7 +88,7 @@ class Prometheus:
         """Print, for docs/cluster.md, what it answers."""
         print(expr)
         for series in self.query(expr):
-            labels = ", ".join(f'{name}="{value}"' for name, value in sorted(series["metric"].items()))
+            labels = ", ".join(f'{k}="{v}"' for k, v in sorted(series["metric"].items()) if k != "__name__")
             print(f"  {{{labels}}} {series['value'][1]}")
 
     def await_slots(self, wanted, why):
