@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -17,7 +19,7 @@ Manifests = list[dict[str, Any]]
 
 def program(name: str) -> str:
     """One that a package of the extra `dev` brings."""
-    found = shutil.which(name, path=str(Path(shutil.sys.executable).parent)) or shutil.which(name)
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed: pip install 'minichatgpt[dev]'")
     return found
@@ -85,3 +87,16 @@ def pods(manifests: Manifests, cluster_spec: dict[str, Any]) -> dict[str, dict[s
         if manifest["kind"] == "RayJob":
             found["submitter"] = manifest["spec"]["submitterPodTemplate"]
     return found
+
+
+@pytest.fixture
+def until_there() -> Callable[[Path], None]:
+    """Waits for a file that holds something."""
+
+    def wait(path: Path) -> None:
+        deadline = time.monotonic() + 60
+        while not (path.is_file() and path.stat().st_size):
+            assert time.monotonic() < deadline, f"{path} has not come"
+            time.sleep(0.02)
+
+    return wait
