@@ -313,3 +313,20 @@ def test_secrets_are_made_once_for_their_owner_only(kubernetes):
     assert len(set(before.values())) == 2
     assert all(len(token) == 64 for token in before.values())
     assert {path.stat().st_mode & 0o777 for path in (folder, *folder.iterdir())} == {0o700, 0o600}
+
+
+def test_rays_autoscaler_reads_the_groups_as_they_are_meant(manifests, cluster_spec):
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    derived = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "minichatgpt", "namespace": "minichatgpt"}, "spec": cluster_spec}
+    )
+    groups = {group["groupName"]: group for group in cluster_spec["workerGroupSpecs"]}
+    assert derived["idle_timeout_minutes"] == cluster_spec["autoscalerOptions"]["idleTimeoutSeconds"] / 60
+    kinds = derived["available_node_types"]
+    assert kinds.keys() == groups.keys() | {"headgroup"}
+    for name, group in (*groups.items(), ("headgroup", cluster_spec["headGroupSpec"])):
+        told = {key: int(value) for key, value in group["resources"].items()}
+        assert {key: kinds[name]["resources"].get(key) for key in told} == told
+    for name, group in groups.items():
+        assert (kinds[name]["min_workers"], kinds[name]["max_workers"]) == (group["minReplicas"], group["maxReplicas"])
