@@ -1,5 +1,5 @@
-"""Writes deploy/kubernetes/monitoring/rules.yaml: the rules of deploy/prometheus/rules as a PrometheusRule, the kind that
-the Prometheus Operator reads. As text, so that comments come along; a test keeps the file as this would write it.
+"""Writes deploy/kubernetes/monitoring/rules.yaml: the rules of deploy/prometheus/rules as a PrometheusRule, the kind
+that the Prometheus Operator reads. As text, so that comments come along; a test keeps the file as this would write it.
 
     python -m deploy.monitoring.kubernetes_rules > deploy/kubernetes/monitoring/rules.yaml
 """

@@ -1,4 +1,4 @@
-"""The deploy files as a user would have them: a copy, with secrets made by its own script, built by kubectl's kustomize."""
+"""The deploy files as a user has them: a copy, with secrets made by its own script, built by kubectl's kustomize."""
 
 import shutil
 import subprocess

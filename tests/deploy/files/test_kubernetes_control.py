@@ -1,4 +1,4 @@
-"""The control channel with the very configuration and secrets of each overlay, asked as Prometheus and the Service ask."""
+"""The control channel with the very configuration and secrets of each overlay, asked as in its cluster."""
 
 import base64
 import tomllib

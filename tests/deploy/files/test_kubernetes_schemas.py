@@ -96,7 +96,9 @@ def test_kubernetes_takes_what_is_its_own(manifests):
 def test_kubernetes_takes_the_pods_in_rays_kinds(pods):
     for name, template in pods.items():
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, **template["metadata"]}}
-        kubernetes_validate.validate(pod | {"spec": template["spec"]}, kubernetes_validate.latest_version(), strict=True)
+        kubernetes_validate.validate(
+            pod | {"spec": template["spec"]}, kubernetes_validate.latest_version(), strict=True
+        )
 
 
 def test_a_key_that_kubernetes_does_not_know_is_found(pods):
