@@ -68,7 +68,13 @@ def tracked():
 
 
 @pytest.fixture
-def record(tokenizer, tmp_path, told, tracked):
+def cycles():
+    """What was told of speed and waits."""
+    return []
+
+
+@pytest.fixture
+def record(tokenizer, tmp_path, told, tracked, cycles):
     """Records reports into a run folder; returns the recorder and its parts."""
     metrics, watch, ledger = RunMetrics(CollectorRegistry()), Stopwatch(), Ledger()
     ledger.dispatch(4)
@@ -87,6 +93,7 @@ def record(tokenizer, tmp_path, told, tracked):
             bar=(bar, task),
             saw=told.append,
             track=lambda row, samples: tracked.append((row, samples)),
+            cycled=cycles.append,
             note=lambda event, text: told.append((event, text)),
         )
         yield recorder, watch, metrics, bar.tasks[0]
