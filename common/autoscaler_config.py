@@ -24,7 +24,7 @@ class AutoscalerConfig(Config):
     do."""
     scale_up_wait_fraction: Annotated[float, CHANGEABLE] = Field(default=0.5, gt=0, lt=1)
     """Share of an update in which the learner may wait for samples; where it waits longer, workers are added."""
-    scale_down_wait_fraction: Annotated[float, CHANGEABLE] = Field(default=0.35, gt=0, lt=1)
+    scale_down_wait_fraction: Annotated[float, CHANGEABLE] = Field(default=0.4, gt=0, lt=1)
     """Workers are taken away where the learner would still wait no longer than this share without them. Below
     scale_up_wait_fraction: what lies between is left alone."""
     min_gain_fraction: Annotated[float, CHANGEABLE] = Field(default=0.05, gt=0, lt=1)
@@ -46,7 +46,7 @@ class AutoscalerConfig(Config):
         if self.scale_down_wait_fraction >= self.scale_up_wait_fraction:
             raise ValueError(
                 f"scale_down_wait_fraction={self.scale_down_wait_fraction:g} must be below scale_up_wait_fraction="
-                f"{self.scale_up_wait_fraction:g}, or workers come and go; try {0.7 * self.scale_up_wait_fraction:g}"
+                f"{self.scale_up_wait_fraction:g}, or workers come and go; try {0.8 * self.scale_up_wait_fraction:g}"
             )
         return self
 

@@ -16,6 +16,8 @@ from common.records import Identity, UpdateReport
 
 LEARNER_PHASES = ("update", "publish", "snapshot")
 """Of the loop, in which the learner works."""
+MIN_UPDATE_S = 1e-9
+"""What an update takes at least, so that shares of it can be taken."""
 PUBLISHED_KEPT = 64
 """Times of publishing that are remembered; a member that holds older weights has no age any more."""
 
@@ -94,7 +96,7 @@ class Pulse:
     def updated(self, report: UpdateReport, seconds: Mapping[str, float]) -> Cycle:
         """An update is done; `seconds` by phase of the loop since the one before, `total` among them."""
         paused_s = seconds.get("paused", 0.0)
-        update_s = max(seconds["total"] - paused_s, 1e-9)
+        update_s = max(seconds["total"] - paused_s, MIN_UPDATE_S)
 
         def share(part_s: float) -> float:
             return min(1.0, max(0.0, part_s / update_s))
