@@ -13,8 +13,9 @@ from collections.abc import Callable
 
 from common.autoscaler_config import AutoscalerConfig
 from common.metrics import RunMetrics
+from deploy.autoscaler.decision import Decision, State
 from deploy.autoscaler.forecast import Observation, rounds_of
-from deploy.autoscaler.policy import Decision, Policy, State
+from deploy.autoscaler.policy import Policy
 from deploy.control.run_controls import StageControls
 from deploy.control.run_status import AutoscalerStatus, RunStatus
 from deploy.place import Place

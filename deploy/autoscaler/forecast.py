@@ -38,6 +38,11 @@ class Observation:
     target: int
     """How many there shall be."""
 
+    @property
+    def training_s(self) -> float:
+        """The update without evaluations, which not every update has."""
+        return self.update_s * (1.0 - self.evaluate_fraction)
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:

@@ -17,8 +17,9 @@ from common.autoscaler_config import AutoscalerConfig
 from common.config_file import load_config
 from common.errors import DataError
 from common.metric_labels import PHASES
+from deploy.autoscaler.decision import Decision, State
 from deploy.autoscaler.forecast import Observation, rounds_of
-from deploy.autoscaler.policy import Decision, Policy, State
+from deploy.autoscaler.policy import Policy
 from deploy.ppo.pulse import MIN_UPDATE_S
 from deploy.run_folder.checked_json import Shape, read_jsonl
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from common.autoscaler_config import AutoscalerConfig
+from deploy.autoscaler.decision import State
 from deploy.autoscaler.forecast import Observation
-from deploy.autoscaler.policy import Policy, State
+from deploy.autoscaler.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,14 @@ class Load:
     other_s: float
     judge_s: float = 0.0
     rest_s: float = 0.0
+    cpus: int = 1000
+    """Where more workers share them, each is slower."""
 
     def collect_s(self, workers, chunks):
-        return max(-(-chunks // workers) * self.chunk_s, self.judge_s) + self.rest_s
+        return max(-(-chunks // workers) * self.own_chunk_s(workers), self.judge_s) + self.rest_s
+
+    def own_chunk_s(self, workers):
+        return self.chunk_s * max(1.0, workers / self.cpus)
 
     def seen(self, workers, chunks, *, now_s=0.0, step=1, starting=0, target=None, queue_s=0.0):
         collect_s = self.collect_s(workers, chunks)
@@ -31,7 +37,7 @@ class Load:
             update_s=update_s,
             learner_wait_fraction=collect_s / update_s,
             evaluate_fraction=0.0,
-            worker_busy_fraction=chunks * self.chunk_s / (workers * update_s),
+            worker_busy_fraction=chunks * self.own_chunk_s(workers) / (workers * update_s),
             reward_busy_fraction=self.judge_s / update_s,
             reward_queue_s=queue_s,
             active=workers,
@@ -65,8 +71,8 @@ class Plant:
 
     def _update(self, load):
         factors = np.exp(self.noise * self.random.standard_normal(4))
-        noisy = Load(*(value * factor for value, factor in zip(
-            (load.chunk_s, load.other_s, load.judge_s, load.rest_s), factors, strict=True)))  # fmt: skip
+        plain = (load.chunk_s, load.other_s, load.judge_s, load.rest_s)
+        noisy = Load(*(value * factor for value, factor in zip(plain, factors, strict=True)), cpus=load.cpus)
         starting = 0
         if self.active < self.target:
             self.ready_in -= 1

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploy.autoscaler.decision import State
 from deploy.autoscaler.forecast import Forecast
-from deploy.autoscaler.policy import Policy, State
+from deploy.autoscaler.policy import Policy
 
 LOADS = st.tuples(st.floats(0.01, 20), st.floats(0.1, 20), st.floats(0, 20), st.floats(0, 5))
 COUNTS = st.integers(1, 12)
@@ -120,6 +121,20 @@ def test_where_no_number_is_good_it_takes_the_fastest_that_still_saves_something
     run = plant(configured(max_workers=64, max_step_workers=64), 64, 64)
     run.run(load(chunk_s=0.1, other_s=0.5, rest_s=10.0), 40)
     assert run.target == 22, "three rounds, 10.8 s, are within half of that"
+
+
+def test_workers_without_cpus_of_their_own_are_taken_back_and_tried_again_later(load, plant, configured):
+    """Two CPUs: three and more workers generate as fast as two."""
+    shared = load(chunk_s=1.0, other_s=0.5, cpus=2)
+    run = plant(configured(max_step_workers=2, retry_after_s=300.0), 8, 1, noise=0.03)
+    made = changes(run.run(shared, 40))
+    assert [(d.target, d.cause) for d in made] == [(3, "wait"), (5, "wait"), (3, "vain")]
+    assert "where" in made[-1].reason
+    assert run.history[-1][1].cause == "limit"
+    assert run.now_s < 300
+    tried_again = changes(run.run(shared, 100))
+    assert [(d.target, d.cause) for d in tried_again[:2]] == [(5, "wait"), (3, "vain")]
+    assert len(tried_again) <= 2 * (run.now_s / 300 + 1)
 
 
 def test_a_single_odd_update_moves_nothing(load, plant, configured):
