@@ -6,7 +6,7 @@ trace tells what it would have done next, not how the run would have gone on.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -64,10 +64,12 @@ def read_trace(folder: Path) -> Trace:
 
 
 def decisions(config: AutoscalerConfig, trace: Trace) -> Iterator[tuple[Observation, Decision]]:
-    """What the policy says of each observation."""
+    """What the policy says of each observation, and would say of the next if nobody had listened."""
     policy, state = Policy(config, trace.num_chunks), State()
     for seen in trace.observations:
         state, decision = policy.observe(state, seen)
+        if decision.direction != "hold":
+            state = replace(state, target=seen.target, trial=None)  # the run went on without it
         yield seen, decision
 
 

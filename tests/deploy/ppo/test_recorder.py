@@ -122,6 +122,17 @@ def test_an_update_without_a_finite_step_is_an_event_and_no_line(record, told, t
     assert task.completed == 1
 
 
+def test_its_speed_and_waits_are_told_once_all_is_written(record, cycles, tmp_path):
+    recorder, watch, *_ = record
+    watch.add({"collect": 1e9})
+    recorder.record(report(1))
+    [cycle] = cycles
+    assert cycle.learner_wait == 1.0
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+    recorder.record(replace(report(1), trained=(), is_finite=False))
+    assert len(cycles) == 1, "an update that changed nothing is none"
+
+
 def test_an_update_is_one_line(record, told, tmp_path):
     recorder, watch, metrics, task = record
     watch.add({"collect": 1.5})
