@@ -30,7 +30,7 @@ class Observation:
     reward_busy_fraction: float
     """In which a reward replica worked, mean over the active ones."""
     reward_queue_s: float
-    """The longest that a request waited for a replica with room, in seconds."""
+    """How long a chunk waited for a replica with room, mean over the chunks."""
     active: int
     """Rollout workers that take work."""
     starting: int

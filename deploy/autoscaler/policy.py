@@ -143,7 +143,7 @@ class Policy:
                 why = "others were tried, and saved too little"
             elif self.num_chunks < config.max_workers:
                 why = f"an update has {self.num_chunks} chunks"
-            return "limit", f"{said}; {_workers(seen.active)} are as many as may be: {why}"
+            return "limit", f"{said}; more workers than {seen.active} may not be: {why}"
         if forecast.judge_s >= forecast.collect_s(seen.active) - forecast.rest_s:
             replicas = f"replicas need {forecast.judge_s:.3g} s of it: add reward replicas, not workers"
             return "replicas", f"{said}; {replicas}"
@@ -156,8 +156,8 @@ def _objection(forecast: Forecast, seen: Observation) -> tuple[Cause, str] | Non
         return "given_up", f"{seen.active} of {_workers(seen.target)} take work; the others are given up, not missing"
     if seen.reward_queue_s > forecast.chunk_s:
         return "replicas", (
-            f"requests waited up to {seen.reward_queue_s:.3g} s for a reward replica, longer than a worker needs for "
-            f"a chunk ({forecast.chunk_s:.3g} s): add reward replicas, not workers"
+            f"chunks waited {seen.reward_queue_s:.3g} s on average for a reward replica, longer than a worker needs "
+            f"for one ({forecast.chunk_s:.3g} s): add reward replicas, not workers"
         )
     return None
 

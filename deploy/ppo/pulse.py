@@ -37,7 +37,7 @@ class Cycle:
     evaluate: float = 0.0
     """Share in which held-out prompts were answered."""
     score_queued_s: float = 0.0
-    """The longest that a chunk waited for a reward replica with room, in seconds."""
+    """How long a chunk waited for a reward replica with room, mean over its chunks."""
     busy: Mapping[str, float] = field(default_factory=dict)
     """By role, the share in which it worked; of pools the mean over active members."""
     busy_of_slot: Mapping[str, float] = field(default_factory=dict)
@@ -51,8 +51,8 @@ class Pulse:
         self._lock = threading.Lock()
         self._busy_s: dict[str, float] = {}
         """By slot, since the last update."""
-        self._score_queued_s = 0.0
-        """The longest since the last update."""
+        self._score_queued_s: list[float] = []
+        """By chunk, since the last update."""
         self._tokens_per_s: dict[str, float] = {}
         """By slot, in its last call."""
         self._active: dict[str, tuple[str, ...]] = {}
@@ -67,7 +67,7 @@ class Pulse:
         with self._lock:
             self._busy_s[done.slot] = self._busy_s.get(done.slot, 0.0) + seconds
             if done.method == "score":
-                self._score_queued_s = max(self._score_queued_s, done.queued_s)
+                self._score_queued_s.append(done.queued_s)
             generating = done.stats.seconds.get("generate", 0.0)
             if generating > 0:
                 self._tokens_per_s[done.slot] = done.stats.response_tokens / generating
@@ -103,7 +103,7 @@ class Pulse:
 
         with self._lock:
             busy_s, self._busy_s = self._busy_s, {}
-            score_queued_s, self._score_queued_s = self._score_queued_s, 0.0
+            score_queued_s, self._score_queued_s = self._score_queued_s, []
             of_slot = {slot: share(busy_s.get(slot, 0.0)) for slots in self._active.values() for slot in slots}
             busy = {role: _mean([of_slot[slot] for slot in slots]) for role, slots in self._active.items() if slots}
             busy["learner"] = share(sum(seconds.get(phase, 0.0) for phase in LEARNER_PHASES))
@@ -113,7 +113,7 @@ class Pulse:
                 tokens_per_s=report.metrics.get("response_tokens", 0.0) / update_s,
                 learner_wait=share(seconds.get("collect", 0.0)),
                 evaluate=share(seconds.get("evaluate", 0.0)),
-                score_queued_s=score_queued_s,
+                score_queued_s=_mean(score_queued_s or [0.0]),
                 busy=busy,
                 busy_of_slot=of_slot,
             )

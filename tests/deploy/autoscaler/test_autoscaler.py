@@ -122,7 +122,7 @@ def test_it_waits_for_those_on_their_way(autoscaler, stage):
 def test_what_keeps_workers_from_being_added_is_told_once(autoscaler, stage, notes):
     feed(autoscaler, stage, 6, score_queued_s=3.0)
     assert [event for event, _ in notes] == ["autoscale"]
-    assert notes[0][1].startswith("no more rollout workers: requests waited up to 3 s for a reward replica")
+    assert notes[0][1].startswith("no more rollout workers: chunks waited 3 s on average for a reward replica")
     assert not stage.orders
 
 

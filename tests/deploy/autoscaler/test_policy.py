@@ -220,7 +220,7 @@ def test_where_no_more_may_be_it_says_why(configured, load):
     seen = load(chunk_s=2.0, other_s=1.0)
     _, decision = decide(Policy(configured(max_workers=20), 8), seen.seen(8, 8))
     assert decision.cause == "limit"
-    assert decision.reason.endswith("8 workers are as many as may be: an update has 8 chunks")
+    assert decision.reason.endswith("more workers than 8 may not be: an update has 8 chunks")
     _, decision = decide(Policy(configured(max_workers=4), 8), seen.seen(4, 8))
     assert decision.cause == "limit"
     assert decision.reason.endswith("max_workers=4")

@@ -22,7 +22,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 DEADLINE_S = 180.0
 UPDATES = 20
-COMMON = (f"ppo.updates={UPDATES}", "rollout.num_cpus=0.25", "autoscaler.max_workers=4")
+COMMON = (
+    f"ppo.updates={UPDATES}", "ppo.response_tokens={ min = 24, max = 28 }", "autoscaler.max_workers=4",
+    "rollout.num_cpus=0.25", "reward_service.num_cpus=0.25", "reward_service.replicas=2",
+)  # fmt: skip
+"""Long responses and two replicas, so that it is the workers whom the learner waits for."""
 KEEN = (
     "autoscaler.enabled=true", "autoscaler.up_cooldown_s=0", "autoscaler.down_cooldown_s=0",
     "autoscaler.confirm_updates=2", "autoscaler.min_gain_fraction=0.001", "autoscaler.scale_up_wait_fraction=0.01",
