@@ -45,7 +45,7 @@ class Trace:
 
     num_chunks: int
     """Of an update."""
-    observations: Sequence[Observation]
+    observations: tuple[Observation, ...]
 
 
 def read_trace(folder: Path) -> Trace:

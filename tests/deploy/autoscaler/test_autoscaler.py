@@ -1,13 +1,16 @@
 """The autoscaler beside a stage: what it asks for, whom it tells, and when it keeps still."""
 
+import io
 from datetime import UTC, datetime
 
 import pytest
 from prometheus_client import CollectorRegistry
+from rich.console import Console
 
 from common.metrics import RunMetrics
 from deploy.autoscaler.autoscaler import Autoscaler
 from deploy.control.run_status import MemberStatus, PoolStatus, RunStatus
+from deploy.control.view import print_status
 from deploy.ppo.pulse import Cycle
 
 CHUNKS = 8
@@ -137,3 +140,15 @@ def test_a_persons_order_is_the_new_number(autoscaler, stage):
 def test_before_the_first_update_it_has_decided_nothing(autoscaler):
     assert autoscaler.status().direction == "hold"
     assert autoscaler.status().reason == "it decides after the next update"
+
+
+def test_status_in_the_terminal_shows_what_it_decided_last_and_nothing_where_there_is_none(autoscaler, stage):
+    feed(autoscaler, stage, 3)
+    shown = []
+    for said in (autoscaler.status(), None):
+        console = Console(file=io.StringIO(), width=300)
+        print_status(stage.status().model_copy(update={"autoscaler": said}), console)
+        shown.append([line for line in console.file.getvalue().splitlines() if line.startswith("autoscaler")])
+    [[line], nothing] = shown
+    assert "1 to 8 workers · up: the learner waits 80 % of 10 s with 1 worker" in line
+    assert nothing == []
