@@ -12,7 +12,7 @@ from rich.table import Table
 
 from common.config_file import load_config
 from common.errors import MiniChatGPTError
-from deploy.autoscaler.trace import Trace, decisions, read_trace
+from deploy.autoscaler.recorded_trace import Trace, decisions, read_trace
 
 
 def replay(

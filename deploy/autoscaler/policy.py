@@ -1,7 +1,7 @@
 """How many rollout workers there shall be: a pure policy. Observations go in, decisions come out.
 
 It knows no pool, no clock and no thread: `deploy/autoscaler/autoscaler.py` feeds it and carries its decisions out,
-`deploy/autoscaler/trace.py` feeds it what a run has recorded.
+`deploy/autoscaler/recorded_trace.py` feeds it what a run has recorded.
 
     good(w)    the learner waits at most scale_up_wait_fraction,   or the fastest w saves at most min_gain_fraction
     surely(w)  the learner waits at most scale_down_wait_fraction, or the fastest w saves at most half of that

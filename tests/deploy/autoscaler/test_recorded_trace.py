@@ -16,7 +16,7 @@ from common.config_file import to_toml
 from common.errors import DataError
 from deploy.autoscaler.__main__ import replay
 from deploy.autoscaler.forecast import Forecast
-from deploy.autoscaler.trace import Trace, decisions, read_trace
+from deploy.autoscaler.recorded_trace import Trace, decisions, read_trace
 
 
 @pytest.fixture(scope="module")
