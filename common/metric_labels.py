@@ -41,7 +41,8 @@ GUARDS: Final = ("kl", "entropy", "clip_fraction", "repetition", "length", "judg
 """Tables of `[guards]`."""
 GUARD_ACTIONS: Final = ("warn", "lower_learning_rate", "roll_back", "stop")
 EVENTS: Final = (
-    "active", "waiting", "restart", "given_up", "lost", "drain", "error", "regenerate", "scale", "pause", "resume",
+    "active", "waiting", "restart", "given_up", "lost", "drain", "error", "regenerate", "scale", "autoscale", "pause",
+    "resume",
     "settings", "resumed", "rolled_back", "guard_alarm", "guard_cleared", "guard_stop", "control",
     "learner_lost", "nonfinite_update", "checkpoint_failed", "checkpoint_damaged", "over_optimisation",
 )  # fmt: skip

@@ -121,6 +121,19 @@ class WaitStatus(Status):
     """What limits the run, and what would help, in a sentence."""
 
 
+class AutoscalerStatus(Status):
+    """What asks for more or fewer rollout workers of itself."""
+
+    min_workers: int
+    """Fewest that it asks for."""
+    max_workers: int
+    """Most that it asks for: as configured, and no more than an update has chunks."""
+    direction: Literal["up", "down", "hold"]
+    """What it decided last."""
+    reason: str
+    """Why, in words."""
+
+
 class AlarmStatus(Status):
     """A guard rail that is raised."""
 
@@ -175,6 +188,8 @@ class RunStatus(Status):
     """Response tokens per second of wall time over the last update."""
     waits: WaitStatus | None = None
     """Who waited for whom in the last update."""
+    autoscaler: AutoscalerStatus | None = None
+    """None where the number of workers is changed by people alone."""
     alarms: tuple[AlarmStatus, ...] = ()
     """Guard rails that are raised now."""
     rollbacks: int = 0

@@ -3,7 +3,7 @@
 import { number, signed } from "./words.js";
 
 const MOST = 1000;
-const STEERED = new Set(["settings", "scale", "pause", "resume"]);
+const STEERED = new Set(["settings", "scale", "autoscale", "pause", "resume"]);
 const LOST = new Set(["lost", "restart", "given_up", "learner_lost", "resumed", "error"]);
 const GUARDED = new Set(["guard_alarm", "guard_stop", "rolled_back", "nonfinite_update", "over_optimisation"]);
 

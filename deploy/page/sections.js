@@ -65,6 +65,12 @@ export function showWaits(status) {
   show(find("waits"), waits !== null);
   if (waits === null) return;
   put(find("advice"), waits.advice);
+  const { autoscaler } = status;
+  show(find("autoscaler"), autoscaler !== null);
+  if (autoscaler !== null) {
+    const { min_workers: fewest, max_workers: most, direction, reason } = autoscaler;
+    put(find("autoscaler"), `Autoscaler, ${count(fewest)} to ${count(most)} workers · ${direction}: ${reason}`);
+  }
   const queue = (pool) => (pool?.queued ? `, ${count(pool.queued)} queued for ${duration(pool.queue_age_s)}` : "");
   const bars = [
     ["Learner", "waits for samples", waits.learner_wait_fraction, ""],
