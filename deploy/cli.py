@@ -87,10 +87,10 @@ def run(
 ) -> None:
     """Run the stages that CONFIG names; those done before with the same inputs are skipped."""
     settings = _settings(config, changes, local=local, address=address)
-    from deploy.launch import launch
+    from deploy.run import run_pipeline
 
     try:
-        launch(settings, runs / settings.name, local=local, address=address, again=frozenset(again or ()))
+        run_pipeline(settings, runs / settings.name, local=local, address=address, again=frozenset(again or ()))
     except KeyboardInterrupt:
         Console(stderr=True).print(
             "[yellow]Interrupted.[/] Finished stages are kept; the same command goes on from there."
@@ -135,7 +135,7 @@ def report(
     from deploy.run_folder.address import find_folder
 
     folder = find_folder(run_name, runs)
-    from deploy.launch import show
+    from deploy.run import show
 
     show(folder, Console())
 

@@ -25,7 +25,7 @@ from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
 
 
-def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:
+def run_pipeline(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:
     """Run the pipeline, then write and show summary and report.
 
     Raises:
