@@ -25,7 +25,15 @@ from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
 
 
-def run_pipeline(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:
+def run_pipeline(
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    again: frozenset[str],
+    insecure: bool = False,
+) -> None:
     """Run the pipeline, then write and show summary and report.
 
     Raises:
@@ -45,7 +53,7 @@ def run_pipeline(config: RunConfig, folder: Path, *, local: bool, address: str |
     metrics = RunMetrics(CollectorRegistry())
 
     def start_runtime() -> Runtime:
-        runtime = checked_runtime(config, folder, local=local, address=address)
+        runtime = checked_runtime(config, folder, local=local, address=address, insecure=insecure)
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
 

@@ -10,9 +10,11 @@ from common.config import RunConfig
 from deploy.checked_runtime import examined_runtime
 
 
-def show_preflight(config: RunConfig, folder: Path, *, local: bool, address: str | None, console: Console) -> None:
+def show_preflight(
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, console: Console, insecure: bool = False
+) -> None:
     """Print each check with what was measured or what fails; raises typer.Exit(1) if the run could not start."""
-    runtime, found = examined_runtime(config, folder, local=local, address=address)
+    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure)
     if runtime is not None:
         runtime.close()
     for finding in found:

@@ -27,10 +27,10 @@ from deploy.explain.memory import memory_of_learner, memory_of_replicas
 from deploy.explain.model import policy_size, saved_bytes
 from deploy.explain.sizes import PassSize, checkpoint_bytes, optimizer_bytes
 from deploy.explain.view import to_json
-from deploy.run import run_pipeline
 from deploy.local import LocalRuntime
 from deploy.pipeline import Pipeline
 from deploy.preflight.models import policy_shape
+from deploy.run import run_pipeline
 from learner.service import build_learner
 from learner.stages import StageRequest, run_stage
 from reward_service.build import build_service

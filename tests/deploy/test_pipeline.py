@@ -22,10 +22,10 @@ from common.errors import ConfigError, DataError, NonFiniteError, RunStopped
 from common.hashing import file_hash
 from common.records import ModelPaths, Progress, StageResult
 from common.seeds import sample_seed
-from deploy.run import run_pipeline
 from deploy.local import LocalRuntime
 from deploy.pipeline import STAGES, Pipeline
 from deploy.ppo.resume import refuse_changes, run_settings
+from deploy.run import run_pipeline
 from deploy.run_folder.contents import read_run
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal

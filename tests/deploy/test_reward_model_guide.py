@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.config_file import load_config, parse_config
-from deploy.run import run_pipeline
 from deploy.preflight.preflight import preflight
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.report.preferences import preference_measures
+from deploy.run import run_pipeline
 from deploy.run_folder.contents import read_run
 
 GUIDE = Path(__file__).parents[2] / "docs" / "reward-model.md"

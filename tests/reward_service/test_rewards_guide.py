@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from common.config_file import load_config, to_toml
-from deploy.run import run_pipeline
 from deploy.preflight.preflight import preflight
 from deploy.preflight.runtime_facts import RuntimeFacts
+from deploy.run import run_pipeline
 from learner.trajectory_file import read_trajectories
 
 GUIDE = Path(__file__).parents[2] / "docs" / "rewards.md"

@@ -15,9 +15,9 @@ from common.metrics import RunMetrics
 from common.records import ModelPaths
 from deploy.control.run_controls import RunControls
 from deploy.evaluation.stage import evaluate_stage
-from deploy.run import run_pipeline
 from deploy.local import LocalRuntime
 from deploy.place import Place
+from deploy.run import run_pipeline
 from deploy.stop_signal import StopSignal
 from learner.trajectory_file import read_trajectories
 

@@ -169,7 +169,7 @@ class TwoMachines:
         """
         sets = ["rollout.resources={roll=1}", "rollout.num_cpus=0.25", *FAST_HEART]
         sets += ["learner.resources={head=1}", "learner.num_cpus=1", "reward_service.resources={head=1}", *changes]
-        arguments = ["run", "tiny", "--address", f"{HEAD}:{PORT}", "--runs", str(self.folder)]
+        arguments = ["run", "tiny", "--address", f"{HEAD}:{PORT}", "--runs", str(self.folder), "--insecure"]
         printed = self.folder / f"run-{time.monotonic_ns()}.out"
         with printed.open("wb") as file:
             driver = self.head.inside(

@@ -10,8 +10,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from common.metric_catalogue import CATALOGUE, PREFIX
-from deploy.run import run_pipeline
 from deploy.local import LocalLearner
+from deploy.run import run_pipeline
 from deploy.run_folder.address import read_address
 
 UPDATES = 5

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from deploy.run import run_pipeline
 from deploy.preflight.placements import NodeFacts
 from deploy.preflight.preflight import examine, preflight
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.preflight.storage_probe import answer_probe
+from deploy.run import run_pipeline
 
 ROOT = Path(__file__).parents[3]
 

@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from common.errors import ConfigError
-from deploy.run import run_pipeline
 from deploy.preflight.scorers import check_scorers
+from deploy.run import run_pipeline
 
 CALLABLES = Path(__file__).parents[2] / "reward_service" / "callables"
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from common.errors import ConfigError
-from deploy.run import run_pipeline
 from deploy.preflight.trackers import check_trackers
+from deploy.run import run_pipeline
 
 TENSORBOARD, WANDB = "trackers.tensorboard={}", "trackers.wandb={}"
 
