@@ -4,6 +4,7 @@ somebody listens ─▶ is a Ray dashboard ─▶ open or closed ─▶ a token 
 Ray's own client has no time limit, and names of these only the refused token. Called by `deploy/jobs/verbs.py`.
 """
 
+import logging
 import os
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,8 @@ def open_dashboard(address: str, *, insecure: bool) -> JobSubmissionClient:
             check_token(os.environ, Path.home())
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would take these instead of what was asked for
         os.environ.pop(name, None)
+    for talkative in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
+        logging.getLogger(f"ray.{talkative}").setLevel(logging.WARNING)
     return _accepted(url)
 
 

@@ -36,7 +36,7 @@ def details(client: JobSubmissionClient, name: str) -> JobDetails | None:
 def printed(client: JobSubmissionClient, name: str) -> str:
     """All that the job has printed, earlier attempts of the same name included; empty where there is no log yet."""
     try:
-        return client.get_job_logs(name)
+        return str(client.get_job_logs(name))
     except TROUBLE as error:
         raise ControlError(f"the log of {name} cannot be read: {error}") from error
 

@@ -1,21 +1,17 @@
-"""Lets the shell of a job's entry point find the Python that Ray itself runs in on that node.
+"""Lets the shell of a job's entry point find the Python that Ray itself runs in on that node. A piece of shell.
 
 Ray starts an entry point by `sh -c`, with the PATH of whoever typed `ray start`. Where Ray lives in a virtual
-environment that was called by its path, `python` there is another one, or none. Ray calls `offer` in every worker
-process of the job, its supervisor among them (`worker_process_setup_hook`), and the supervisor's environment is that of
-the entry point. Runs before anything is set up, so it imports nothing.
+environment that was called by its path, `python3` there is another one, or none, and nothing in the environment names
+the right one. But the shell's parent is the job's supervisor, its parent is the raylet, and the raylet's command line
+says by which Python it starts workers. (Ray's `worker_process_setup_hook` would be the official way to tell: it is not
+called in the supervisor, only in the workers of a driver.) Needs Linux's /proc; elsewhere it is `python3` of the PATH.
 """
 
-import os
-import sys
 from typing import Final
 
-PYTHON_VARIABLE: Final = "MINICHATGPT_NODE_PYTHON"
-"""Where the entry point finds the path of that Python."""
-HOOK: Final = "deploy.jobs.node_python.offer"
-"""As Ray's runtime environment names it."""
-
-
-def offer() -> None:
-    """Put the path of this process's Python into its environment."""
-    os.environ[PYTHON_VARIABLE] = sys.executable
+PYTHON: Final = (
+    r"$(raylet=$(sed -n 's/^PPid:[[:space:]]*//p' /proc/$PPID/status);"
+    r" tr '\0' '\n' </proc/$raylet/cmdline | sed -n 's/^--python_worker_command=\([^ ]*\) .*/\1/p' | grep ."
+    r" || command -v python3)"
+)
+"""As a word of the shell that Ray starts; quote it."""

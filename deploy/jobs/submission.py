@@ -18,7 +18,7 @@ from typing import Any, Final
 from common.config import RunConfig
 from common.config_file import to_toml
 from common.errors import ConfigError
-from deploy.jobs.node_python import HOOK, PYTHON_VARIABLE
+from deploy.jobs.node_python import PYTHON
 
 STOP_MARGIN_S: Final = 60
 """Beyond the running update: writing the checkpoint, the summary and the report, and leaving Ray."""
@@ -71,8 +71,8 @@ def make_submission(
     return Submission(
         name=config.name,
         # `exec`: the signal that stops the job reaches the run, and the shell cannot end before it.
-        entrypoint=f'exec "${{{PYTHON_VARIABLE}:-python3}}" {shlex.join(words)}',
-        runtime_env={"working_dir": str(folder), "env_vars": variables, "worker_process_setup_hook": HOOK},
+        entrypoint=f'exec "{PYTHON}" {shlex.join(words)}',
+        runtime_env={"working_dir": str(folder), "env_vars": variables},
         metadata={RUNS: runs},
     )
 
