@@ -53,12 +53,12 @@ def follow(client: JobSubmissionClient, name: str, show: Callable[[str], None], 
     Raises:
         ControlError: the dashboard is gone, or the job's record is.
     """
-    shown, alive_at = skip, time.monotonic()
+    log, alive_at = _Log(show, known=skip), time.monotonic()
     while True:
         trouble: BaseException | None = None
-        before = shown
+        before = log.known
         try:
-            shown = asyncio.run(_tail(client, name, show, shown))
+            asyncio.run(log.tail(client, name))
             job = details(client, name)
         except (*TROUBLE, ControlError) as error:
             trouble, job = error, None
@@ -66,7 +66,7 @@ def follow(client: JobSubmissionClient, name: str, show: Callable[[str], None], 
             raise ControlError(f"the record of {name} has been deleted; its run folder says how it ended")
         if job is not None and job.status.is_terminal():
             return job
-        if trouble is None or shown > before:
+        if trouble is None or log.known > before:
             alive_at = time.monotonic()
         elif time.monotonic() - alive_at > SILENCE_S:
             raise ControlError(
@@ -75,15 +75,26 @@ def follow(client: JobSubmissionClient, name: str, show: Callable[[str], None], 
         time.sleep(POLL_S)
 
 
-async def _tail(client: JobSubmissionClient, name: str, show: Callable[[str], None], shown: int) -> int:
-    """Show the log beyond its first letters until Ray closes it; returns how many letters are known then."""
-    seen = 0
-    async for lines in client.tail_job_logs(name):
-        if new := lines[max(0, shown - seen) :]:
-            show(new)
-        seen += len(lines)
-        shown = max(shown, seen)
-    return shown
+class _Log:
+    """What of a log has been shown, over connections that break: each begins at the log's beginning.
+
+    Args:
+        show: takes text as it comes.
+        known: so many letters are not to be shown.
+    """
+
+    def __init__(self, show: Callable[[str], None], *, known: int) -> None:
+        self._show = show
+        self.known = known
+
+    async def tail(self, client: JobSubmissionClient, name: str) -> None:
+        """Show what is new until Ray closes the log."""
+        seen = 0
+        async for lines in client.tail_job_logs(name):
+            if new := lines[max(0, self.known - seen) :]:
+                self._show(new)
+            seen += len(lines)
+            self.known = max(self.known, seen)
 
 
 def exit_code(job: JobDetails) -> int:
