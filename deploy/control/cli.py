@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from deploy.exit_codes import FINISHED, GUARDED, INTERRUPTED, STOPPED, TERMINATED
 from deploy.jobs.options import DashboardOption, InsecureOption
+from deploy.on_ray.openness import be_explicit
 
 if TYPE_CHECKING:
     from deploy.control.client import RunClient
@@ -109,6 +110,7 @@ def status(
 ) -> None:
     """Show what a live run is doing: progress, phase, settings, samples, workers, replicas, newest checkpoint."""
     if address is not None:
+        be_explicit()
         from deploy.jobs.verbs import show_status
 
         show_status(run, address, url=url, as_json=as_json, insecure=insecure)
@@ -204,6 +206,7 @@ def stop(
 ) -> None:
     """End a live run: it finishes or abandons its update, writes a checkpoint, and exits with code 3."""
     if address is not None:
+        be_explicit()
         from deploy.jobs.verbs import stop_job
 
         stop_job(run, address, url=url, wait=wait, timeout_s=timeout_s, insecure=insecure)

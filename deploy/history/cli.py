@@ -14,6 +14,7 @@ from rich.text import Text
 
 from deploy.control.cli import RunsOption, TokenFileOption, TokenOption, UrlOption
 from deploy.jobs.options import DashboardOption, InsecureOption
+from deploy.on_ray.openness import be_explicit
 
 if TYPE_CHECKING:
     from deploy.history.source import Source
@@ -133,6 +134,7 @@ def logs(
 ) -> None:
     """Show the events of a run: members lost and replaced, resizes, changed settings, checkpoints that failed."""
     if address is not None:
+        be_explicit()
         from deploy.jobs.verbs import show_logs
 
         raise typer.Exit(show_logs(run, address, url=url, follow_on=follow, limit=limit, insecure=insecure))

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from deploy.config_cli import ConfigArgument, SetOption, load
 from deploy.jobs.options import InsecureOption
+from deploy.on_ray.openness import be_explicit
 
 app = typer.Typer(rich_markup_mode="rich")
 
@@ -60,6 +61,7 @@ def launch(
 ) -> None:
     """Run CONFIG as a job of a Ray cluster, from anywhere that reaches its dashboard, and show its log."""
     settings = load(config, changes)
+    be_explicit()
     from deploy.jobs.verbs import launch as launch_job
 
     code = launch_job(

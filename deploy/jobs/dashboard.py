@@ -43,10 +43,7 @@ def open_dashboard(address: str, *, insecure: bool) -> JobSubmissionClient:
             refuse_open(url, host, insecure=insecure)
         else:
             _check_own_mode(url)
-        # Ray's client of another mode would send no token, or one that nobody asked for.
-        os.environ["RAY_AUTH_MODE"] = mode
-        if mode == "token":
-            check_token(os.environ, Path.home())
+    check_token(os.environ, Path.home())
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):  # Ray would take these instead of what was asked for
         os.environ.pop(name, None)
     for talkative in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):

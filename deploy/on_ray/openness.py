@@ -22,7 +22,8 @@ HOW_TO_CLOSE = (
 def be_explicit(environment: dict[str, str] | os._Environ[str] = os.environ) -> None:
     """Ask with a token unless the user chose otherwise.
 
-    Ray's own default depends on whether a token happens to lie in the home directory.
+    Ray's own default depends on whether a token happens to lie in the home directory. Ray reads its mode when it is
+    imported: call this before.
     """
     environment.setdefault("RAY_AUTH_MODE", "token")
 
