@@ -7,6 +7,7 @@ from pathlib import Path
 from common.config import RunConfig
 from common.errors import ConfigError
 from deploy.on_ray.environment import protect_local_cluster
+from deploy.on_ray.openness import be_explicit, refuse_open_local
 from deploy.preflight.finding import Finding
 from deploy.preflight.preflight import examine, raise_failures
 from deploy.preflight.runtime_facts import RuntimeFacts
@@ -14,7 +15,7 @@ from deploy.runtime import Runtime
 from deploy.scorer_secrets import scorer_secrets
 
 
-def open_runtime(config: RunConfig, *, local: bool, address: str | None) -> Runtime:
+def open_runtime(config: RunConfig, *, local: bool, address: str | None, insecure: bool = False) -> Runtime:
     """One process, a cluster of our own, or one that is there; Ray is imported only where it is used.
 
     Raises:
@@ -27,13 +28,22 @@ def open_runtime(config: RunConfig, *, local: bool, address: str | None) -> Runt
         return LocalRuntime()
     if address is None:
         protect_local_cluster()
+        refuse_open_local(os.environ, insecure=insecure)
+    else:
+        be_explicit()
     from deploy.cluster import RayRuntime
 
-    return RayRuntime(config, address=address)
+    return RayRuntime(config, address=address, insecure=insecure)
 
 
 def checked_runtime(
-    config: RunConfig, folder: Path, *, local: bool, address: str | None, warn: Callable[[str], None]
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    warn: Callable[[str], None],
+    insecure: bool = False,
 ) -> Runtime:
     """A place that can carry the run.
 
@@ -47,7 +57,7 @@ def checked_runtime(
     Raises:
         ConfigError: something is in the way; one message per failure. Nothing is left running.
     """
-    runtime, found = examined_runtime(config, folder, local=local, address=address)
+    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure)
     try:
         raise_failures(config, found)
     except ConfigError:
@@ -62,11 +72,11 @@ def checked_runtime(
 
 
 def examined_runtime(
-    config: RunConfig, folder: Path, *, local: bool, address: str | None
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, insecure: bool = False
 ) -> tuple[Runtime | None, list[Finding]]:
     """The place, None where it cannot be reached, and all that the preflight found."""
     try:
-        runtime = open_runtime(config, local=local, address=address)
+        runtime = open_runtime(config, local=local, address=address, insecure=insecure)
     except ConfigError as error:
         return None, examine(config, folder, RuntimeFacts(unreachable=str(error)))
     return runtime, examine(config, folder, runtime.facts())

@@ -47,12 +47,13 @@ class RayRuntime:
     Args:
         config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles may ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
+        insecure: accept a running cluster beyond loopback that asks for no token.
     """
 
     name = "ray"
     are_processes = True
 
-    def __init__(self, config: RunConfig, *, address: str | None = None) -> None:
+    def __init__(self, config: RunConfig, *, address: str | None = None, insecure: bool = False) -> None:
         if ray.is_initialized():
             raise ConfigError("Ray is already in use by this process; call ray.shutdown() first")
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -65,7 +66,7 @@ class RayRuntime:
             # `local`: else Ray would join whatever `ray start` began on this machine
             ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
-            connect(address, **common)
+            connect(address, insecure=insecure, **common)
 
     def facts(self) -> RuntimeFacts:
         """For the preflight."""

@@ -11,9 +11,11 @@ from deploy.checked_runtime import examined_runtime
 from deploy.preflight.node_table import node_table
 
 
-def show_preflight(config: RunConfig, folder: Path, *, local: bool, address: str | None, console: Console) -> None:
+def show_preflight(
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, console: Console, insecure: bool = False
+) -> None:
     """Print each check with what was measured or what fails; raises typer.Exit(1) if the run could not start."""
-    runtime, found = examined_runtime(config, folder, local=local, address=address)
+    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure)
     if runtime is not None:
         nodes = runtime.facts().nodes if address is not None else None
         runtime.close()

@@ -27,7 +27,15 @@ from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
 
 
-def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:
+def run_pipeline(
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    again: frozenset[str],
+    insecure: bool = False,
+) -> None:
     """Run the pipeline, then write and show summary and report.
 
     Raises:
@@ -48,7 +56,7 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
 
     def start_runtime() -> Runtime:
         warn = functools.partial(_warn, console)
-        runtime = checked_runtime(config, folder, local=local, address=address, warn=warn)
+        runtime = checked_runtime(config, folder, local=local, address=address, warn=warn, insecure=insecure)
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
 
