@@ -91,6 +91,8 @@ def _head(view: View) -> list[Text]:
     word, style = state_of(status)
     first = Text.assemble((status.run, "bold cyan"), f"  {status.stage or ''}  ", (word, style))
     if status.step is None or not status.updates:
+        if status.progress is not None:
+            first.append(f"  {stage_progress(status.progress)}")
         first.append("" if view.updates else "  curves and workers come with PPO", "dim")
         return [first]
     share = min(1.0, status.step / status.updates)
