@@ -12,7 +12,7 @@ from rich.text import Text
 
 from deploy.console import one_line
 from deploy.control.run_status import MemberStatus, PoolStatus, RunStatus, WaitStatus
-from deploy.control.view import STYLES, TITLES
+from deploy.control.view import STYLES, TITLES, stage_progress
 from deploy.preflight.finding import show_bytes
 from deploy.report.words import NONE, duration, gap_between, number
 from deploy.run_folder.history import EventRow, UpdateRow
