@@ -2,15 +2,17 @@
 
 import functools
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from jinja2 import TemplateError
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.markup import escape
 
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
@@ -62,8 +64,9 @@ def run_pipeline(
 
     with (
         run_lock(folder),
-        RecordEnd(folder),
         handle_signals(controls.stop_signal),
+        report_if_stopped(folder, console),
+        RecordEnd(folder),
         ExitStack() as handlers,
         announce(folder),
         serve_control(
@@ -93,6 +96,24 @@ def run_pipeline(
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
+
+
+@contextmanager
+def report_if_stopped(folder: Path, console: Console) -> Iterator[None]:
+    """Where the block ends with RunStopped, by a guard rail too, write the report of what there is so far.
+
+    How the run ended stays what it was, whether the report can be written or not. Around RecordEnd, for the report
+    tells how the run ended.
+    """
+    try:
+        yield
+    except RunStopped:
+        try:
+            console.print(f"[dim]what there is so far: {escape(str(write_report(folder)))}[/]", soft_wrap=True)
+        except (MiniChatGPTError, OSError, ValueError, LookupError, ArithmeticError, TemplateError) as error:
+            what = escape(f"{type(error).__name__}: {error}")
+            console.print(f"[yellow]Caution:[/] report.html could not be written: {what}", soft_wrap=True)
+        raise
 
 
 def cautions(config: RunConfig) -> list[str]:
