@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from common.classifier_config import RewardModelConfig
+from common.cluster_config import ClusterConfig
 from common.config_base import CHANGEABLE, Config
 from common.control_config import ControlConfig
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
@@ -92,6 +93,8 @@ class RunConfig(Config):
     """Reward replicas."""
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
+    cluster: Annotated[ClusterConfig, CHANGEABLE] = ClusterConfig()
+    """The Ray cluster that the run joins."""
     trackers: Annotated[TrackersConfig, CHANGEABLE] = TrackersConfig()
     """TensorBoard and Weights & Biases."""
     control: Annotated[ControlConfig, CHANGEABLE] = ControlConfig()

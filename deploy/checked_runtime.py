@@ -1,6 +1,7 @@
 """Starts the place where a run is to run, and lets nobody have it before the preflight has passed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from common.config import RunConfig
@@ -31,8 +32,17 @@ def open_runtime(config: RunConfig, *, local: bool, address: str | None) -> Runt
     return RayRuntime(config, address=address)
 
 
-def checked_runtime(config: RunConfig, folder: Path, *, local: bool, address: str | None) -> Runtime:
+def checked_runtime(
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, warn: Callable[[str], None]
+) -> Runtime:
     """A place that can carry the run.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        local: everything in one process.
+        address: of a running cluster; None: there is none.
+        warn: told what may still be in the way.
 
     Raises:
         ConfigError: something is in the way; one message per failure. Nothing is left running.
@@ -45,6 +55,9 @@ def checked_runtime(config: RunConfig, folder: Path, *, local: bool, address: st
             runtime.close()
         raise
     assert runtime is not None, "an unreachable cluster is a failure"
+    for finding in found:
+        if finding.caution:
+            warn(finding.caution)
     return runtime
 
 

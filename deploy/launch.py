@@ -1,11 +1,13 @@
 """From a checked configuration to a finished run folder: what `minichatgpt run` does after parsing."""
 
+import functools
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 from rich.console import Console
+from rich.markup import escape
 
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -39,13 +41,14 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
     _quiet()
     console = Console()
     for caution in cautions(config):
-        console.print(f"[yellow]Caution:[/] {caution}")
+        _warn(console, caution)
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
     metrics = RunMetrics(CollectorRegistry())
 
     def start_runtime() -> Runtime:
-        runtime = checked_runtime(config, folder, local=local, address=address)
+        warn = functools.partial(_warn, console)
+        runtime = checked_runtime(config, folder, local=local, address=address, warn=warn)
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
 
@@ -105,6 +108,10 @@ def show(folder: Path, console: Console) -> None:
     write_summary(folder)
     write_report(folder)
     print_summary(folder, console)
+
+
+def _warn(console: Console, caution: str) -> None:
+    console.print(f"[yellow]Caution:[/] {escape(caution)}", highlight=False, soft_wrap=True)
 
 
 def _quiet() -> None:

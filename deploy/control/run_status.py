@@ -30,6 +30,8 @@ class MemberStatus(Status):
     state: MemberState
     """`starting`: the process loads its models. `syncing`: it fetches the weights, or answers its probe. `active`: it
     gets work. `draining`: it finishes what it holds, then goes. `given_up`: it failed too often."""
+    is_waiting: bool = False
+    """It has had no node for 10 s: none has room for it, or processes start slowly there."""
     node: str | None = None
     """Node on which it runs."""
     pid: int | None = None

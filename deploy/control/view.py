@@ -72,7 +72,7 @@ def progress_line(status: RunStatus) -> str:
 
 
 def _others(pool: PoolStatus) -> str:
-    others = [f"{member.slot} {member.state}" for member in pool.members if member.state != "active"]
+    others = [f"{member.slot} {state_of(member)}" for member in pool.members if member.state != "active"]
     return f" ({', '.join(others)})" if others else ""
 
 
@@ -184,7 +184,7 @@ def _row(role: str, member: MemberStatus) -> dict[str, Text]:
     }
     return {
         "slot": Text(member.slot),
-        "state": Text(member.state.replace("_", " "), STYLES[member.state]),
+        "state": Text(state_of(member), STYLES[member.state]),
         "node": Text(one_line(_or_dash(member.node and member.node[:8]))),
         "process": Text(_or_dash(member.pid)),
         **(weights if role == "rollout" else {}),
@@ -194,6 +194,11 @@ def _row(role: str, member: MemberStatus) -> dict[str, Text]:
         "restarts": Text(str(member.restarts)),
         "beat": Text(_or_dash(member.heartbeat_age_s, duration)),
     }
+
+
+def state_of(member: MemberStatus) -> str:
+    """In words."""
+    return "starting: no node yet" if member.is_waiting else member.state.replace("_", " ")
 
 
 def _memory(size: int) -> str:

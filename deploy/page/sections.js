@@ -123,7 +123,7 @@ function memberCells(member) {
   const busy = member.busy_fraction;
   return [
     { text: member.slot, title: `process ${member.pid ?? NONE}, node ${member.node ?? NONE}` },
-    { text: words(member.state), className: `state ${member.state}` },
+    { text: member.is_waiting ? "starting: no node yet" : words(member.state), className: `state ${member.state}` },
     { text: member.weights ?? NONE },
     { text: duration(member.weights_age_s), className: "number" },
     { text: percent(busy), className: "busy", width: Math.min(1, busy ?? 0) },

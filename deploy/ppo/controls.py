@@ -180,6 +180,7 @@ def _pool_status(pool: dict[str, Any]) -> PoolStatus:
             MemberStatus(
                 slot=slot["name"],
                 state=slot["state"],
+                is_waiting=slot["is_waiting"],
                 node=slot["described"].get("node") or None,
                 pid=slot["described"].get("pid"),
                 weights=slot["weights"] or None,

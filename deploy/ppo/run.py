@@ -125,9 +125,9 @@ class PPORun:
             | {"learner": self.learner.described},
             "runtime": self.place.runtime.name,
             "threads": {
-                "rollout": config.rollout.threads,
-                "reward_service": config.reward_service.threads,
-                "learner": config.learner.threads,
+                "rollout": config.rollout.num_threads,
+                "reward_service": config.reward_service.num_threads,
+                "learner": config.learner.num_threads,
             },
         }
 

@@ -191,7 +191,7 @@ def _member(member: MemberStatus) -> Text:
     age = duration(member.weights_age_s)
     return Text.assemble(
         f"{member.slot:<11}",
-        (f"{member.state.replace('_', ' '):<10}", STYLES[member.state]),
+        (f"{'no node' if member.is_waiting else member.state.replace('_', ' '):<10}", STYLES[member.state]),
         f"{member.weights or NONE:<9}{age:>9}{busy:>6}{speed:>10}{memory:>9}",
         (f"{member.restarts:>10}", "red" if member.restarts else ""),
     )

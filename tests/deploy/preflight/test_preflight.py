@@ -8,7 +8,7 @@ import pytest
 
 from common.errors import ConfigError
 from deploy.launch import launch
-from deploy.preflight.placements import NodeFacts
+from deploy.preflight.packing import NodeFacts
 from deploy.preflight.preflight import examine, preflight
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.preflight.storage_probe import answer_probe
