@@ -62,6 +62,7 @@ class Head:
             "COLUMNS": "300",
             "NO_COLOR": "1",
             "HF_HUB_OFFLINE": "1",
+            "RAY_raylet_start_wait_time_s": "180",  # a machine that has much else to do
         } | changes
         return {name: value for name, value in wanted.items() if value is not None}
 
