@@ -30,13 +30,7 @@ from deploy.stop_signal import StopSignal, handle_signals
 
 
 def run_pipeline(
-    config: RunConfig,
-    folder: Path,
-    *,
-    local: bool,
-    address: str | None,
-    again: frozenset[str],
-    insecure: bool = False,
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str], insecure: bool = False
 ) -> None:
     """Run the pipeline, then write and show summary and report.
 
