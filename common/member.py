@@ -37,6 +37,8 @@ class Member:
     state: State = "starting"
     is_unplaced: bool = False
     """It has no node yet."""
+    lacks: str = ""
+    """Why: what it needs, and what is free."""
     is_waiting: bool = False
     """It has had none for WAITING_AFTER_S: none has room, or processes start slowly there."""
     held: dict[int, Held] = field(default_factory=dict)

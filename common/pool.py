@@ -11,7 +11,7 @@ Rollout pool and reward pool are both this machine. Who is in it, and when a mem
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -76,8 +76,8 @@ class Pool:
         """These nodes are about to go: their members are replaced elsewhere, and their work moves at once."""
         return self._absorb(self.roster.leave_nodes(nodes, now), now)
 
-    def place(self, unplaced: frozenset[MemberKey], now: float) -> list[Action]:
-        """These members, of whatever pool, have no node yet."""
+    def place(self, unplaced: Mapping[MemberKey, str], now: float) -> list[Action]:
+        """These members, of whatever pool, have no node yet, for want of what is said."""
         return self.roster.place(unplaced, now)
 
     def submit(self, method: Method, argument: Any, now: float) -> int:

@@ -9,7 +9,7 @@ What members work at is the pool's business (common/pool.py); here it is only a 
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,11 +97,13 @@ class Roster:
                 actions += self._remove(slot) if member.state == "draining" else self._begin_life(slot, now)
         return actions
 
-    def place(self, unplaced: frozenset[MemberKey], now: float) -> list[Action]:
-        """These have no node yet; the time that others have to start counts from when they got one."""
+    def place(self, unplaced: Mapping[MemberKey, str], now: float) -> list[Action]:
+        """These have no node yet, and why; the time that others have to start counts from when they got one."""
         starting = [member for member in self.members() if member.state == "starting"]
         news = [member for member in starting if member.place(member.key in unplaced, now)]
-        return [Note("waiting", m.key.slot, f"{m.key} waits for a node: none has had room so far") for m in news]
+        for member in starting:
+            member.lacks = unplaced.get(member.key, "")
+        return [Note("waiting", member.key.slot, f"{member.key} has no node yet: {member.lacks}") for member in news]
 
     def call(self, member: Member, method: Method, argument: Any, now: float, *, task_id: int | None = None) -> Send:
         """Send a call and remember it."""
@@ -280,8 +282,8 @@ class Roster:
         oldest = member.oldest()
         if member.is_unplaced and age > limits.room_s:
             why = (
-                f"{member.key} found no node with room within {limits.room_s:g} s (room_timeout_s); `ray status` says "
-                "what is asked for and what is there. Add nodes, or scale to fewer"
+                f"{member.key} found no node with room within {limits.room_s:g} s (room_timeout_s): {member.lacks}. "
+                "Add nodes, or scale to fewer"
             )
             return [self._late("start"), *self._end_life(slot, member), *self._give_up(slot, why)]
         if member.state == "starting" and not member.is_unplaced and age > limits.start_s:

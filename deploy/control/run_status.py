@@ -121,6 +121,19 @@ class WaitStatus(Status):
     """What limits the run, and what would help, in a sentence."""
 
 
+class AutoscalerStatus(Status):
+    """What asks for more or fewer rollout workers of itself."""
+
+    min_workers: int
+    """Fewest that it asks for."""
+    max_workers: int
+    """Most that it asks for: as configured, and no more than an update has chunks."""
+    direction: Literal["up", "down", "hold"]
+    """What it decided last."""
+    reason: str
+    """Why, in words."""
+
+
 class AlarmStatus(Status):
     """A guard rail that is raised."""
 
@@ -130,6 +143,19 @@ class AlarmStatus(Status):
     """First update that it is about."""
     text: str
     """What it saw, what is legal, what was done."""
+
+
+class StageProgress(Status):
+    """How far a stage is that has no updates: a supervised one, or an evaluation."""
+
+    step: int
+    """Steps done."""
+    total: int
+    """Steps in all."""
+    message: str = ""
+    """What it does or the newest figure, as in `loss 3.61`."""
+    left_s: float | None = None
+    """Seconds that the rest takes at the pace so far; None where there is none yet."""
 
 
 class RunStatus(Status):
@@ -143,6 +169,8 @@ class RunStatus(Status):
     """When the driver started."""
     stage: str | None = None
     """Stage that runs; None before the first and after the last."""
+    progress: StageProgress | None = None
+    """How far that stage is; None in PPO, which counts updates, and where it has not said yet."""
     stopping: str | None = None
     """Why the run is ending; None while it goes on."""
     step: int | None = None
@@ -175,6 +203,8 @@ class RunStatus(Status):
     """Response tokens per second of wall time over the last update."""
     waits: WaitStatus | None = None
     """Who waited for whom in the last update."""
+    autoscaler: AutoscalerStatus | None = None
+    """None where the number of workers is changed by people alone."""
     alarms: tuple[AlarmStatus, ...] = ()
     """Guard rails that are raised now."""
     rollbacks: int = 0

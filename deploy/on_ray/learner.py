@@ -28,6 +28,8 @@ from common.run_settings import RunSettings
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, cause_of, is_placed
 from deploy.on_ray.postmortem import MemberFacts, describe_death
 from deploy.on_ray.transport import STACKS_TIMEOUT_S, end_actor, member_facts
+from deploy.on_ray.waiting import describe_lack
+from deploy.preflight.placements import demand
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 
@@ -89,8 +91,8 @@ class RayLearner:
             self._stop.raise_if_requested()
             if time.monotonic() - start > limit:
                 raise LearnerTimeoutError(
-                    f"no node has had room for the learner within {limit:g} s (learner.room_timeout_s); `ray status` "
-                    "says what is asked for and what is there",
+                    f"no node has had room for the learner within {limit:g} s (learner.room_timeout_s): "
+                    f"{describe_lack(demand('learner', self._config.learner))}",
                     "start",
                 )
 

@@ -187,7 +187,7 @@ class Conductor:
         """Nodes are about to go."""
         return self._flow.take(self.rollout.leave_nodes(nodes, now) + self.reward.leave_nodes(nodes, now), now)
 
-    def place(self, unplaced: frozenset[MemberKey], now: float) -> list[Action]:
+    def place(self, unplaced: Mapping[MemberKey, str], now: float) -> list[Action]:
         """These members have no node yet."""
         return self.rollout.place(unplaced, now) + self.reward.place(unplaced, now)
 

@@ -480,7 +480,7 @@ def unplaced(bench, seconds):
     newest = bench.kinds(Start)[-1].member
     for _ in range(int(seconds / 2)):
         bench.pass_time(2)
-        bench.take(bench.pool.place(frozenset({newest}), bench.now))
+        bench.take(bench.pool.place({newest: "it needs 4 CPU, and 2 are free"}, bench.now))
 
 
 def test_a_worker_that_waits_for_a_node_costs_no_restart_and_has_its_time_to_start_once_it_has_one():
@@ -491,10 +491,10 @@ def test_a_worker_that_waits_for_a_node_costs_no_restart_and_has_its_time_to_sta
     assert not bench.pool.describe(bench.now)["slots"][1]["is_waiting"], "a process that starts has no node either"
     unplaced(bench, 600)
     assert bench.pool.describe(bench.now)["slots"][1]["is_waiting"]
-    assert bench.notes()[1:] == ["rollout member worker-1 waits for a node: none has had room so far"]
+    assert bench.notes()[1:] == ["rollout member worker-1 has no node yet: it needs 4 CPU, and 2 are free"]
     bench.answer(*bench.calls("generate"))
     assert [done.slot for done in bench.kinds(Done)] == ["worker-0"], "the others work on"
-    bench.take(bench.pool.place(frozenset(), bench.now))
+    bench.take(bench.pool.place({}, bench.now))
     bench.pass_time(29)
     assert not bench.pool.describe(bench.now)["slots"][1]["is_waiting"]
     bench.make_ready(node="n2")
@@ -505,7 +505,7 @@ def test_a_worker_that_waits_for_a_node_costs_no_restart_and_has_its_time_to_sta
 def test_a_worker_that_has_found_a_node_must_start_in_its_time():
     bench = Bench(members=1, ready=False, start_s=30.0)
     unplaced(bench, 100)
-    bench.take(bench.pool.place(frozenset(), bench.now))
+    bench.take(bench.pool.place({}, bench.now))
     bench.pass_time(31)
     assert "rollout member worker-0 was lost in start: not ready within 30 s (start_timeout_s)" in bench.notes()[-1]
 
@@ -514,7 +514,10 @@ def test_a_worker_that_finds_no_node_in_time_is_given_up_and_can_be_asked_for_ag
     bench = Bench(members=1, start_s=30.0, room_s=60.0)
     bench.take(bench.pool.resize(2, bench.now))
     unplaced(bench, 70)
-    assert "rollout member worker-1 found no node with room within 60 s (room_timeout_s)" in bench.notes()[-1]
+    assert (
+        "rollout member worker-1 found no node with room within 60 s (room_timeout_s): it needs 4 CPU, and"
+        in bench.notes()[-1]
+    )
     assert [kill.member.slot for kill in bench.kinds(Kill)] == ["worker-1"], "Ray must not look for a node any more"
     assert not bench.kinds(Failed), "one is enough to go on"
     bench.take(bench.pool.resize(2, bench.now))

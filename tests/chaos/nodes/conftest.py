@@ -205,7 +205,7 @@ class Machines:
         """`minichatgpt run tiny` on the head, where learner and replica are; workers spread over what has `roll`."""
         sets = ["rollout.resources={roll=1}", "rollout.num_cpus=0.25", *(CALM_HEART if is_calm else FAST_HEART)]
         sets += ["learner.resources={head=1}", "reward_service.resources={head=1}", *changes]
-        arguments = ["run", "tiny", "--address", f"{HEAD}:{PORT}", "--runs", str(self.folder)]
+        arguments = ["run", "tiny", "--address", f"{HEAD}:{PORT}", "--runs", str(self.folder), "--insecure"]
         printed = self.folder / f"run-{time.monotonic_ns()}.out"
         with printed.open("wb") as file:
             driver = self.head.inside(

@@ -89,7 +89,7 @@ class Crew:
         return self.draining
 
     def unplaced(self):
-        return frozenset() if self.has_room else frozenset(self.alive)
+        return {} if self.has_room else dict.fromkeys(self.alive, "it needs 4 CPU")
 
     def fetch(self, ref, timeout_s):
         return ref

@@ -1,14 +1,18 @@
 """From a checked configuration to a finished run folder: what `minichatgpt run` does after parsing."""
 
+import functools
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from jinja2 import TemplateError
 from prometheus_client import CollectorRegistry
 from rich.console import Console
+from rich.markup import escape
 
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
@@ -25,7 +29,15 @@ from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
 
 
-def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:
+def run_pipeline(
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    again: frozenset[str],
+    insecure: bool = False,
+) -> None:
     """Run the pipeline, then write and show summary and report.
 
     Raises:
@@ -39,20 +51,22 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
     _quiet()
     console = Console()
     for caution in cautions(config):
-        console.print(f"[yellow]Caution:[/] {caution}")
+        _warn(console, caution)
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
     metrics = RunMetrics(CollectorRegistry())
 
     def start_runtime() -> Runtime:
-        runtime = checked_runtime(config, folder, local=local, address=address)
+        warn = functools.partial(_warn, console)
+        runtime = checked_runtime(config, folder, local=local, address=address, warn=warn, insecure=insecure)
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
 
     with (
         run_lock(folder),
-        RecordEnd(folder),
         handle_signals(controls.stop_signal),
+        report_if_stopped(folder, console),
+        RecordEnd(folder),
         ExitStack() as handlers,
         announce(folder),
         serve_control(
@@ -84,6 +98,24 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
     print_summary(folder, console)
 
 
+@contextmanager
+def report_if_stopped(folder: Path, console: Console) -> Iterator[None]:
+    """Where the block ends with RunStopped, by a guard rail too, write the report of what there is so far.
+
+    How the run ended stays what it was, whether the report can be written or not. Around RecordEnd, for the report
+    tells how the run ended.
+    """
+    try:
+        yield
+    except RunStopped:
+        try:
+            console.print(f"[dim]what there is so far: {escape(str(write_report(folder)))}[/]", soft_wrap=True)
+        except (MiniChatGPTError, OSError, ValueError, LookupError, ArithmeticError, TemplateError) as error:
+            what = escape(f"{type(error).__name__}: {error}")
+            console.print(f"[yellow]Caution:[/] report.html could not be written: {what}", soft_wrap=True)
+        raise
+
+
 def cautions(config: RunConfig) -> list[str]:
     """Settings that are legal and rarely meant."""
     found = []
@@ -105,6 +137,10 @@ def show(folder: Path, console: Console) -> None:
     write_summary(folder)
     write_report(folder)
     print_summary(folder, console)
+
+
+def _warn(console: Console, caution: str) -> None:
+    console.print(f"[yellow]Caution:[/] {escape(caution)}", highlight=False, soft_wrap=True)
 
 
 def _quiet() -> None:
