@@ -39,9 +39,7 @@ def run_pipeline(
         RunInUseError: another process works in the folder.
         RunStopped: somebody asked the run to end.
     """
-    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
-    if unknown := sorted(again - set(stages)):
-        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
+    _check_again(config, again)
     _quiet()
     console = Console()
     for caution in cautions(config):
@@ -90,6 +88,12 @@ def run_pipeline(
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
+
+
+def _check_again(config: RunConfig, again: frozenset[str]) -> None:
+    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
+    if unknown := sorted(again - set(stages)):
+        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
 
 
 @contextmanager
