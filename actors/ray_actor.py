@@ -32,7 +32,7 @@ class RolloutActor:
     def ready(self) -> dict[str, Any]:
         """Load the model (here, for errors of a constructor lose their type); says what the process uses."""
         config, paths, name = self._parts
-        torch.set_num_threads(config.rollout.threads)
+        torch.set_num_threads(config.rollout.num_threads)
         self._worker = build_worker(config, paths, fetch=fetch, name=name)
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from common.autoscaler_config import AutoscalerConfig
 from common.classifier_config import RewardModelConfig
+from common.cluster_config import ClusterConfig
 from common.config_base import CHANGEABLE, Config
 from common.control_config import ControlConfig
 from common.data_config import PREFERENCES, READS, DataSource, Weights, check_rows, check_weights
@@ -88,10 +90,14 @@ class RunConfig(Config):
     """Guard rails while PPO learns."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
+    autoscaler: Annotated[AutoscalerConfig, CHANGEABLE] = AutoscalerConfig()
+    """Changes the number of rollout workers while PPO learns; off unless it is enabled."""
     reward_service: RewardServiceConfig = RewardServiceConfig()
     """Reward replicas."""
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
+    cluster: Annotated[ClusterConfig, CHANGEABLE] = ClusterConfig()
+    """The Ray cluster that the run joins."""
     trackers: Annotated[TrackersConfig, CHANGEABLE] = TrackersConfig()
     """TensorBoard and Weights & Biases."""
     control: Annotated[ControlConfig, CHANGEABLE] = ControlConfig()
@@ -164,6 +170,7 @@ class RunConfig(Config):
             raise ValueError("[evaluate] compares before and after PPO; add a [ppo] table")
         if self.evaluate is not None and self.judge is None:
             raise ValueError("[evaluate] needs a judge that PPO never sees; add a [judge] table")
+        self.autoscaler.check(self.rollout)
         self._check_independent_judge()
         self._check_lengths()
         return self

@@ -1,7 +1,7 @@
 """The base of every configuration class: frozen, closed to unknown keys, documented under each field."""
 
 import difflib
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
@@ -31,9 +31,14 @@ class Config(BaseModel):
                     raise ValueError(f"unknown key {key!r}: {hint}legal keys are {', '.join(legal)}")
         return data
 
+    def resolved(self) -> Self:
+        """With plain values where a setting follows from another one."""
+        return self
+
 
 def settings_that_matter(config: Config) -> dict[str, Any]:
     """The settings on which results depend, as JSON-able values: all but those marked CHANGEABLE, at every depth."""
+    config = config.resolved()
     dumped = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
         value = getattr(config, name)

@@ -9,6 +9,8 @@ from common.records import Identity
 from common.supervision import RestartBudget
 
 State = Literal["starting", "syncing", "active", "draining"]
+WAITING_AFTER_S = 10.0
+"""Without a node: a process that starts on one has none for some seconds either."""
 
 
 @dataclass(slots=True)
@@ -31,8 +33,14 @@ class Member:
 
     key: MemberKey
     since: float
-    """When it came into its state."""
+    """When it came into its state; while it starts, when a node had room for it."""
     state: State = "starting"
+    is_unplaced: bool = False
+    """It has no node yet."""
+    lacks: str = ""
+    """Why: what it needs, and what is free."""
+    is_waiting: bool = False
+    """It has had none for WAITING_AFTER_S: none has room, or processes start slowly there."""
     held: dict[int, Held] = field(default_factory=dict)
     described: Mapping[str, Any] = field(default_factory=dict)
     """What it said of itself when it was ready: node, pid, threads."""
@@ -58,6 +66,14 @@ class Member:
     def enter(self, state: State, now: float) -> None:
         """Change state."""
         self.state, self.since = state, now
+
+    def place(self, is_unplaced: bool, now: float) -> bool:
+        """Whether it has a node, while it starts; returns whether it is news that it waits for one."""
+        if self.is_unplaced and not is_unplaced:
+            self.since = now
+        before, self.is_unplaced = self.is_waiting, is_unplaced
+        self.is_waiting = is_unplaced and now - self.since > WAITING_AFTER_S
+        return self.is_waiting and not before
 
     def oldest(self) -> Held | None:
         """The work that it is at; what else it holds waits behind."""
@@ -96,6 +112,7 @@ class Slot:
         return {
             "name": self.name,
             "state": "given_up" if self.given_up else member.state if member else "starting",
+            "is_waiting": member is not None and member.is_waiting,
             "described": {**member.described, **member.last_beat} if member else {},
             "weights": str(member.weights) if member and member.weights is not None else "",
             "identity": member.weights if member else None,

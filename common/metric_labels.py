@@ -41,8 +41,9 @@ GUARDS: Final = ("kl", "entropy", "clip_fraction", "repetition", "length", "judg
 """Names of the guard rails, in the order in which they look: those of the tables in `[guards]`."""
 GUARD_ACTIONS: Final = ("warn", "lower_learning_rate", "roll_back", "stop")
 EVENTS: Final = (
-    "active", "restart", "given_up", "lost", "drain", "error", "regenerate", "scale", "pause", "resume", "settings",
-    "resumed", "rolled_back", "guard_alarm", "guard_cleared", "guard_stop", "control",
+    "active", "waiting", "restart", "given_up", "lost", "drain", "error", "regenerate", "scale", "autoscale", "pause",
+    "resume",
+    "settings", "resumed", "rolled_back", "guard_alarm", "guard_cleared", "guard_stop", "control",
     "learner_lost", "nonfinite_update", "checkpoint_failed", "checkpoint_damaged", "over_optimisation",
 )  # fmt: skip
 """Those that are counted from 0; others appear once they happen."""

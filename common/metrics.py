@@ -107,6 +107,19 @@ class RunMetrics:
         self.families.inc("rollbacks")
 
     @timed
+    def autoscaler(self, target: int) -> None:
+        """There is an autoscaler, and so many workers are wanted at its start."""
+        self.families.set("autoscaler_target", target, "rollout")
+        for direction in ("up", "down", "hold"):
+            self.families.begin("autoscaler_decisions", direction)
+
+    @timed
+    def autoscaled(self, direction: str, target: int) -> None:
+        """The autoscaler has decided."""
+        self.families.inc("autoscaler_decisions", word(direction))
+        self.families.set("autoscaler_target", target, "rollout")
+
+    @timed
     def control_request(self, route: str, status: int) -> None:
         """A request to the control channel was answered. `route` is one of the server's own, as `/v1/run/scale`."""
         if route not in self._routes:

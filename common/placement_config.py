@@ -3,11 +3,12 @@
 Imports pydantic only.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from common.config_base import CHANGEABLE, Config
+from common.label_selector import LabelSelector
 from common.scorer_config import ModelScorerConfig, ScorerConfig, check_scorers
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -18,19 +19,24 @@ class Placement(Config):
     """What one process of a role holds."""
 
     num_cpus: Annotated[float, CHANGEABLE] = Field(default=1.0, gt=0)
-    """Logical CPUs that Ray sets aside; above 0, so that an autoscaler sees the role."""
+    """Logical CPUs that Ray sets aside; above 0, so that an autoscaler sees the role. `threads` follows unless set."""
     num_gpus: float = Field(default=0.0, ge=0)
-    """GPUs; fractions share one."""
+    """GPUs; fractions share one, more than 1 are whole."""
     memory_bytes: Annotated[int, CHANGEABLE] = Field(default=0, ge=0)
     """Memory that Ray sets aside, in bytes; 0 asks for none."""
     resources: Annotated[dict[str, Annotated[float, Field(gt=0)]], CHANGEABLE] = {}
     """Custom Ray resources that a node must have, as in `{ spot = 1 }`."""
-    threads: int = Field(default=1, ge=1)
-    """CPU threads of a process. Part of the recipe: another number changes the last bits of results."""
+    label_selector: Annotated[LabelSelector, CHANGEABLE] = {}
+    """Labels that a node must have, as in `{ market-type = "spot" }`; also `"!spot"`, `"in(a, b)"`, `"!in(a, b)"`."""
+    threads: Literal["cpus"] | Annotated[int, Field(ge=1)] = "cpus"
+    """CPU threads of a process; `cpus` takes the whole CPUs of num_cpus, at least 1. Part of the recipe:
+    another number changes the last bits of results."""
     device: Device = "auto"
     """`auto` takes CUDA where num_gpus > 0, else the CPU."""
     start_timeout_s: Annotated[float, CHANGEABLE] = Field(default=180.0, gt=0)
-    """Longest time from asking for the process to its first answer."""
+    """Longest time from when a node has room for the process to its first answer."""
+    room_timeout_s: Annotated[float, CHANGEABLE] = Field(default=900.0, gt=0)
+    """Longest time until a node has room: until others leave it, or an autoscaler adds one. No restart is counted."""
     heartbeat_every_s: Annotated[float, CHANGEABLE] = Field(default=2.0, gt=0)
     """Time between two signs of life; they are answered beside the work, not after it."""
     heartbeat_timeout_s: Annotated[float, CHANGEABLE] = Field(default=20.0, gt=0)
@@ -39,6 +45,32 @@ class Placement(Config):
     """Times that one process may be replaced within restart_window_s; after that it is given up."""
     restart_window_s: Annotated[float, CHANGEABLE] = Field(default=600.0, gt=0)
     """Window over which restarts are counted."""
+
+    @property
+    def num_threads(self) -> int:
+        """CPU threads of a process, as a number."""
+        return max(1, int(self.num_cpus)) if self.threads == "cpus" else self.threads
+
+    def resolved(self) -> Self:
+        """With threads as a number: results depend on it, and not on num_cpus."""
+        return self.model_copy(update={"threads": self.num_threads})
+
+    @field_validator("threads", mode="before")
+    @classmethod
+    def _threads_are_a_number(cls, threads: object) -> object:
+        """One message instead of one for each legal form."""
+        if threads == "cpus" or (isinstance(threads, int) and not isinstance(threads, bool) and threads >= 1):
+            return threads
+        raise ValueError(f'must be a whole number of at least 1, or "cpus" to follow num_cpus (got {threads!r})')
+
+    @model_validator(mode="after")
+    def _gpus_are_whole(self) -> "Placement":
+        if self.num_gpus > 1 and self.num_gpus % 1:
+            raise ValueError(
+                f"num_gpus={self.num_gpus:g}: a process has a fraction of one GPU, or whole ones; try "
+                f"{int(self.num_gpus)} or {int(self.num_gpus) + 1}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _heartbeats_fit(self) -> "Placement":
@@ -52,6 +84,9 @@ class Placement(Config):
 
 class PoolPlacement(Placement):
     """A role of which there are several processes, that come and go."""
+
+    strategy: Annotated[Literal["pack", "spread"], CHANGEABLE] = "pack"
+    """`pack` fills a node, up to half of what it has, before the next is used; `spread` takes the nodes in turn."""
 
     request_timeout_s: Annotated[float, CHANGEABLE] = Field(default=600.0, gt=0)
     """Longest time of one call on one process, waiting behind its other call included; after that it counts as hung."""

@@ -11,14 +11,14 @@ Rollout pool and reward pool are both this machine. Who is in it, and when a mem
 
 import itertools
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from common.errors import ConfigError, WeightsMismatchError
 from common.member import Held, Member, Slot
 from common.pool_actions import Action, Counted, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
-from common.ports import Method, Reply, Role
+from common.ports import MemberKey, Method, Reply, Role
 from common.records import GenerateRequest, Stats
 from common.roster import Roster, weights_lost, words
 from common.supervision import Limits
@@ -75,6 +75,10 @@ class Pool:
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """These nodes are about to go: their members are replaced elsewhere, and their work moves at once."""
         return self._absorb(self.roster.leave_nodes(nodes, now), now)
+
+    def place(self, unplaced: Mapping[MemberKey, str], now: float) -> list[Action]:
+        """These members, of whatever pool, have no node yet, for want of what is said."""
+        return self.roster.place(unplaced, now)
 
     def submit(self, method: Method, argument: Any, now: float) -> int:
         """Queue work; returns the id under which `Done`, `LostArgument` or `GaveUp` will come."""

@@ -1,6 +1,6 @@
 """The protocols through which the rooms meet. `deploy` wires the implementations, with Ray or without."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol
@@ -73,6 +73,9 @@ class Transport(Protocol):
 
     def draining_nodes(self) -> frozenset[str]:
         """Nodes that are about to go."""
+
+    def unplaced(self) -> Mapping[MemberKey, str]:
+        """Members that were asked for, and have no node yet: what each needs and what is free."""
 
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """Look into a payload; only for evaluation, never in the training loop."""

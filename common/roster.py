@@ -1,7 +1,7 @@
 """Who is in a pool: members start, come in step, are watched, are lost and replaced, drain and go. A pure machine.
 
-    resize ─▶ Start, ready ─▶ adopt | probe ─▶ active ──scaled down──▶ draining ─▶ gone
-                 ▲                               │
+    resize ─▶ Start, room, ready ─▶ adopt | probe ─▶ active ──scaled down──▶ draining ─▶ gone
+                 ▲                                    │
                  └──── pause ◀── budget ◀── died, hung, silent: what it held is Orphaned
 
 What members work at is the pool's business (common/pool.py); here it is only a number of calls with a deadline.
@@ -9,7 +9,7 @@ What members work at is the pool's business (common/pool.py); here it is only a 
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,14 @@ class Roster:
                 actions += self._remove(slot) if member.state == "draining" else self._begin_life(slot, now)
         return actions
 
+    def place(self, unplaced: Mapping[MemberKey, str], now: float) -> list[Action]:
+        """These have no node yet, and why; the time that others have to start counts from when they got one."""
+        starting = [member for member in self.members() if member.state == "starting"]
+        news = [member for member in starting if member.place(member.key in unplaced, now)]
+        for member in starting:
+            member.lacks = unplaced.get(member.key, "")
+        return [Note("waiting", member.key.slot, f"{member.key} has no node yet: {member.lacks}") for member in news]
+
     def call(self, member: Member, method: Method, argument: Any, now: float, *, task_id: int | None = None) -> Send:
         """Send a call and remember it."""
         call = Call(next(self._ids), member.key, method, argument)
@@ -165,11 +173,11 @@ class Roster:
             return [*actions, Note("lost", slot.name, told), *self._remove(slot)]
         pause = slot.budget.take(now, progressed=member.state == "active")
         if pause is None:
-            slot.given_up = (
+            why = (
                 f"{member.key} was lost in {phase} ({wrong}) after {slot.budget.max_restarts} restarts within "
                 f"{slot.budget.window_s:g} s (max_restarts, restart_window_s)"
             )
-            return [*actions, Note("given_up", slot.name, slot.given_up), *self._check_floor()]
+            return actions + self._give_up(slot, why)
         later = f" in {pause:g} s" if pause else ""
         actions += [
             Note("restart", slot.name, f"{told.rstrip('.')}. Another starts{later}"),
@@ -252,6 +260,11 @@ class Roster:
         self.slots.pop(slot.name, None)
         return [Departed(slot.name)]
 
+    def _give_up(self, slot: Slot, why: str) -> list[Action]:
+        """No other life begins in this slot."""
+        slot.given_up = why
+        return [Note("given_up", slot.name, why), *self._check_floor()]
+
     def _check_floor(self) -> list[Action]:
         """Whether enough members are left, or will come again."""
         left = sum(not slot.given_up and not slot.is_leaving for slot in self.slots.values())
@@ -267,7 +280,13 @@ class Roster:
         """Deadlines of one member; heartbeats tell whether it is stuck in its work or cut off."""
         limits, age = self.limits, now - member.since
         oldest = member.oldest()
-        if member.state == "starting" and age > limits.start_s:
+        if member.is_unplaced and age > limits.room_s:
+            why = (
+                f"{member.key} found no node with room within {limits.room_s:g} s (room_timeout_s): {member.lacks}. "
+                "Add nodes, or scale to fewer"
+            )
+            return [self._late("start"), *self._end_life(slot, member), *self._give_up(slot, why)]
+        if member.state == "starting" and not member.is_unplaced and age > limits.start_s:
             wrong = f"not ready within {limits.start_s:g} s (start_timeout_s)"
             return [self._late("start"), *self.lose(slot, member, "start", wrong, now)]
         if member.state == "syncing" and any(now - h.since > limits.sync_s for h in member.held.values()):

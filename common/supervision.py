@@ -104,6 +104,9 @@ class Limits:
     """What a pool is held to; times in seconds."""
 
     start_s: float = 180.0
+    """From when a node has room."""
+    room_s: float = 900.0
+    """Until a node has room."""
     sync_s: float = 120.0
     request_s: float = 600.0
     drain_s: float = 60.0
@@ -126,6 +129,7 @@ class Limits:
         """The limits that a configuration names; what is no process cannot be killed, so it has no deadlines."""
         return cls(
             start_s=placement.start_timeout_s if are_processes else math.inf,
+            room_s=placement.room_timeout_s if are_processes else math.inf,
             sync_s=placement.sync_timeout_s if are_processes else math.inf,
             request_s=placement.request_timeout_s if are_processes else math.inf,
             drain_s=placement.drain_timeout_s if are_processes else math.inf,

@@ -1,11 +1,13 @@
 """Starts the place where a run is to run, and lets nobody have it before the preflight has passed."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from common.config import RunConfig
 from common.errors import ConfigError
 from deploy.on_ray.environment import protect_local_cluster
+from deploy.on_ray.openness import be_explicit, refuse_open_local
 from deploy.preflight.finding import Finding
 from deploy.preflight.preflight import examine, raise_failures
 from deploy.preflight.runtime_facts import RuntimeFacts
@@ -13,7 +15,7 @@ from deploy.runtime import Runtime
 from deploy.scorer_secrets import scorer_secrets
 
 
-def open_runtime(config: RunConfig, *, local: bool, address: str | None) -> Runtime:
+def open_runtime(config: RunConfig, *, local: bool, address: str | None, insecure: bool = False) -> Runtime:
     """One process, a cluster of our own, or one that is there; Ray is imported only where it is used.
 
     Raises:
@@ -26,18 +28,37 @@ def open_runtime(config: RunConfig, *, local: bool, address: str | None) -> Runt
         return LocalRuntime()
     if address is None:
         protect_local_cluster()
+        refuse_open_local(os.environ, insecure=insecure)
+    else:
+        be_explicit()
     from deploy.cluster import RayRuntime
 
-    return RayRuntime(config, address=address)
+    return RayRuntime(config, address=address, insecure=insecure)
 
 
-def checked_runtime(config: RunConfig, folder: Path, *, local: bool, address: str | None) -> Runtime:
+def checked_runtime(
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    warn: Callable[[str], None],
+    insecure: bool = False,
+) -> Runtime:
     """A place that can carry the run.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        local: everything in one process.
+        address: of a running cluster; None: there is none.
+        warn: told what may still be in the way.
+        insecure: whether a cluster beyond loopback may be open to everybody.
 
     Raises:
         ConfigError: something is in the way; one message per failure. Nothing is left running.
     """
-    runtime, found = examined_runtime(config, folder, local=local, address=address)
+    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure)
     try:
         raise_failures(config, found)
     except ConfigError:
@@ -45,15 +66,18 @@ def checked_runtime(config: RunConfig, folder: Path, *, local: bool, address: st
             runtime.close()
         raise
     assert runtime is not None, "an unreachable cluster is a failure"
+    for finding in found:
+        if finding.caution:
+            warn(finding.caution)
     return runtime
 
 
 def examined_runtime(
-    config: RunConfig, folder: Path, *, local: bool, address: str | None
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, insecure: bool = False
 ) -> tuple[Runtime | None, list[Finding]]:
     """The place, None where it cannot be reached, and all that the preflight found."""
     try:
-        runtime = open_runtime(config, local=local, address=address)
+        runtime = open_runtime(config, local=local, address=address, insecure=insecure)
     except ConfigError as error:
         return None, examine(config, folder, RuntimeFacts(unreachable=str(error)))
     return runtime, examine(config, folder, runtime.facts())

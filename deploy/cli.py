@@ -17,6 +17,8 @@ from deploy.control import steer_cli as control_steer_cli
 from deploy.control.cli import RunsOption
 from deploy.exit_codes import FAILED, INTERRUPTED
 from deploy.history import cli as history_cli
+from deploy.jobs import cli as jobs_cli
+from deploy.jobs.options import InsecureOption
 from deploy.monitoring import watch_cli
 from deploy.on_ray.environment import THREADS
 from deploy.replay import cli as replay_cli
@@ -33,6 +35,7 @@ app = typer.Typer(
     help="RLHF end to end: supervised fine-tuning, reward model and PPO, on Ray or in one process.",
 )
 app.add_typer(config_cli.app, name="config")
+app.add_typer(jobs_cli.app)
 app.add_typer(control_cli.app)
 app.add_typer(control_steer_cli.app)
 app.add_typer(top_cli.app)
@@ -80,6 +83,7 @@ def run(
     changes: SetOption = None,
     local: LocalOption = False,
     address: AddressOption = None,
+    insecure: InsecureOption = False,
     again: Annotated[
         list[str] | None, typer.Option("--again", metavar="STAGE", help="Run this stage even if it is done.")
     ] = None,
@@ -87,10 +91,17 @@ def run(
 ) -> None:
     """Run the stages that CONFIG names; those done before with the same inputs are skipped."""
     settings = _settings(config, changes, local=local, address=address)
-    from deploy.launch import launch
+    from deploy.run import run_pipeline
 
     try:
-        launch(settings, runs / settings.name, local=local, address=address, again=frozenset(again or ()))
+        run_pipeline(
+            settings,
+            runs / settings.name,
+            local=local,
+            address=address,
+            again=frozenset(again or ()),
+            insecure=insecure,
+        )
     except KeyboardInterrupt:
         Console(stderr=True).print(
             "[yellow]Interrupted.[/] Finished stages are kept; the same command goes on from there."
@@ -104,13 +115,14 @@ def preflight(
     changes: SetOption = None,
     local: LocalOption = False,
     address: AddressOption = None,
+    insecure: InsecureOption = False,
     runs: RunsOption = Path("runs"),
 ) -> None:
     """Check what `run` checks before it starts, and show what was measured; nothing is run or left behind."""
     settings = _settings(config, changes, local=local, address=address)
     from deploy.preflight.cli import show_preflight
 
-    show_preflight(settings, runs / settings.name, local=local, address=address, console=Console())
+    show_preflight(settings, runs / settings.name, local=local, address=address, console=Console(), insecure=insecure)
 
 
 def _settings(config: str, changes: list[str] | None, *, local: bool, address: str | None) -> "RunConfig":
@@ -135,7 +147,7 @@ def report(
     from deploy.run_folder.address import find_folder
 
     folder = find_folder(run_name, runs)
-    from deploy.launch import show
+    from deploy.run import show
 
     show(folder, Console())
 

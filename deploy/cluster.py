@@ -4,6 +4,7 @@ Actors are owned one by one, never restarted by Ray (their state would be gone),
 """
 
 import dataclasses
+import functools
 import logging
 import os
 import warnings
@@ -22,6 +23,8 @@ from deploy.on_ray.address import connect
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
 from deploy.on_ray.learner import RayLearner
 from deploy.on_ray.transport import RayTransport
+from deploy.on_ray.waiting import describe_lack
+from deploy.preflight.placements import demand
 from deploy.preflight.ray_facts import ray_facts
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.runtime import Members
@@ -44,12 +47,13 @@ class RayRuntime:
     Args:
         config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles may ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
+        insecure: accept a running cluster beyond loopback that asks for no token.
     """
 
     name = "ray"
     are_processes = True
 
-    def __init__(self, config: RunConfig, *, address: str | None = None) -> None:
+    def __init__(self, config: RunConfig, *, address: str | None = None, insecure: bool = False) -> None:
         if ray.is_initialized():
             raise ConfigError("Ray is already in use by this process; call ray.shutdown() first")
         warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
@@ -62,7 +66,7 @@ class RayRuntime:
             # `local`: else Ray would join whatever `ray start` began on this machine
             ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=False, **common)
         else:
-            connect(address, **common)
+            connect(address, insecure=insecure, **common)
 
     def facts(self) -> RuntimeFacts:
         """For the preflight."""
@@ -71,8 +75,8 @@ class RayRuntime:
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
         limit = request.config.learner.stage_timeout_s
-        stream = run_stage.options(**options(request.config.learner)).remote(request)
-        silent_s = 0.0
+        placement, silent_s, has_begun = request.config.learner, 0.0, False
+        stream = run_stage.options(**options(placement)).remote(request)
         while True:
             ready, _ = ray.wait([stream], num_returns=1, timeout=SLICE_S)
             if stop.requested:
@@ -82,10 +86,12 @@ class RayRuntime:
                 silent_s += SLICE_S
                 if silent_s < limit:
                     continue
+                ray.cancel(stream, force=False)
+                why = "" if has_begun else f", or it waits for a node: {describe_lack(demand('learner', placement))}"
                 raise PhaseTimeoutError(
-                    f"{request.stage} gave no sign for {limit:.0f} s (learner.stage_timeout_s); it may be stuck"
+                    f"{request.stage} gave no sign for {limit:.0f} s (learner.stage_timeout_s); it may be stuck{why}"
                 )
-            silent_s = 0.0
+            silent_s, has_begun = 0.0, True
             try:
                 ref = next(stream)
             except StopIteration:
@@ -99,14 +105,19 @@ class RayRuntime:
         """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         transport = RayTransport(
-            {
+            spawn={
                 "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
                 "reward": lambda slot, avoid: spawn(
                     RewardActor, config.reward_service, config, paths, secrets, avoid=avoid
                 ),
             },
-            logs,
+            demands={
+                "rollout": demand("rollout", config.rollout),
+                "reward": demand("reward_service", config.reward_service),
+            },
+            logs=logs,
         )
+        weights_of = functools.partial(_weights_of, config.rollout.label_selector)
         learner = None
         try:
             if with_learner:
@@ -117,7 +128,7 @@ class RayRuntime:
                     stop=stop,
                     logs=logs,
                 )
-            yield Members(transport, learner, _weights_of, watch)
+            yield Members(transport, learner, weights_of, watch)
         finally:
             transport.close()
             if learner is not None:
@@ -128,9 +139,9 @@ class RayRuntime:
         ray.shutdown()
 
 
-def _weights_of(path: str, identity: Identity) -> WeightsHandle:
-    """A model folder's weights, read by a process of the cluster; this one owns the buffer and does not hold it."""
-    buffer, handle = read_weights.remote(path, identity)
+def _weights_of(selector: dict[str, str], path: str, identity: Identity) -> WeightsHandle:
+    """A model folder's weights, read where a worker may be; this process owns the buffer and does not hold it."""
+    buffer, handle = read_weights.options(label_selector=selector or None).remote(path, identity)
     ready: WeightsHandle = wait_for(handle, role="driver", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
     return dataclasses.replace(ready, ref=buffer)
 

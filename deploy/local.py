@@ -107,6 +107,10 @@ class LocalTransport:
         """One process is on no node."""
         return frozenset()
 
+    def unplaced(self) -> Mapping[MemberKey, str]:
+        """There is always room."""
+        return {}
+
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """The payload itself."""
         return ref
@@ -201,7 +205,7 @@ class LocalRuntime:
 
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage here."""
-        with threads(request.config.learner.threads):
+        with threads(request.config.learner.num_threads):
             for item in run_stage(request):
                 stop.raise_if_requested()
                 yield item
@@ -234,10 +238,10 @@ class LocalRuntime:
 
             transport = LocalTransport(
                 {"rollout": worker, "reward": replica},
-                {"rollout": config.rollout.threads, "reward": config.reward_service.threads},
+                {"rollout": config.rollout.num_threads, "reward": config.reward_service.num_threads},
             )
             if with_learner:
-                learner = LocalLearner(service, config.learner.threads, watch)
+                learner = LocalLearner(service, config.learner.num_threads, watch)
                 stack.callback(learner.close)
             try:
                 yield Members(transport, learner, published, watch)

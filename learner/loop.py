@@ -48,6 +48,7 @@ def train(
             trajectories = rollouts.regenerate(trajectories, lost)
         report = learner.update(settings)
         rollouts.account(report)
+        del trajectories  # the last ones to refer to the payloads: a node that holds some is not idle to an autoscaler
         recorder.record(report)
         if not report.is_finite:
             continue

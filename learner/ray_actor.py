@@ -34,7 +34,7 @@ class LearnerActor:
     def ready(self) -> dict[str, Any]:
         """Load the model (here, for errors of a constructor lose their type); says what the process uses."""
         config, paths, folder = self._parts
-        torch.set_num_threads(config.learner.threads)
+        torch.set_num_threads(config.learner.num_threads)
         self._service = build_learner(config, paths, Path(folder))
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         return {**describe(threads=torch.get_num_threads(), node=node, node_ip=ip), **heartbeat()}
@@ -105,5 +105,5 @@ def _fetch(chunk: ChunkHandle, arrived: set[Any]) -> Payload | None:
 @ray.remote(num_returns="streaming", max_retries=0)
 def run_stage(request: StageRequest) -> Iterator[Progress | StageResult]:
     """A supervised stage; its progress streams to the driver."""
-    torch.set_num_threads(request.config.learner.threads)
+    torch.set_num_threads(request.config.learner.num_threads)
     yield from run(request)

@@ -23,7 +23,7 @@ class RewardActor:
     def ready(self) -> dict[str, Any]:
         """Load the models (here, for errors of a constructor lose their type); says what the process uses."""
         config, paths, secrets = self._parts
-        torch.set_num_threads(config.reward_service.threads)
+        torch.set_num_threads(config.reward_service.num_threads)
         self._service = build_service(config, paths, secrets)
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)

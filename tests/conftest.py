@@ -41,10 +41,10 @@ def tiny() -> Tiny:
 @pytest.fixture(scope="session")
 def tiny_run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of `tiny` in one process. To be read only: change a copy."""
-    from deploy.launch import launch
+    from deploy.run import run_pipeline
 
     folder = tmp_path_factory.mktemp("runs") / "tiny"
-    launch(tiny(), folder, local=True, address=None, again=frozenset())
+    run_pipeline(tiny(), folder, local=True, address=None, again=frozenset())
     return folder
 
 

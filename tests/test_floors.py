@@ -154,7 +154,7 @@ def test_heavy_packages_stay_out_of_what_only_reads_a_configuration(module):
 
 
 def test_local_runtime_and_pipeline_need_no_ray():
-    code = "import deploy.local, deploy.pipeline, deploy.launch, sys; print('ray' in sys.modules)"
+    code = "import deploy.local, deploy.pipeline, deploy.run, sys; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

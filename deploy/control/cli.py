@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from deploy.exit_codes import FINISHED, GUARDED, INTERRUPTED, STOPPED, TERMINATED
+from deploy.jobs.options import DashboardOption, InsecureOption
+from deploy.on_ray.openness import be_explicit
 
 if TYPE_CHECKING:
     from deploy.control.client import RunClient
@@ -63,6 +65,8 @@ STATUS_EXAMPLES = """
   minichatgpt status demo --json | jq .pools.rollout.active
 
   minichatgpt status --url http://10.0.0.7:9464 --token-file read.token
+
+  minichatgpt status demo --address http://10.0.0.7:8265         of a run that was launched as a job: state, times, node
 """
 WORKERS_EXAMPLES = """
 [bold]Examples[/]
@@ -88,6 +92,8 @@ STOP_EXAMPLES = """
   minichatgpt stop demo                          waits until it has ended, with a checkpoint
 
   minichatgpt stop demo --no-wait --reason "the machine goes down at six"
+
+  minichatgpt stop demo --address http://10.0.0.7:8265     a job: SIGTERM, after which it has the time for a checkpoint
 """
 
 
@@ -99,8 +105,16 @@ def status(
     token: TokenOption = None,
     token_file: TokenFileOption = None,
     runs: RunsOption = Path("runs"),
+    address: DashboardOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Show what a live run is doing: progress, phase, settings, samples, workers, replicas, newest checkpoint."""
+    if address is not None:
+        be_explicit()
+        from deploy.jobs.verbs import show_status
+
+        show_status(run, address, url=url, as_json=as_json, insecure=insecure)
+        return
     from deploy.control.target import open_run
     from deploy.control.view import print_status
 
@@ -187,8 +201,16 @@ def stop(
     token: TokenOption = None,
     token_file: TokenFileOption = None,
     runs: RunsOption = Path("runs"),
+    address: DashboardOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """End a live run: it finishes or abandons its update, writes a checkpoint, and exits with code 3."""
+    if address is not None:
+        be_explicit()
+        from deploy.jobs.verbs import stop_job
+
+        stop_job(run, address, url=url, wait=wait, timeout_s=timeout_s, insecure=insecure)
+        return
     from pydantic import ValidationError
 
     from common.errors import ConfigError

@@ -30,6 +30,8 @@ class MemberStatus(Status):
     state: MemberState
     """`starting`: the process loads its models. `syncing`: it fetches the weights, or answers its probe. `active`: it
     gets work. `draining`: it finishes what it holds, then goes. `given_up`: it failed too often."""
+    is_waiting: bool = False
+    """It has had no node for 10 s: none has room for it, or processes start slowly there."""
     node: str | None = None
     """Node on which it runs."""
     pid: int | None = None
@@ -119,6 +121,19 @@ class WaitStatus(Status):
     """What limits the run, and what would help, in a sentence."""
 
 
+class AutoscalerStatus(Status):
+    """What asks for more or fewer rollout workers of itself."""
+
+    min_workers: int
+    """Fewest that it asks for."""
+    max_workers: int
+    """Most that it asks for: as configured, and no more than an update has chunks."""
+    direction: Literal["up", "down", "hold"]
+    """What it decided last."""
+    reason: str
+    """Why, in words."""
+
+
 class AlarmStatus(Status):
     """A guard rail that is raised."""
 
@@ -188,6 +203,8 @@ class RunStatus(Status):
     """Response tokens per second of wall time over the last update."""
     waits: WaitStatus | None = None
     """Who waited for whom in the last update."""
+    autoscaler: AutoscalerStatus | None = None
+    """None where the number of workers is changed by people alone."""
     alarms: tuple[AlarmStatus, ...] = ()
     """Guard rails that are raised now."""
     rollbacks: int = 0

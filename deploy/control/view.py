@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deploy.console import one_line
 from deploy.control.models import Workers
-from deploy.control.run_status import MemberStatus, PoolStatus, RunStatus, StageProgress, WaitStatus
+from deploy.control.run_status import AutoscalerStatus, MemberStatus, PoolStatus, RunStatus, StageProgress, WaitStatus
 from deploy.report.words import duration
 
 BAR_CHARACTERS: Final = 24
@@ -80,7 +80,7 @@ def stage_progress(progress: StageProgress) -> str:
 
 
 def _others(pool: PoolStatus) -> str:
-    others = [f"{member.slot} {member.state}" for member in pool.members if member.state != "active"]
+    others = [f"{member.slot} {state_of(member)}" for member in pool.members if member.state != "active"]
     return f" ({', '.join(others)})" if others else ""
 
 
@@ -109,6 +109,8 @@ def _facts(status: RunStatus) -> Table:
         grid.add_row("settings", Text(" · ".join(f"{name.replace('_', ' ')} {v:g}" for name, v in present.items())))
     if status.waits is not None:
         grid.add_row("last update", Text(_waits(status.waits, status.tokens_per_s)))
+    if status.autoscaler is not None:
+        grid.add_row("autoscaler", Text(autoscaler_line(status.autoscaler)))
     if status.ledger:
         grid.add_row("samples", Text(_ledger(status.ledger)))
     if status.learner is not None:
@@ -140,6 +142,12 @@ def _waits(waits: WaitStatus, tokens_per_s: float | None) -> str:
         f"{duration(waits.update_s)}{speed} · learner waits {waits.learner_wait_fraction:.0%} of it, workers idle "
         f"{waits.worker_idle_fraction:.0%}, replicas {waits.reward_idle_fraction:.0%}"
     )
+
+
+def autoscaler_line(autoscaler: AutoscalerStatus) -> str:
+    """Its bounds, and what it decided last."""
+    bounds = f"{autoscaler.min_workers} to {autoscaler.max_workers} workers"
+    return one_line(f"{bounds} · {autoscaler.direction}: {autoscaler.reason}")
 
 
 def _ledger(ledger: dict[str, int | dict[str, int]]) -> str:
@@ -194,7 +202,7 @@ def _row(role: str, member: MemberStatus) -> dict[str, Text]:
     }
     return {
         "slot": Text(member.slot),
-        "state": Text(member.state.replace("_", " "), STYLES[member.state]),
+        "state": Text(state_of(member), STYLES[member.state]),
         "node": Text(one_line(_or_dash(member.node and member.node[:8]))),
         "process": Text(_or_dash(member.pid)),
         **(weights if role == "rollout" else {}),
@@ -204,6 +212,11 @@ def _row(role: str, member: MemberStatus) -> dict[str, Text]:
         "restarts": Text(str(member.restarts)),
         "beat": Text(_or_dash(member.heartbeat_age_s, duration)),
     }
+
+
+def state_of(member: MemberStatus) -> str:
+    """In words."""
+    return "starting: no node yet" if member.is_waiting else member.state.replace("_", " ")
 
 
 def _memory(size: int) -> str:

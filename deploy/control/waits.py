@@ -7,6 +7,7 @@ from typing import Final, Literal
 from common.errors import ControlError
 from deploy.control.client import RunClient
 from deploy.control.run_status import RunStatus
+from deploy.control.view import state_of
 from deploy.run_folder.address import RunEnd, read_end
 from deploy.run_folder.lock import holder_pid, process_exists
 
@@ -122,7 +123,7 @@ def _has_size(status: RunStatus, role: str, target: int) -> bool:
 def _lacking(status: RunStatus, role: str, target: int) -> str:
     pool = status.pools[role]
     others = [
-        f"{member.slot} {member.state}" + (f" ({member.last_error})" if member.last_error else "")
+        f"{member.slot} {state_of(member)}" + (f" ({member.last_error})" if member.last_error else "")
         for member in pool.members
         if member.state != "active"
     ]

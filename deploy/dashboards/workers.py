@@ -11,6 +11,10 @@ MEMBERS: Final = Row("Members", (
     Panel("Restarts", (Query(happened("restarts", "role"), "{{run}} {{role}}"),)),
     Panel("Deadlines passed", (Query(happened("timeouts", "role, phase"), "{{run}} {{role}} {{phase}}"),)),
     Panel("Resizes", (Query(happened("resizes", "role"), "{{run}} {{role}}"),)),
+    Panel("Wanted by the autoscaler", (Query(series("autoscaler_target"), "{{run}} {{role}}"),), width=12,
+          note="Empty unless autoscaler.enabled."),
+    Panel("Decisions of the autoscaler", (Query(happened("autoscaler_decisions", "direction"),
+                                                "{{run}} {{direction}}"),), width=12),
 ))  # fmt: skip
 
 WORK: Final = Row("Work, by slot", (

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from deploy.control.cli import RunsOption, TokenFileOption, TokenOption, UrlOption
+from deploy.jobs.options import DashboardOption, InsecureOption
+from deploy.on_ray.openness import be_explicit
 
 if TYPE_CHECKING:
     from deploy.history.source import Source
@@ -60,6 +62,8 @@ LOGS_EXAMPLES = """
   minichatgpt logs demo --follow                      and those that come, until the run is over
 
   minichatgpt logs --url http://10.0.0.7:9464 --follow
+
+  minichatgpt logs demo --address http://10.0.0.7:8265 --follow      what a launched job prints
 
   minichatgpt logs demo --limit 1000 --json | jq -r 'select(.event == "restart") | .text'
 
@@ -125,8 +129,15 @@ def logs(
     token: TokenOption = None,
     token_file: TokenFileOption = None,
     runs: RunsOption = Path("runs"),
+    address: DashboardOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Show the events of a run: members lost and replaced, resizes, changed settings, checkpoints that failed."""
+    if address is not None:
+        be_explicit()
+        from deploy.jobs.verbs import show_logs
+
+        raise typer.Exit(show_logs(run, address, url=url, follow_on=follow, limit=limit, insecure=insecure))
     from deploy.history.source import open_source
     from deploy.history.view import print_events
 

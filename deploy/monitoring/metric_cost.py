@@ -7,6 +7,8 @@ the share of the updates' time that the driver spent on feeding metrics, and wha
 """
 
 import argparse
+import functools
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -38,7 +40,9 @@ def main() -> None:
         Pipeline(
             config,
             place,
-            start_runtime=lambda: checked_runtime(config, place, local=not asked.ray, address=None),
+            start_runtime=lambda: checked_runtime(
+                config, place, local=not asked.ray, address=None, warn=functools.partial(print, file=sys.stderr)
+            ),
             console=Console(stderr=True),
             metrics=metrics,
         ).run()

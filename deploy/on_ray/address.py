@@ -2,7 +2,8 @@
 
 Ray itself takes a wrong token for a server that is slow to start (20 s), waits for minutes where another kind of server
 listens, and aborts the process where a token is wanted and none is there. So the door is tried first, step by step:
-address ─▶ somebody listens ─▶ speaks gRPC ─▶ a token is at hand ─▶ it is accepted ─▶ `ray.init`.
+address ─▶ somebody listens ─▶ speaks gRPC ─▶ a token is at hand ─▶ it is accepted ─▶ the cluster is closed to others
+─▶ `ray.init`.
 """
 
 import os
@@ -11,12 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 from ray._raylet import GcsClient  # type: ignore[attr-defined]  # its stubs are incomplete
+from ray.core.generated.gcs_service_pb2 import CheckAliveRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError, RpcError
 
 from common.errors import ConfigError
+from deploy.on_ray.openness import is_loopback, refuse_open
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest time for a server to take the connection, and to answer its first bytes."""
@@ -27,11 +32,12 @@ _KIND_AT = 3
 """Byte of a frame's head that says what it is."""
 
 
-def connect(address: str, **options: Any) -> None:
+def connect(address: str, *, insecure: bool = False, **options: Any) -> None:
     """`ray.init` on a running cluster.
 
     Args:
         address: `host:port` of the head's GCS, or `auto`.
+        insecure: accept a cluster beyond loopback that asks for no token.
         options: further arguments of `ray.init`.
 
     Raises:
@@ -41,6 +47,9 @@ def connect(address: str, **options: Any) -> None:
     check_server(where)
     check_token(os.environ, Path.home())
     _check_accepted(where)
+    host = where.rpartition(":")[0]
+    if not is_loopback(host) and _asks_for_no_token(where):
+        refuse_open(where, host, insecure=insecure)
     try:
         ray.init(address=where, **options)
     except (ConnectionError, RuntimeError, ValueError, RpcError) as error:
@@ -53,7 +62,7 @@ def resolve(address: str) -> str:
     if "://" in address:
         raise ConfigError(
             f"--address {address}: give host:port of the head (6379 by default) or `auto`, and run on a node of the "
-            "cluster; from elsewhere use `ray job submit`"
+            "cluster; from elsewhere use `minichatgpt launch`"
         )
     try:
         where = canonicalize_bootstrap_address(address)
@@ -109,7 +118,8 @@ def check_token(environment: Mapping[str, str], home: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"RAY_AUTH_MODE is `token`, RAY_AUTH_TOKEN is not set, and {path} cannot be read "
-            f"({type(error).__name__}); set one of them to the cluster's token (`ray get-auth-token` on its head)"
+            f"({type(error).__name__}); set one of them to the cluster's token (`ray get-auth-token` on its head), or "
+            "RAY_AUTH_MODE=disabled for a cluster that asks for none"
         ) from error
     if not token:
         raise ConfigError(f"RAY_AUTH_MODE is `token`, and {path} is empty; put the cluster's token there")
@@ -133,6 +143,16 @@ def _check_accepted(where: str) -> None:
             f"what listens at {where} speaks gRPC, but is no Ray GCS ({_in_brief(error)}); give the port of `ray start "
             "--head --port`, 6379 by default"
         ) from error
+
+
+def _asks_for_no_token(where: str) -> bool:
+    """Whether the GCS answers who shows none. Ray's own client cannot ask: it has one mode for the whole process."""
+    with grpc.insecure_channel(where) as channel:
+        try:
+            NodeInfoGcsServiceStub(channel).CheckAlive(CheckAliveRequest(), timeout=CONNECT_TIMEOUT_S)
+        except grpc.RpcError:  # UNAUTHENTICATED; or UNAVAILABLE, where it speaks only TLS
+            return False
+    return True
 
 
 def _in_brief(error: BaseException) -> str:

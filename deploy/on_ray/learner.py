@@ -25,9 +25,11 @@ from common.errors import (
 )
 from common.records import ChunkHandle, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
-from deploy.on_ray.calls import CONTROL_TIMEOUT_S, cause_of
+from deploy.on_ray.calls import CONTROL_TIMEOUT_S, cause_of, is_placed
 from deploy.on_ray.postmortem import MemberFacts, describe_death
 from deploy.on_ray.transport import STACKS_TIMEOUT_S, end_actor, member_facts
+from deploy.on_ray.waiting import describe_lack
+from deploy.preflight.placements import demand
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
 
@@ -76,10 +78,23 @@ class RayLearner:
     def await_ready(self) -> None:
         """Wait until its model is loaded."""
         if self._ready is not None:
+            self._await_room()
             limit = self._config.learner.start_timeout_s
             self._facts = self._wait(self._ready, "start", limit, beats=False)
             self._ready = None
             self._beat_at = self._beat_sent_at = time.monotonic()
+
+    def _await_room(self) -> None:
+        """Wait until a node has room; the time to start counts from then."""
+        limit, start = self._config.learner.room_timeout_s, time.monotonic()
+        while not ray.wait([self._ready], timeout=SLICE_S)[0] and not is_placed(self._actor):
+            self._stop.raise_if_requested()
+            if time.monotonic() - start > limit:
+                raise LearnerTimeoutError(
+                    f"no node has had room for the learner within {limit:g} s (learner.room_timeout_s): "
+                    f"{describe_lack(demand('learner', self._config.learner))}",
+                    "start",
+                )
 
     def restart(self) -> None:
         """Another learner in a process of its own, with the weights before PPO until something is loaded."""

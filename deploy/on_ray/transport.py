@@ -14,8 +14,10 @@ from ray.exceptions import GetTimeoutError, RayError
 from common.errors import MemberFailedError
 from common.ports import WORK, Call, MemberKey, Reply, Role
 from common.vitals import pid_namespace
-from deploy.on_ray.calls import cause_of, draining_nodes, wait_for
+from deploy.on_ray.calls import actor_id, cause_of, draining_nodes, unplaced_actors, wait_for
 from deploy.on_ray.postmortem import MemberFacts, describe_death
+from deploy.on_ray.waiting import describe_lack
+from deploy.preflight.packing import Demand
 
 STACKS_TIMEOUT_S = 5.0
 """Longest time in which a stuck process must say where it stands before it is killed."""
@@ -26,11 +28,15 @@ class RayTransport:
 
     Args:
         spawn: by role, asks Ray for an actor with the name of a slot, on another node than a given one.
+        demands: by role, what a process needs.
         logs: folder where stacks of stuck processes go.
     """
 
-    def __init__(self, spawn: Mapping[Role, Callable[[str, str], Any]], logs: Path) -> None:
+    def __init__(
+        self, spawn: Mapping[Role, Callable[[str, str], Any]], demands: Mapping[Role, Demand], logs: Path
+    ) -> None:
         self._spawn = spawn
+        self._demands = demands
         self._logs = logs
         self._actors: dict[MemberKey, Any] = {}
         self._facts: dict[MemberKey, dict[str, Any]] = {}
@@ -98,6 +104,14 @@ class RayTransport:
     def draining_nodes(self) -> frozenset[str]:
         """Nodes that Ray is about to take away."""
         return draining_nodes()
+
+    def unplaced(self) -> Mapping[MemberKey, str]:
+        """Members that have not answered, and whose actors have no node."""
+        silent = {member: actor for member, actor in self._actors.items() if member not in self._facts}
+        ids = unplaced_actors() if silent else frozenset()
+        without = [member for member, actor in silent.items() if actor_id(actor) in ids]
+        lacks = {role: describe_lack(self._demands[role]) for role in {member.role for member in without}}
+        return {member: lacks[member.role] for member in without}
 
     def fetch(self, ref: Any, timeout_s: float) -> Any:
         """The payload from the object store."""

@@ -5,7 +5,7 @@ import { count, number, signed } from "./words.js";
 const MOST = 1000;
 /** Newest that are never thinned out. */
 const WHOLE = MOST / 2;
-const STEERED = new Set(["settings", "scale", "pause", "resume"]);
+const STEERED = new Set(["settings", "scale", "autoscale", "pause", "resume"]);
 const LOST = new Set(["lost", "restart", "given_up", "learner_lost", "resumed", "error"]);
 const GUARDED = new Set(["guard_alarm", "guard_stop", "rolled_back", "nonfinite_update", "over_optimisation"]);
 

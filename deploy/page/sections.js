@@ -77,6 +77,12 @@ export function showWaits(status) {
   const isPaused = status.pause === "paused";
   put(find("advice"), isPaused ? `Paused: nobody has work. Before: ${waits.advice}` : waits.advice);
   put(find("waits-when"), isPaused ? "the last update before the pause" : "the last update");
+  const { autoscaler } = status;
+  show(find("autoscaler"), autoscaler !== null);
+  if (autoscaler !== null) {
+    const { min_workers: fewest, max_workers: most, direction, reason } = autoscaler;
+    put(find("autoscaler"), `Autoscaler, ${count(fewest)} to ${count(most)} workers · ${direction}: ${reason}`);
+  }
   const queue = (pool) => (pool?.queued ? `, ${count(pool.queued)} queued for ${duration(pool.queue_age_s)}` : "");
   const bars = [
     ["Learner", "waits for samples", waits.learner_wait_fraction, ""],
@@ -135,7 +141,7 @@ function memberCells(member) {
   const busy = member.busy_fraction;
   const cells = [
     { text: member.slot, title: `process ${member.pid ?? NONE}, node ${member.node ?? NONE}` },
-    { text: words(member.state), className: `state ${member.state}` },
+    { text: member.is_waiting ? "starting: no node yet" : words(member.state), className: `state ${member.state}` },
     { text: member.weights ?? NONE },
     { text: duration(member.weights_age_s), className: "number" },
     { text: percent(busy), className: "busy", width: Math.min(1, busy ?? 0) },

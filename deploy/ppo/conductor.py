@@ -12,7 +12,7 @@ from actors.admission import capacity
 from common.errors import LearnerLostError, LedgerError, MemberFailedError, NonFiniteError
 from common.pool import Pool
 from common.pool_actions import Action, Note
-from common.ports import Reply
+from common.ports import MemberKey, Reply
 from common.records import ChunkHandle, Prompt, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
 from common.supervision import Ledger
@@ -186,6 +186,10 @@ class Conductor:
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """Nodes are about to go."""
         return self._flow.take(self.rollout.leave_nodes(nodes, now) + self.reward.leave_nodes(nodes, now), now)
+
+    def place(self, unplaced: Mapping[MemberKey, str], now: float) -> list[Action]:
+        """These members have no node yet."""
+        return self.rollout.place(unplaced, now) + self.reward.place(unplaced, now)
 
     # --- inside
 

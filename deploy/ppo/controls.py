@@ -1,6 +1,7 @@
 """What PPO answers to the control channel: implements `deploy.control.run_controls.StageControls`, on any thread."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
@@ -9,6 +10,7 @@ from common.checkpoint import Checkpoint
 from common.errors import ConfigError
 from deploy.control.run_status import (
     AlarmStatus,
+    AutoscalerStatus,
     CheckpointInfo,
     KLMeasure,
     LearnerStatus,
@@ -73,6 +75,8 @@ class PPOControls:
         self._steering = steering
         self._guards = guards
         self._log = log
+        self.autoscaler: Callable[[], AutoscalerStatus | None] = lambda: None
+        """What the autoscaler says of itself, where there is one."""
 
     def status(self) -> RunStatus:
         """The run as it is now."""
@@ -103,6 +107,7 @@ class PPOControls:
             latest={} if cycle is None else dict(cycle.metrics),
             tokens_per_s=None if cycle is None else cycle.tokens_per_s,
             waits=None if cycle is None else _waits(cycle),
+            autoscaler=self.autoscaler(),
             alarms=tuple(
                 AlarmStatus(guard=alarm.guard, since_step=alarm.since_step, text=alarm.text)
                 for alarm in self._guards.alarms
@@ -180,6 +185,7 @@ def _pool_status(pool: dict[str, Any]) -> PoolStatus:
             MemberStatus(
                 slot=slot["name"],
                 state=slot["state"],
+                is_waiting=slot["is_waiting"],
                 node=slot["described"].get("node") or None,
                 pid=slot["described"].get("pid"),
                 weights=slot["weights"] or None,

@@ -16,6 +16,8 @@ from common.records import Identity, UpdateReport
 
 LEARNER_PHASES = ("update", "publish", "snapshot")
 """Of the loop, in which the learner works."""
+MIN_UPDATE_S = 1e-9
+"""What an update takes at least, so that shares of it can be taken."""
 PUBLISHED_KEPT = 64
 """Times of publishing that are remembered; a member that holds older weights has no age any more."""
 
@@ -32,6 +34,10 @@ class Cycle:
     """Response tokens trained on per second of it."""
     learner_wait: float = 0.0
     """Share in which the learner waited for samples."""
+    evaluate: float = 0.0
+    """Share in which held-out prompts were answered."""
+    score_queued_s: float = 0.0
+    """How long a chunk waited for a reward replica with room, mean over its chunks."""
     busy: Mapping[str, float] = field(default_factory=dict)
     """By role, the share in which it worked; of pools the mean over active members."""
     busy_of_slot: Mapping[str, float] = field(default_factory=dict)
@@ -45,6 +51,8 @@ class Pulse:
         self._lock = threading.Lock()
         self._busy_s: dict[str, float] = {}
         """By slot, since the last update."""
+        self._score_queued_s: list[float] = []
+        """By chunk, since the last update."""
         self._tokens_per_s: dict[str, float] = {}
         """By slot, in its last call."""
         self._active: dict[str, tuple[str, ...]] = {}
@@ -58,6 +66,8 @@ class Pulse:
         seconds = sum(done.stats.seconds.values())
         with self._lock:
             self._busy_s[done.slot] = self._busy_s.get(done.slot, 0.0) + seconds
+            if done.method == "score":
+                self._score_queued_s.append(done.queued_s)
             generating = done.stats.seconds.get("generate", 0.0)
             if generating > 0:
                 self._tokens_per_s[done.slot] = done.stats.response_tokens / generating
@@ -91,13 +101,14 @@ class Pulse:
     def updated(self, report: UpdateReport, seconds: Mapping[str, float]) -> Cycle:
         """An update is done; `seconds` by phase of the loop since the one before, `total` among them."""
         paused_s = seconds.get("paused", 0.0)
-        update_s = max(seconds["total"] - paused_s, 1e-9)
+        update_s = max(seconds["total"] - paused_s, MIN_UPDATE_S)
 
         def share(part_s: float) -> float:
             return min(1.0, max(0.0, part_s / update_s))
 
         with self._lock:
             busy_s, self._busy_s = self._busy_s, {}
+            score_queued_s, self._score_queued_s = self._score_queued_s, []
             of_slot = {slot: share(busy_s.get(slot, 0.0)) for slots in self._active.values() for slot in slots}
             busy = {role: _mean([of_slot[slot] for slot in slots]) for role, slots in self._active.items() if slots}
             busy["learner"] = share(sum(seconds.get(phase, 0.0) for phase in LEARNER_PHASES))
@@ -106,6 +117,8 @@ class Pulse:
                 update_s=update_s,
                 tokens_per_s=report.metrics.get("response_tokens", 0.0) / update_s,
                 learner_wait=share(seconds.get("collect", 0.0)),
+                evaluate=share(seconds.get("evaluate", 0.0)),
+                score_queued_s=_mean(score_queued_s or [0.0]),
                 busy=busy,
                 busy_of_slot=of_slot,
             )

@@ -18,7 +18,7 @@ from common.records import Sample, UpdateReport
 from common.run_settings import RunSettings
 from common.supervision import Ledger
 from common.text import decode
-from deploy.ppo.pulse import Pulse
+from deploy.ppo.pulse import Cycle, Pulse
 from deploy.stopwatch import Stopwatch
 
 
@@ -60,6 +60,7 @@ class RunRecorder:
         bar: progress bar and its task.
         saw: told of every report too.
         track: told of each update's lines of metrics.jsonl and samples.jsonl.
+        cycled: told of each update's speed and waits, once all of it is written down.
         note: told of updates without a finite step, which have no line: they come again if the run is resumed.
     """
 
@@ -76,6 +77,7 @@ class RunRecorder:
         bar: tuple[Bar, TaskID],
         saw: Callable[[UpdateReport], None],
         track: Callable[[Mapping[str, Any], Sequence[Mapping[str, Any]]], None],
+        cycled: Callable[[Cycle], None],
         note: Callable[[str, str], None],
     ) -> None:
         self.folder = folder
@@ -88,6 +90,7 @@ class RunRecorder:
         self.bar, self.task = bar
         self._saw = saw
         self._track = track
+        self._cycled = cycled
         self._note = note
         self._since = time.monotonic()
 
@@ -125,6 +128,7 @@ class RunRecorder:
         shown = report.metrics
         kl = f"  KL {shown['kl_token_mean']:.2f}/token" if "kl_token_mean" in shown else ""
         self.bar.update(self.task, completed=report.step, message=f"score {shown['score_mean']:+.2f}{kl}")
+        self._cycled(cycle)
 
     def _sample(self, step: int, sample: Sample) -> dict[str, Any]:
         return {

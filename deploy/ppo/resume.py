@@ -88,8 +88,11 @@ def refuse_changes(saved: Mapping[str, JsonValue], now: Mapping[str, JsonValue])
             f"  {key}: {_shown(saved.get(key, _ABSENT))} in the checkpoint, {_shown(now.get(key, _ABSENT))} now"
             for key in keys
         )
+        threads = (
+            "Threads follow num_cpus where they are not set. " if any(k.endswith(".threads") for k in keys) else ""
+        )
         raise ConfigError(
-            f"this run cannot be resumed, for it would go on with other settings or inputs:\n{changes}\n"
+            f"this run cannot be resumed, for it would go on with other settings or inputs:\n{changes}\n{threads}"
             "Put them back to resume; begin PPO anew with `--again ppo`; or keep both under another `name`"
         )
 

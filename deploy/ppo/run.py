@@ -11,6 +11,7 @@ from common.metrics import RunMetrics
 from common.ports import Evaluations, Recorder
 from common.records import Identity
 from common.supervision import Ledger, RestartBudget
+from deploy.autoscaler.autoscaler import Autoscaler, build_autoscaler
 from deploy.guards.rails import GuardRails
 from deploy.place import Place
 from deploy.ppo.beginning import Beginning, newest_whole
@@ -18,6 +19,7 @@ from deploy.ppo.brake import Brake
 from deploy.ppo.checkpoint_writer import CheckpointWriter
 from deploy.ppo.controls import PPOControls
 from deploy.ppo.pools import supervised
+from deploy.ppo.pulse import Cycle
 from deploy.ppo.recovery import Lineages, Recovery
 from deploy.ppo.settings_journal import FILE
 from deploy.ppo.steering import Steering, open_journal
@@ -39,6 +41,7 @@ class PPORun:
         recovery: goes back to a checkpoint.
         steering: settings and pause between updates.
         guards: guard rails of learning, which stand before it.
+        autoscaler: asks for more or fewer workers; None: nobody does of itself.
         anew: whether `--again ppo` was given, which must be left out to go on.
     """
 
@@ -52,6 +55,7 @@ class PPORun:
         recovery: Recovery,
         steering: Steering,
         guards: GuardRails,
+        autoscaler: Autoscaler | None,
         anew: bool,
     ) -> None:
         assert place.config.ppo is not None, "the pipeline runs the stages that the configuration names"
@@ -63,6 +67,7 @@ class PPORun:
         self.recovery = recovery
         self.steering = steering
         self.guards = guards
+        self.autoscaler = autoscaler
         self.anew = anew
 
     def train(self, recorder: Recorder, evaluations: Evaluations) -> None:
@@ -86,6 +91,11 @@ class PPORun:
 
         with Rescue(self):
             self.recovery.train(loop)
+
+    def cycled(self, cycle: Cycle) -> None:
+        """An update is recorded."""
+        if self.autoscaler is not None:
+            self.autoscaler.updated(cycle)
 
     def rescue(self) -> str:
         """Write a checkpoint of the last update if there is none yet; says in words what is kept, and never raises."""
@@ -125,9 +135,9 @@ class PPORun:
             | {"learner": self.learner.described},
             "runtime": self.place.runtime.name,
             "threads": {
-                "rollout": config.rollout.threads,
-                "reward_service": config.reward_service.threads,
-                "learner": config.learner.threads,
+                "rollout": config.rollout.num_threads,
+                "reward_service": config.reward_service.num_threads,
+                "learner": config.learner.num_threads,
             },
         }
 
@@ -208,9 +218,12 @@ def ppo_run(
         )
         controls = PPOControls(place, supervisor=supervisor, learner=learner, writer=writer, watch=members.watch,
                                recovery=recovery, steering=steering, guards=guards, log=log)  # fmt: skip
+        autoscaler = build_autoscaler(place, controls, note=log.write)
+        if autoscaler is not None:
+            controls.autoscaler = autoscaler.status
         stack.enter_context(place.controls.attached(controls))
         yield PPORun(place, supervisor=supervisor, learner=learner, writer=writer, recovery=recovery,
-                     steering=steering, guards=guards, anew=beginning.anew)  # fmt: skip
+                     steering=steering, guards=guards, autoscaler=autoscaler, anew=beginning.anew)  # fmt: skip
 
 
 def _writer(place: Place, beginning: Beginning, metrics: RunMetrics, log: EventLog) -> CheckpointWriter:

@@ -62,6 +62,7 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
             settings=lambda: run.steering.in_force,
             saw=run.writer.saw,
             track=listeners.updated,
+            cycled=run.cycled,
             note=log.write,
             bar=(bar, task),
         )

@@ -33,7 +33,7 @@ TICK_S = 0.2
 COMMAND_TIMEOUT_S = 60.0
 """Longest time in which the thread answers a command; it only computes, so this is a sign of a bug."""
 NODES_EVERY_S = 2.0
-"""Time between two looks for nodes that are about to go."""
+"""Time between two looks for nodes that are about to go, and for members that wait for one."""
 
 Result = TypeVar("Result")
 Command = Callable[[float], Result]
@@ -246,6 +246,7 @@ class Supervisor:
             self._nodes_seen_at = now
             if nodes := self.transport.draining_nodes():
                 self._perform(self.conductor.leave_nodes(nodes, now))
+            self._perform(self.conductor.place(self.transport.unplaced(), now))
 
     def _hand_out(self) -> None:
         """The batch is complete, or never will be."""

@@ -15,6 +15,8 @@ class Finding:
     """What was there, for those who ask; may have several lines."""
     failure: str = ""
     """Why the run cannot start: what is needed, what is there, what to change. Empty where all is well."""
+    caution: str = ""
+    """What may still be in the way, though the run can start."""
 
 
 def show_bytes(number: float) -> str:

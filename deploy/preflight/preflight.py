@@ -59,7 +59,7 @@ def examine(config: RunConfig, folder: Path, facts: RuntimeFacts) -> list[Findin
     if facts.unreachable:
         found.append(Finding("Ray", failure=facts.unreachable))
     if facts.nodes is not None:
-        found += check_placements(config, facts.nodes)
+        found += check_placements(config, facts.nodes, facts.growth)
     storage, room = check_storage(config, folder, facts, input_paths(config))
     found += storage
     if not any(finding.failure for finding in found if finding.check in ("model", "storage")):

@@ -1,6 +1,7 @@
 """What a live Ray cluster tells the preflight: its nodes, what is free there, and what a process on each one sees."""
 
 import functools
+import math
 from collections.abc import Mapping
 
 import ray
@@ -8,7 +9,8 @@ import ray._private.state
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from deploy.preflight.placements import NodeFacts
+from deploy.preflight.growth import Growth, NodeGroup
+from deploy.preflight.packing import NodeFacts
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.preflight.storage_probe import Probe, ProbeAnswer, answer_probe
 
@@ -24,7 +26,8 @@ def answer(probe: Probe) -> ProbeAnswer:
 
 def ray_facts() -> RuntimeFacts:
     """The cluster that this process has joined."""
-    return RuntimeFacts(nodes=live_nodes(), ask=functools.partial(ask_nodes, timeout_s=PROBE_TIMEOUT_S))
+    ask = functools.partial(ask_nodes, timeout_s=PROBE_TIMEOUT_S)
+    return RuntimeFacts(nodes=live_nodes(), ask=ask, growth=known_growth())
 
 
 def live_nodes() -> tuple[NodeFacts, ...]:
@@ -38,10 +41,27 @@ def live_nodes() -> tuple[NodeFacts, ...]:
             total=node["Resources"],
             free=free.get(node["NodeID"], {}),
             is_draining=node["NodeID"] in draining,
+            labels=node["Labels"],
         )
         for node in ray.nodes()
         if node["Alive"]
     )
+
+
+def known_growth() -> Growth | None:
+    """What the autoscaler may add, where one has told Ray; -1 stands for no limit there."""
+    told = ray._private.state.state.get_cluster_config()
+    if told is None or not told.node_group_configs:
+        return None
+    groups = tuple(
+        NodeGroup(
+            group.name,
+            {name: float(amount) for name, amount in group.resources.items()},
+            math.inf if group.max_count < 0 else group.max_count,
+        )
+        for group in told.node_group_configs
+    )
+    return Growth(groups, {name: float(amount) for name, amount in told.max_resources.items()})
 
 
 def ask_nodes(probes: Mapping[str, Probe], *, timeout_s: float) -> Mapping[str, ProbeAnswer | str]:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from deploy.preflight.placements import NodeFacts
+from deploy.preflight.growth import Growth
+from deploy.preflight.packing import NodeFacts
 from deploy.preflight.storage_probe import Probe, ProbeAnswer
 
 AskNodes = Callable[[Mapping[str, Probe]], Mapping[str, ProbeAnswer | str]]
@@ -23,5 +24,7 @@ class RuntimeFacts:
     """Nodes of the cluster that are alive; None where everything is one process, or no cluster can be reached."""
     ask: AskNodes = ask_nobody
     """Carries out probes on nodes, all at once, within a deadline."""
+    growth: Growth | None = None
+    """What the autoscaler may add; None where there is none, or Ray does not tell."""
     unreachable: str = ""
     """Why the cluster cannot be reached; empty if it can, or if there is none."""

@@ -14,7 +14,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from common.config import RunConfig
 from common.errors import ConfigError
 from deploy.preflight.finding import Finding
-from deploy.preflight.placements import NodeFacts, demands, fits, needs
+from deploy.preflight.packing import NodeFacts
+from deploy.preflight.placements import demand, demands
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.preflight.storage_probe import Probe, ProbeAnswer, clear_notes, is_local, leave_note, open_place, read_note
 
@@ -59,7 +60,8 @@ def check_storage(
     with _left_as_found(folder, list(where.values()), nonce, authors):
         found = [_driver(name, url, nonce, shared=facts.nodes is not None) for name, url in where.items()]
         good = {finding.check: where[finding.check] for finding in found if not finding.failure}
-        learners = {node.node_id for node in probed if fits(needs(config.learner), node.total)}
+        learner = demand("learner", config.learner)
+        learners = {node.node_id for node in probed if learner.fits(node)}
         answers = facts.ask(
             {
                 node.node_id: Probe(nonce, tuple(good.values()), node.node_id in learners, node.node_id, tuple(inputs))
@@ -67,13 +69,27 @@ def check_storage(
             }
         )
         found += _nodes(probed, answers, good, nonce, learners)
+    if config.cluster.autoscaling and facts.nodes is not None:
+        found.append(_not_there_yet(config, probed))
     given = [answer for answer in answers.values() if isinstance(answer, ProbeAnswer)]
     urls = {url for answer in given for url in answer.free_bytes}
     return found, {url: min(a.free_bytes[url] for a in given if url in a.free_bytes) for url in urls}
 
 
+def _not_there_yet(config: RunConfig, probed: Sequence[NodeFacts]) -> Finding:
+    """Nodes that are still to come cannot be asked."""
+    waiting = [one.role for one in demands(config) if not any(one.fits(node) for node in probed)]
+    if not waiting:
+        return Finding("nodes to come", "their storage is not probed; it must be as on those that are there")
+    return Finding(
+        "nodes to come",
+        caution=f"storage was probed on the nodes that are there, and none of them is for {', '.join(waiting)}: see to "
+        "it that those which the autoscaler adds have the run folder too",
+    )
+
+
 def _is_of_use(node: NodeFacts, config: RunConfig) -> bool:
-    return not node.is_draining and any(fits(demand.needs, node.total) for demand in demands(config))
+    return not node.is_draining and any(one.fits(node) for one in demands(config))
 
 
 @contextmanager

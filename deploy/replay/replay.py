@@ -44,7 +44,7 @@ def replay(run: RecordedRun, update: int, show: Show) -> Replay:
     start = run.plan.start_of(update)
     total, found = update - start.step, list[UpdateReplay]()
     show(0, total, f"loading {start.name}")
-    with threads(run.config.learner.threads):
+    with threads(run.config.learner.num_threads):
         service = build_learner(run.config, ModelPaths(run.policy, None), run.folder)
         try:
             service.load(start.url, lineage=start.lineage)

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from deploy.console import one_line
 from deploy.control.run_status import MemberStatus, PoolStatus, RunStatus, WaitStatus
-from deploy.control.view import STYLES, TITLES, stage_progress
+from deploy.control.view import STYLES, TITLES, autoscaler_line, stage_progress
 from deploy.preflight.finding import show_bytes
 from deploy.report.words import NONE, duration, gap_between, number
 from deploy.run_folder.history import EventRow, UpdateRow
@@ -163,6 +163,9 @@ def _waits(status: RunStatus, waits: WaitStatus, width: int) -> list[Text]:
     queue = status.pools["reward"] if "reward" in status.pools else PoolStatus(target=0, active=0)
     queued = f", {queue.queued} queued for {duration(queue.queue_age_s)}" if queue.queued else ""
     shown = [Text(line, "bold") for line in textwrap.wrap(waits.advice, width)]
+    if status.autoscaler is not None:
+        said = f"autoscaler, {autoscaler_line(status.autoscaler)}"
+        shown += [Text(line, "dim") for line in textwrap.wrap(said, width)]
     for name, idle, style, verb in shares:
         bar = _bar(1.0 - idle, style, BAR)
         more = queued if name == "reward" else ""
@@ -193,7 +196,7 @@ def _member(member: MemberStatus) -> Text:
     age = duration(member.weights_age_s)
     return Text.assemble(
         f"{member.slot:<11}",
-        (f"{member.state.replace('_', ' '):<10}", STYLES[member.state]),
+        (f"{'no node' if member.is_waiting else member.state.replace('_', ' '):<10}", STYLES[member.state]),
         f"{member.weights or NONE:<9}{age:>9}{busy:>6}{speed:>10}{memory:>9}",
         (f"{member.restarts:>10}", "red" if member.restarts else ""),
     )

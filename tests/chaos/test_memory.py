@@ -11,7 +11,7 @@ from common.control_config import ControlConfig
 from deploy.control.client import RunClient
 from deploy.control.server import serve_control
 from deploy.control.tokens import read_token
-from deploy.launch import launch
+from deploy.run import run_pipeline
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -75,7 +75,7 @@ def assert_flat(name, looks, of, tolerance):
 
 def test_nothing_grows_over_200_updates(tiny, tmp_path, break_a_run):
     wide = tiny(*SETTINGS, *WIDE)
-    launch(wide, tmp_path / "wide", local=True, address=None, again=frozenset())
+    run_pipeline(wide, tmp_path / "wide", local=True, address=None, again=frozenset())
     looks = []
 
     def watch(run):

@@ -461,3 +461,24 @@ def test_defaults_are_legal():
         for field in config.model_fields.values():
             if field.default is not PydanticUndefined:
                 assert TypeAdapter(Annotated[field.annotation, field]).validate_python(field.default) == field.default
+
+
+@pytest.mark.parametrize(("num_cpus", "threads"), [(0.1, 1), (1, 1), (1.5, 1), (2, 2), (4.9, 4), (64, 64)])
+def test_threads_follow_the_cpus_unless_set(tiny, num_cpus, threads):
+    assert tiny(f"learner.num_cpus={num_cpus}").learner.num_threads == threads
+    assert tiny(f"learner.num_cpus={num_cpus}", "learner.threads=3").learner.num_threads == 3
+    assert tiny(f"learner.num_cpus={num_cpus}", "learner.threads='cpus'").learner.num_threads == threads
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "1.5", "true", "'all'"])
+def test_threads_that_are_no_number_are_one_error_with_both_legal_forms(threads):
+    message = error(f"rollout.threads={threads}")
+    assert message.count("rollout.threads: ") == 1
+    assert 'must be a whole number of at least 1, or "cpus" to follow num_cpus (got ' in message
+
+
+def test_a_process_has_a_part_of_one_gpu_or_whole_ones(tiny):
+    assert "num_gpus=1.5: a process has a fraction of one GPU, or whole ones; try 1 or 2" in error(
+        "learner.num_gpus=1.5"
+    )
+    assert [tiny(f"learner.num_gpus={gpus}").learner.num_gpus for gpus in (0.3, 1, 2)] == [0.3, 1, 2]

@@ -475,6 +475,63 @@ def test_nodes_that_drain_get_no_new_work_their_members_move_and_no_restart_is_c
     assert bench.take(bench.pool.leave_nodes(frozenset({"n1"}), bench.now)) == []
 
 
+def unplaced(bench, seconds):
+    """So long the newest life has no node, as it is told every 2 s."""
+    newest = bench.kinds(Start)[-1].member
+    for _ in range(int(seconds / 2)):
+        bench.pass_time(2)
+        bench.take(bench.pool.place({newest: "it needs 4 CPU, and 2 are free"}, bench.now))
+
+
+def test_a_worker_that_waits_for_a_node_costs_no_restart_and_has_its_time_to_start_once_it_has_one():
+    bench = Bench(members=1, start_s=30.0, room_s=900.0, request_s=900.0)
+    bench.submit("a")
+    bench.take(bench.pool.resize(2, bench.now))
+    unplaced(bench, 8)
+    assert not bench.pool.describe(bench.now)["slots"][1]["is_waiting"], "a process that starts has no node either"
+    unplaced(bench, 600)
+    assert bench.pool.describe(bench.now)["slots"][1]["is_waiting"]
+    assert bench.notes()[1:] == ["rollout member worker-1 has no node yet: it needs 4 CPU, and 2 are free"]
+    bench.answer(*bench.calls("generate"))
+    assert [done.slot for done in bench.kinds(Done)] == ["worker-0"], "the others work on"
+    bench.take(bench.pool.place({}, bench.now))
+    bench.pass_time(29)
+    assert not bench.pool.describe(bench.now)["slots"][1]["is_waiting"]
+    bench.make_ready(node="n2")
+    assert bench.states() == {"worker-0": "active", "worker-1": "active"}
+    assert not bench.kinds(Kill)
+
+
+def test_a_worker_that_has_found_a_node_must_start_in_its_time():
+    bench = Bench(members=1, ready=False, start_s=30.0)
+    unplaced(bench, 100)
+    bench.take(bench.pool.place({}, bench.now))
+    bench.pass_time(31)
+    assert "rollout member worker-0 was lost in start: not ready within 30 s (start_timeout_s)" in bench.notes()[-1]
+
+
+def test_a_worker_that_finds_no_node_in_time_is_given_up_and_can_be_asked_for_again():
+    bench = Bench(members=1, start_s=30.0, room_s=60.0)
+    bench.take(bench.pool.resize(2, bench.now))
+    unplaced(bench, 70)
+    assert (
+        "rollout member worker-1 found no node with room within 60 s (room_timeout_s): it needs 4 CPU, and"
+        in bench.notes()[-1]
+    )
+    assert [kill.member.slot for kill in bench.kinds(Kill)] == ["worker-1"], "Ray must not look for a node any more"
+    assert not bench.kinds(Failed), "one is enough to go on"
+    bench.take(bench.pool.resize(2, bench.now))
+    bench.make_ready(node="n2")
+    assert bench.states() == {"worker-0": "active", "worker-1": "active"}
+
+
+def test_where_too_few_find_a_node_the_pool_fails():
+    bench = Bench(members=1, ready=False, room_s=60.0)
+    unplaced(bench, 70)
+    (failed,) = bench.kinds(Failed)
+    assert "the rollout pool has 0 members left and needs 1: rollout member worker-0 found no node" in str(failed.error)
+
+
 def test_pools_that_share_ids_know_their_own_replies():
     ids = itertools.count()
     rollout, reward = Pool("rollout", Limits(), call_ids=ids), Pool("reward", Limits(), call_ids=ids)

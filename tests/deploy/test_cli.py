@@ -36,7 +36,7 @@ def refused(*arguments: str, folder: Path | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    "command_name", [[], *([c] for c in ("run", "preflight", "report", "config", "status", "scale", "stop"))]
+    "command_name", [[], *([c] for c in ("run", "launch", "preflight", "report", "config", "status", "scale", "stop"))]
 )
 def test_help_is_given(command_name):
     done = command(*command_name, "--help")

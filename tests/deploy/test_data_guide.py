@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from common.config_file import load_config
 from common.text import train_word_tokenizer
-from deploy.launch import launch
+from deploy.run import run_pipeline
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"<!-- example: (\w+) -->\n```toml\n(.*?)```", PAGE, flags=re.DOTALL))
@@ -111,7 +111,7 @@ def run(example: str, here: Path, model: str) -> dict[str, dict]:
     """What the stages measured."""
     (here / "my.toml").write_text(EXAMPLES[example])
     config = load_config(here / "my.toml", changes(example, model))
-    launch(config, here / "runs" / config.name, local=True, address=None, again=frozenset())
+    run_pipeline(config, here / "runs" / config.name, local=True, address=None, again=frozenset())
     return {
         path.stem: json.loads(path.read_text())["metrics"]
         for path in (here / "runs" / config.name / "stages").iterdir()

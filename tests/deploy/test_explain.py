@@ -27,10 +27,10 @@ from deploy.explain.memory import memory_of_learner, memory_of_replicas
 from deploy.explain.model import policy_size, saved_bytes
 from deploy.explain.sizes import PassSize, checkpoint_bytes, optimizer_bytes
 from deploy.explain.view import to_json
-from deploy.launch import launch
 from deploy.local import LocalRuntime
 from deploy.pipeline import Pipeline
 from deploy.preflight.models import policy_shape
+from deploy.run import run_pipeline
 from learner.service import build_learner
 from learner.stages import StageRequest, run_stage
 from reward_service.build import build_service
@@ -97,7 +97,7 @@ def finished(request, tiny, tiny_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("explained") / "tiny"
     shutil.copytree(tiny_run, folder)
     with counted() as passes:
-        launch(config, folder, local=True, address=None, again=frozenset({"ppo"}))
+        run_pipeline(config, folder, local=True, address=None, again=frozenset({"ppo"}))
     by_tokens = config.ppo.microbatch_tokens is not None
     return SimpleNamespace(said=told(config), folder=folder, passes=passes, by_tokens=by_tokens)
 

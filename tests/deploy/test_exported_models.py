@@ -16,7 +16,7 @@ from common.classifiers import load_classifier, register_classifiers
 from common.config import RunConfig
 from common.modeling import load_policy
 from common.text import encode, eos_token_ids, load_tokenizer
-from deploy.launch import launch
+from deploy.run import run_pipeline
 
 ROOMS = ("actors", "common", "deploy", "learner", "reward_service")
 PROMPT = "this film is"
@@ -125,7 +125,7 @@ def chat_run(tiny, tiny_run, tmp_path_factory):
         "model": {"type": "pretrained", "path": str(runs / "model")},
     }
     config = RunConfig.model_validate(tiny("ppo.updates=1").model_dump() | parts)
-    launch(config, runs / "run", local=True, address=None, again=frozenset())
+    run_pipeline(config, runs / "run", local=True, address=None, again=frozenset())
     return runs / "run"
 
 

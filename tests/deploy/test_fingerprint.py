@@ -82,6 +82,26 @@ def test_where_and_how_long_changes_nothing(marks, change):
     assert not changed(marks(), marks(change))
 
 
+def test_threads_that_follow_num_cpus_count_as_the_number_that_they_are(marks):
+    assert changed(marks(), marks("rollout.num_cpus=4")) == {"ppo", "evaluate"}
+    assert marks("rollout.num_cpus=4") == marks("rollout.threads=4") == marks("rollout.threads=4", "rollout.num_cpus=9")
+    assert not changed(marks(), marks("rollout.num_cpus=4", "rollout.threads=1"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "rollout.label_selector={zone='a'}",
+        "rollout.strategy=spread",
+        "reward_service.strategy=spread",
+        "learner.label_selector={zone='!a'}",
+        "cluster.autoscaling=true",
+    ],
+)
+def test_on_which_nodes_changes_nothing(marks, change):
+    assert not changed(marks(), marks(change))
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_another_model_to_start_from_changes_the_mark(tiny, stage):
     config = tiny()

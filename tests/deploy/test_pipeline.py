@@ -22,10 +22,10 @@ from common.errors import ConfigError, DataError, NonFiniteError, RunStopped
 from common.hashing import file_hash
 from common.records import ModelPaths, Progress, StageResult
 from common.seeds import sample_seed
-from deploy.launch import launch
 from deploy.local import LocalRuntime
 from deploy.pipeline import STAGES, Pipeline
 from deploy.ppo.resume import refuse_changes, run_settings
+from deploy.run import run_pipeline
 from deploy.run_folder.contents import read_run
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
@@ -433,7 +433,7 @@ def test_a_ppo_that_ended_before_its_first_checkpoint_is_done_from_its_beginning
 def test_a_run_without_ppo_has_a_summary_with_gaps(tiny, tmp_path):
     stop = {"reward_model": None, "judge": None, "ppo": None, "evaluate": None}
     config = tiny("pretrain.epochs=1").model_copy(update=stop)
-    launch(config, tmp_path / "short", local=True, address=None, again=frozenset())
+    run_pipeline(config, tmp_path / "short", local=True, address=None, again=frozenset())
     summary = json.loads((tmp_path / "short" / "summary.json").read_text(encoding="utf-8"))
     assert summary.keys() >= SUMMARY_KEYS
     assert summary["win_rate"] is None

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from common.config_file import load_config, parse_config
-from deploy.launch import launch
 from deploy.preflight.preflight import preflight
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.report.preferences import preference_measures
+from deploy.run import run_pipeline
 from deploy.run_folder.contents import read_run
 
 GUIDE = Path(__file__).parents[2] / "docs" / "reward-model.md"
@@ -44,7 +44,7 @@ def test_an_example_of_the_page_trains_a_reward_model_that_ppo_uses(example, run
     """In a copy of a finished run of `tiny`, so that only the reward model, PPO and the evaluation are to be run."""
     config = example(name)
     preflight(config, run_copy, RuntimeFacts())
-    launch(config, run_copy, local=True, address=None, again=frozenset({"ppo"}))
+    run_pipeline(config, run_copy, local=True, address=None, again=frozenset({"ppo"}))
     stage = json.loads((run_copy / "stages" / "reward_model.json").read_text(encoding="utf-8"))
     assert stage["metrics"]["rankings"] + stage["metrics"]["heldout_rankings"] >= 6
     assert list(stage["inputs"]) == (["policy"] if name == "pairs" else [])

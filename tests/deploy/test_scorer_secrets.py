@@ -3,7 +3,7 @@
 import pytest
 
 from common.errors import ConfigError
-from deploy.launch import launch
+from deploy.run import run_pipeline
 from deploy.scorer_secrets import scorer_secrets
 
 SCORERS = (
@@ -35,6 +35,6 @@ def test_a_token_that_no_header_may_carry_is_refused_and_not_repeated(tiny, valu
 def test_a_run_without_its_token_ends_before_its_first_stage(tiny, tmp_path, monkeypatch):
     monkeypatch.delenv("TOKEN_A", raising=False)
     with pytest.raises(ConfigError, match="TOKEN_A"):
-        launch(tiny(SCORERS), tmp_path / "run", local=True, address=None, again=frozenset())
+        run_pipeline(tiny(SCORERS), tmp_path / "run", local=True, address=None, again=frozenset())
     assert not (tmp_path / "run" / "models").exists()
     assert not list((tmp_path / "run").glob("stages/*"))

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from common.config_file import load_config, to_toml
-from deploy.launch import launch
 from deploy.preflight.preflight import preflight
 from deploy.preflight.runtime_facts import RuntimeFacts
+from deploy.run import run_pipeline
 from learner.trajectory_file import read_trajectories
 
 GUIDE = Path(__file__).parents[2] / "docs" / "rewards.md"
@@ -30,7 +30,7 @@ def example(tiny, tmp_path):
 
 def test_the_example_runs_and_every_part_is_in_the_record(example, run_copy):
     preflight(example, run_copy, RuntimeFacts())
-    launch(example, run_copy, local=True, address=None, again=frozenset({"ppo"}))
+    run_pipeline(example, run_copy, local=True, address=None, again=frozenset({"ppo"}))
     scored = []
     for path in sorted((run_copy / "trajectories").iterdir()):
         update = read_trajectories(path)

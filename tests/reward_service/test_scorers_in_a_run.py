@@ -15,9 +15,9 @@ from common.metrics import RunMetrics
 from common.records import ModelPaths
 from deploy.control.run_controls import RunControls
 from deploy.evaluation.stage import evaluate_stage
-from deploy.launch import launch
 from deploy.local import LocalRuntime
 from deploy.place import Place
+from deploy.run import run_pipeline
 from deploy.stop_signal import StopSignal
 from learner.trajectory_file import read_trajectories
 
@@ -41,7 +41,7 @@ def without_reward_model(config, *scorers):
 
 def run(config, folder):
     before = set(psutil.Process().children(recursive=True))
-    launch(config, folder, local=True, address=None, again=frozenset({"ppo"}))
+    run_pipeline(config, folder, local=True, address=None, again=frozenset({"ppo"}))
     assert set(psutil.Process().children(recursive=True)) <= before, "a function's process was left behind"
     columns = [read_trajectories(file) for file in sorted((folder / "trajectories").iterdir())]
     assert len(columns) == 3

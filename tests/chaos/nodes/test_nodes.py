@@ -89,7 +89,7 @@ def test_payloads_that_die_with_their_node_before_the_learner_has_them_are_made_
     machines, seen, undisturbed, Outcome
 ):
     """The learner is stopped for so long, so that it is certain that it has not fetched them."""
-    machines.start_head('{"head": 2, "roll": 4}')
+    machines.start_head('{"head": 2}')
     machines.start_other('{"roll": 8}')
     run = machines.run(*SETTINGS, "reward_service.resources={roll=1}", "learner.heartbeat_timeout_s=120")
     watched = seen(run)
@@ -105,10 +105,11 @@ def test_payloads_that_die_with_their_node_before_the_learner_has_them_are_made_
     died_at = time.time()
     machines.other.die()
     watched.await_status(lambda s: all(m.restarts for m in s.pools["rollout"].members), "the loss of the workers")
+    machines.start_other('{"roll": 8}')
     machines.head.inside("kill", "-CONT", str(pid)).wait(timeout=60)
     run.end(0)
     outcome = Outcome(run.folder, None, watched, "")
-    outcome.tell_pause("a node dies with workers, replica and payloads", died_at)
+    outcome.tell_pause("a node dies with workers, replica and payloads, and another comes at once", died_at)
     outcome.assert_whole(UPDATES)
     outcome.assert_same_bytes(undisturbed(*SETTINGS), UPDATES)
     assert watched.events("learner_lost") == []

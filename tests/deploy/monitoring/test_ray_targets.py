@@ -29,7 +29,6 @@ ray.shutdown()
 @pytest.fixture(scope="module")
 def head():
     """A cluster of our own that serves metrics: its folder, and its address."""
-    pytest.importorskip("opencensus", reason="Ray serves no metrics without pip install 'ray[default]'")
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: sockets lie in it
     command = [sys.executable, "-c", HEAD, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

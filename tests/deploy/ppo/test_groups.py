@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from common.seeds import sample_seed
-from deploy.launch import launch
+from deploy.run import run_pipeline
 from learner.trajectory_file import read_trajectories
 
 GROUPS = ("ppo.advantage=rloo", "ppo.samples_per_prompt=4", "ppo.checkpoint_every=2")
@@ -59,7 +59,7 @@ def test_a_lost_learner_and_another_number_of_workers_change_no_byte_of_groups(t
 
 def test_an_evaluation_samples_from_the_nucleus_it_is_told_to(tiny, run_copy):
     """Of a nucleus so small that one token is left, it is greedy decoding; before and after PPO."""
-    launch(tiny("evaluate.top_p=1e-6"), run_copy, local=True, address=None, again=frozenset())
+    run_pipeline(tiny("evaluate.top_p=1e-6"), run_copy, local=True, address=None, again=frozenset())
     lines = [json.loads(line) for line in (run_copy / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     shown = [line for line in lines if line["kind"] == "heldout"]
     assert len(shown) == 6

@@ -1,6 +1,7 @@
 """Who waits for whom: arithmetic on what members and the loop say."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -45,6 +46,15 @@ def test_shares_are_of_the_time_from_update_to_update_without_pauses(pulse):
     assert cycle.busy == {"rollout": 0.25, "reward": 0.1, "learner": 0.25}
     assert cycle.metrics == {"response_tokens": 250.0, "score_mean": 1.5}, "what is not finite is no JSON"
     assert pulse.tokens_per_s("worker-0") == 50
+
+
+def test_evaluations_and_the_mean_wait_for_a_replica_are_of_the_update(pulse):
+    for method, queued_s in (("score", 0.5), ("score", 2.0), ("score", 1.0), ("evaluate", 9.0), ("generate", 8.0)):
+        pulse.answered(replace(worked("replica-0", {"score": 1.0}), method=method, queued_s=queued_s))
+    cycle = pulse.updated(report(), {"collect": 6.0, "evaluate": 2.5, "total": 10.0})
+    assert (cycle.evaluate, cycle.score_queued_s) == (0.25, pytest.approx(3.5 / 3)), "chunks for training only"
+    again = pulse.updated(report(), {"collect": 6.0, "total": 10.0})
+    assert (again.evaluate, again.score_queued_s) == (0.0, 0.0)
 
 
 def test_who_takes_a_slot_has_not_the_speed_of_the_one_before(pulse):

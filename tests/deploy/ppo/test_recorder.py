@@ -68,7 +68,13 @@ def tracked():
 
 
 @pytest.fixture
-def record(tokenizer, tmp_path, told, tracked):
+def cycles():
+    """What was told of speed and waits."""
+    return []
+
+
+@pytest.fixture
+def record(tokenizer, tmp_path, told, tracked, cycles):
     """Records reports into a run folder; returns the recorder and its parts."""
     metrics, watch, ledger = RunMetrics(CollectorRegistry()), Stopwatch(), Ledger()
     ledger.dispatch(4)
@@ -87,6 +93,7 @@ def record(tokenizer, tmp_path, told, tracked):
             bar=(bar, task),
             saw=told.append,
             track=lambda row, samples: tracked.append((row, samples)),
+            cycled=cycles.append,
             note=lambda event, text: told.append((event, text)),
         )
         yield recorder, watch, metrics, bar.tasks[0]
@@ -113,6 +120,17 @@ def test_an_update_without_a_finite_step_is_an_event_and_no_line(record, told, t
     assert metrics.registry.get_sample_value("minichatgpt_updates_total") == 1
     assert metrics.registry.get_sample_value("minichatgpt_nonfinite_steps_total") == 4
     assert task.completed == 1
+
+
+def test_its_speed_and_waits_are_told_once_all_is_written(record, cycles, tmp_path):
+    recorder, watch, *_ = record
+    watch.add({"collect": 1e9})
+    recorder.record(report(1))
+    [cycle] = cycles
+    assert cycle.learner_wait == 1.0
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+    recorder.record(replace(report(1), trained=(), is_finite=False))
+    assert len(cycles) == 1, "an update that changed nothing is none"
 
 
 def test_an_update_is_one_line(record, told, tmp_path):

@@ -45,6 +45,7 @@ class Crew:
         self.answer = answer
         self.alive, self.killed, self.sent, self.avoided = set(), [], [], {}
         self.draining = frozenset()
+        self.has_room = True
         self.silent = set()
         """Methods that the first life of a member never answers."""
         self.silent_role = None
@@ -86,6 +87,9 @@ class Crew:
 
     def draining_nodes(self):
         return self.draining
+
+    def unplaced(self):
+        return {} if self.has_room else dict.fromkeys(self.alive, "it needs 4 CPU")
 
     def fetch(self, ref, timeout_s):
         return ref
@@ -412,6 +416,20 @@ def test_members_leave_a_node_that_is_about_to_go_and_their_work_moves(bridge):
     events = {note.event for note in b.notes}
     assert "drain" in events
     assert not events & {"restart", "given_up"}, "nobody is blamed for its node"
+
+
+def test_members_that_have_no_node_yet_are_told_of_and_not_taken_for_late(bridge):
+    def prepare(crew):
+        crew.silent.add("ready")
+        crew.has_room = False
+
+    b = bridge(prepare=prepare)
+    members = b.supervisor.conductor.rollout.roster.members
+    b.clock.skip(3)
+    poll(lambda: all(member.is_unplaced for member in members()), "the supervisor has looked")
+    b.clock.skip(500)
+    poll(lambda: sum(note.event == "waiting" for note in b.notes) == 4, "all are told of")
+    assert {note.event for note in b.notes} == {"waiting"}
 
 
 def test_who_leaves_takes_its_series_along(bridge):

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from common.errors import ConfigError
-from deploy.launch import launch
-from deploy.preflight.placements import NodeFacts
+from deploy.preflight.packing import NodeFacts
 from deploy.preflight.preflight import examine, preflight
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.preflight.storage_probe import answer_probe
+from deploy.run import run_pipeline
 
 ROOT = Path(__file__).parents[3]
 
@@ -91,6 +91,6 @@ def test_a_run_whose_data_are_absent_is_told_all_before_its_first_stage(tiny, tm
     sources = [f'data.{name}={{type="files", paths=["/nowhere/{name}.csv"]}}' for name in "ab"]
     config = tiny(*sources, 'pretrain.data=["a"]', 'sft.data=["b"]')
     with pytest.raises(ConfigError) as raised:
-        launch(config, tmp_path / "run", local=True, address=None, again=frozenset())
+        run_pipeline(config, tmp_path / "run", local=True, address=None, again=frozenset())
     assert "for 2 reasons" in str(raised.value)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "ended.json"}, "nothing of a stage"

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.preflight.placements import Demand, NodeFacts, check_placements, left_out
+from deploy.preflight.packing import Demand, NodeFacts, left_out
+from deploy.preflight.placements import check_placements
 
 ROLES = ("rollout", "reward_service", "learner")
 

@@ -7,8 +7,8 @@ import psutil
 import pytest
 
 from common.errors import ConfigError
-from deploy.launch import launch
 from deploy.preflight.scorers import check_scorers
+from deploy.run import run_pipeline
 
 CALLABLES = Path(__file__).parents[2] / "reward_service" / "callables"
 
@@ -85,5 +85,5 @@ def test_a_run_without_ppo_asks_no_function(config_of):
 
 def test_a_run_is_told_before_its_first_stage(config_of, tmp_path):
     with pytest.raises(ConfigError, match="'tiny_rewards:no_such' cannot be imported"):
-        launch(config_of("no_such"), tmp_path / "run", local=True, address=None, again=frozenset())
+        run_pipeline(config_of("no_such"), tmp_path / "run", local=True, address=None, again=frozenset())
     assert {path.name for path in (tmp_path / "run").iterdir()} == {".lock", "config.toml", "ended.json"}

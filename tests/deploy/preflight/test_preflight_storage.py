@@ -8,7 +8,7 @@ import pytest
 from common.errors import ConfigError
 from deploy.explain.model import policy_size
 from deploy.preflight.models import policy_shape
-from deploy.preflight.placements import NodeFacts
+from deploy.preflight.packing import NodeFacts
 from deploy.preflight.room import Need, check_room, room_needed
 from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.preflight.storage import check_storage

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from deploy.control.run_status import AutoscalerStatus
+
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright.expect
 
@@ -49,6 +51,17 @@ def test_what_happens_is_shown_without_a_reload(show_run, open_page, add_update)
         add_update(served.folder, 31, "2.31")  # it was set back: what came after is no longer shown
         served.run.now = served.run.now.model_copy(update={"step": 31, "lineage": 2})
         expect(page.locator("#curve-kl")).to_have_attribute("aria-label", re.compile("newest, update 31:"))
+
+
+def test_what_the_autoscaler_decided_is_shown_where_there_is_one(show_run, open_page):
+    said = AutoscalerStatus(min_workers=1, max_workers=8, direction="up", reason="the learner waits 80 % of 10 s")
+    with show_run() as served:
+        page = open_page(served)
+        line = page.locator("#autoscaler")
+        expect(page.locator("#advice")).to_contain_text("The learner waits")
+        expect(line).to_be_hidden()
+        served.run.now = served.run.now.model_copy(update={"autoscaler": said})
+        expect(line).to_have_text("Autoscaler, 1 to 8 workers · up: the learner waits 80 % of 10 s")
 
 
 def test_text_of_the_model_is_shown_and_never_run(show_run, open_page):

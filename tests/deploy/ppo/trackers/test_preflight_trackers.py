@@ -5,8 +5,8 @@ import sys
 import pytest
 
 from common.errors import ConfigError
-from deploy.launch import launch
 from deploy.preflight.trackers import check_trackers
+from deploy.run import run_pipeline
 
 TENSORBOARD, WANDB = "trackers.tensorboard={}", "trackers.wandb={}"
 
@@ -42,5 +42,5 @@ def test_a_tracker_that_is_disabled_needs_nothing(tiny, monkeypatch):
 def test_a_run_is_told_before_its_first_stage(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     with pytest.raises(ConfigError, match=r"pip install 'minichatgpt\[tensorboard\]'"):
-        launch(tiny(TENSORBOARD), tmp_path / "run", local=True, address=None, again=frozenset())
+        run_pipeline(tiny(TENSORBOARD), tmp_path / "run", local=True, address=None, again=frozenset())
     assert not (tmp_path / "run" / "models").exists()

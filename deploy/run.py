@@ -1,5 +1,6 @@
 """From a checked configuration to a finished run folder: what `minichatgpt run` does after parsing."""
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +29,9 @@ from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
 
 
-def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str]) -> None:
+def run_pipeline(
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str], insecure: bool = False
+) -> None:
     """Run the pipeline, then write and show summary and report.
 
     Raises:
@@ -36,19 +39,18 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
         RunInUseError: another process works in the folder.
         RunStopped: somebody asked the run to end.
     """
-    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
-    if unknown := sorted(again - set(stages)):
-        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
+    _check_again(config, again)
     _quiet()
     console = Console()
     for caution in cautions(config):
-        console.print(f"[yellow]Caution:[/] {caution}")
+        _warn(console, caution)
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
     metrics = RunMetrics(CollectorRegistry())
 
     def start_runtime() -> Runtime:
-        runtime = checked_runtime(config, folder, local=local, address=address)
+        warn = functools.partial(_warn, console)
+        runtime = checked_runtime(config, folder, local=local, address=address, warn=warn, insecure=insecure)
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
 
@@ -86,6 +88,12 @@ def launch(config: RunConfig, folder: Path, *, local: bool, address: str | None,
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
+
+
+def _check_again(config: RunConfig, again: frozenset[str]) -> None:
+    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
+    if unknown := sorted(again - set(stages)):
+        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
 
 
 @contextmanager
@@ -127,6 +135,10 @@ def show(folder: Path, console: Console) -> None:
     write_summary(folder)
     write_report(folder)
     print_summary(folder, console)
+
+
+def _warn(console: Console, caution: str) -> None:
+    console.print(f"[yellow]Caution:[/] {escape(caution)}", highlight=False, soft_wrap=True)
 
 
 def _quiet() -> None:

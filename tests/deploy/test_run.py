@@ -2,7 +2,7 @@
 
 import pytest
 
-from deploy.launch import cautions
+from deploy.run import cautions
 
 
 def test_a_usual_run_starts_without_a_caution(tiny):
