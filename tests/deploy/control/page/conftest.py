@@ -291,6 +291,7 @@ def chromium() -> Iterator:
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
+    playwright.expect.set_options(timeout=60_000)  # its own 5 s are too short on a machine with other work
     with playwright.sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
         yield browser
@@ -320,7 +321,7 @@ def open_page(chromium) -> Iterator[Callable]:
     def go(served, *, token: str | None = "", width: int = 1280):
         page = chromium.new_page(viewport={"width": width, "height": 800})
         opened.append(page)
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", complain)
         page.goto(served.url)

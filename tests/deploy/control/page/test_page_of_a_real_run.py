@@ -68,4 +68,4 @@ def test_a_run_is_watched_paused_resized_and_changed_from_the_page(endless, open
     endless.process.send_signal(signal.SIGTERM)
     assert endless.process.wait(60) == TERMINATED
     expect(page.locator("#state")).to_have_text(re.compile("ended|no answer"))
-    expect.set_options(timeout=5_000)
+    expect.set_options(timeout=60_000)
