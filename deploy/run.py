@@ -23,6 +23,7 @@ from deploy.report.summary import write_summary
 from deploy.run_folder.address import RecordEnd, announce
 from deploy.run_folder.event_log import EventLog
 from deploy.run_folder.lock import run_lock
+from deploy.run_folder.mirror import Mirror
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
 
@@ -53,6 +54,7 @@ def run_pipeline(
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
     metrics = RunMetrics(CollectorRegistry())
+    log = EventLog(folder, console, count=metrics.event)
 
     def start_runtime() -> Runtime:
         warn = functools.partial(_warn, console)
@@ -62,6 +64,7 @@ def run_pipeline(
 
     with (
         run_lock(folder),
+        Mirror(folder, stop=controls.stop_signal, note=functools.partial(log.write, "storage")) as mirror,
         RecordEnd(folder),
         handle_signals(controls.stop_signal),
         ExitStack() as handlers,
@@ -71,7 +74,7 @@ def run_pipeline(
             controls,
             folder,
             registry=metrics.registry,
-            note=lambda text: EventLog(folder, console, count=metrics.event).write("control", text),
+            note=functools.partial(log.write, "control"),
             count=metrics.control_request,
         ) as url,
     ):
@@ -87,6 +90,7 @@ def run_pipeline(
             again=again,
             controls=controls,
             metrics=metrics,
+            mirror=mirror,
         )
         ran = pipeline.run()
         if ran or not (folder / "report.html").is_file():
