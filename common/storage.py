@@ -27,10 +27,11 @@ from common.errors import CheckpointError, ConfigError
 try:
     from botocore.exceptions import BotoCoreError
 except ImportError:  # s3fs is not installed, so that nothing raises it
-    STORE_ERRORS: tuple[type[Exception], ...] = ()
-else:
-    STORE_ERRORS = (BotoCoreError,)
-"""What stores raise beside OSError: s3fs lets through what botocore says of missing credentials, say."""
+    BotoCoreError = OSError
+
+STORE_ERRORS: tuple[type[Exception], ...] = (OSError, BotoCoreError)
+"""What file systems raise: s3fs lets through what botocore says of missing credentials, say."""
+_FAULTS: tuple[type[Exception], ...] = (*STORE_ERRORS, SafetensorError)
 
 _BLOCK_BYTES = 1 << 25
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -222,7 +223,7 @@ class Folder:
             yield
         except FileNotFoundError as error:
             raise CheckpointError(f"{where} is missing, so it cannot {what}") from error
-        except (OSError, SafetensorError, *STORE_ERRORS) as error:
+        except _FAULTS as error:
             if _is_full(error):
                 if self.is_local and name:
                     Path(self.path, name).unlink(missing_ok=True)  # of the half that fitted nobody has a use

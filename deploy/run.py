@@ -97,6 +97,8 @@ def run_pipeline(
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
+    if mirror.is_needed:
+        console.print(f"All of it is at {mirror.url}", markup=False, highlight=False, soft_wrap=True)
 
 
 def cautions(config: RunConfig) -> list[str]:

@@ -104,7 +104,7 @@ def _left_as_found(folder: Path, urls: Sequence[str], nonce: str, authors: Seque
         for url in urls:
             try:
                 clear_notes(url, nonce, authors)
-            except (OSError, *STORE_ERRORS):  # said already where it was written
+            except STORE_ERRORS:  # said already where it was written
                 continue
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
@@ -123,7 +123,7 @@ def _driver(name: str, url: str, nonce: str, *, shared: bool) -> Finding:
     try:
         leave_note(url, nonce, "driver")
         is_there = read_note(url, nonce, "driver")
-    except (OSError, *STORE_ERRORS) as error:
+    except STORE_ERRORS as error:
         return Finding(
             name,
             failure=f"{name} {url} cannot be written and read by the driver: {type(error).__name__}: {error}. Check "
@@ -175,5 +175,5 @@ def _troubles(
 def _came_back(url: str, nonce: str, author: str) -> bool:
     try:
         return read_note(url, nonce, author)
-    except (OSError, *STORE_ERRORS):
+    except STORE_ERRORS:
         return False

@@ -19,6 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from common.errors import ConfigError
 from common.storage import STORE_ERRORS, Folder
 
+_PROBLEMS: tuple[type[Exception], ...] = (ConfigError, *STORE_ERRORS)
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -112,7 +114,7 @@ def answer_probe(probe: Probe) -> ProbeAnswer:
             fs, path = open_place(url)
             if is_local(fs):
                 free[url] = free_bytes(path)
-        except (OSError, ConfigError, *STORE_ERRORS) as error:
+        except _PROBLEMS as error:
             problems[url] = f"{type(error).__name__}: {error}"
     missing = tuple(path for path in probe.inputs if not Path(path).exists() and not glob.glob(path, recursive=True))
     return ProbeAnswer(socket.gethostname(), os.getcwd(), problems, missing, free)
