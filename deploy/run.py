@@ -44,9 +44,7 @@ def run_pipeline(
         RunInUseError: another process works in the folder.
         RunStopped: somebody asked the run to end.
     """
-    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
-    if unknown := sorted(again - set(stages)):
-        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
+    _check_again(config, again)
     _quiet()
     console = Console()
     for caution in cautions(config):
@@ -82,23 +80,19 @@ def run_pipeline(
             console.print(f"[dim]page, control and metrics at {url}[/]")
         if any(finding.failure for finding in check_data(config)):
             start_runtime().close()  # the pipeline would stop at the first; this says at once all that is in the way
-        pipeline = Pipeline(
-            config,
-            folder,
-            start_runtime=start_runtime,
-            console=console,
-            again=again,
-            controls=controls,
-            metrics=metrics,
-            mirror=mirror,
-        )
-        ran = pipeline.run()
-        if ran or not (folder / "report.html").is_file():
+        pipeline = Pipeline(config, folder, start_runtime=start_runtime, console=console, again=again,
+                            controls=controls, metrics=metrics, mirror=mirror)  # fmt: skip
+        if pipeline.run() or not (folder / "report.html").is_file():
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
-    if mirror.is_needed:
-        console.print(f"All of it is at {mirror.url}", markup=False, highlight=False, soft_wrap=True)
+    mirror.show_where(console)
+
+
+def _check_again(config: RunConfig, again: frozenset[str]) -> None:
+    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
+    if unknown := sorted(again - set(stages)):
+        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
 
 
 def cautions(config: RunConfig) -> list[str]:

@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Final, Literal
 
+from rich.console import Console
+
 from common.errors import CheckpointError, ConfigError, MiniChatGPTError, RunInUseError
 from common.run_place import LISTS, listed_folders, local_copy, shared
 from common.storage import Folder
@@ -131,6 +133,11 @@ class Mirror:
         if kept_back and error is not None:
             error.add_note(kept_back)
         return False
+
+    def show_where(self, console: Console) -> None:
+        """Say that all is at the URL, where it is."""
+        if self.is_needed:
+            console.print(f"All of it is at {self.url}", markup=False, highlight=False, soft_wrap=True)
 
     def flush(self) -> None:
         """Bring the URL to what is here; raises CheckpointError if the store does not take it."""
