@@ -1,4 +1,4 @@
-"""A path below the workplaces stands for a URL; a folder comes and goes as a whole, and what is damaged is fetched anew."""
+"""A path below the workplaces stands for a URL; a folder comes and goes as a whole; what is damaged is fetched anew."""
 
 from pathlib import Path
 
