@@ -70,6 +70,10 @@ class ControlError(MiniChatGPTError, RuntimeError):
     """A run cannot be reached, does not answer in time, or refuses what was asked."""
 
 
+class RunEndingError(ControlError):
+    """The run that was asked is about to end, and answers no more."""
+
+
 class StageEndedError(ControlError):
     """The stage that was asked has ended meanwhile; the run may go on in another one."""
 

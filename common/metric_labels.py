@@ -38,7 +38,7 @@ UNSCORED: Final = (
 DROPPED: Final = (*UNSCORED, "group_incomplete", "nonfinite_update")
 SETTINGS: Final = ("temperature", "learning_rate", "kl_target", "kl_coef")
 GUARDS: Final = ("kl", "entropy", "clip_fraction", "repetition", "length", "judge_gap")
-"""Tables of `[guards]`."""
+"""Names of the guard rails, in the order in which they look: those of the tables in `[guards]`."""
 GUARD_ACTIONS: Final = ("warn", "lower_learning_rate", "roll_back", "stop")
 EVENTS: Final = (
     "active", "waiting", "restart", "given_up", "lost", "drain", "error", "regenerate", "scale", "autoscale", "pause",

@@ -53,6 +53,7 @@ def checked_runtime(
         local: everything in one process.
         address: of a running cluster; None: there is none.
         warn: told what may still be in the way.
+        insecure: whether a cluster beyond loopback may be open to everybody.
 
     Raises:
         ConfigError: something is in the way; one message per failure. Nothing is left running.

@@ -184,7 +184,7 @@ class Pipeline:
         shutil.rmtree(output, ignore_errors=True)
         request = StageRequest(stage, self.config, paths.get("policy"), str(output))
         runtime = self.runtime
-        with stage_bar(self.console, stage) as show:
+        with stage_bar(self.console, stage, self.controls.progress) as show:
             for item in runtime.run_stage(request, self.stop):
                 match item:
                     case Progress():

@@ -25,12 +25,13 @@ def progress(console: Console) -> Progress:
 
 
 @contextmanager
-def stage_bar(console: Console, stage: str) -> Iterator[Show]:
-    """A bar for a stage; the yielded function takes steps done, steps in all, and a message."""
+def stage_bar(console: Console, stage: str, tell: Show = lambda step, total, message: None) -> Iterator[Show]:
+    """A bar for a stage; the yielded function takes steps done, steps in all, and a message, and passes them on."""
     with progress(console) as bar:
         task = bar.add_task(stage, total=None, message="")
 
         def show(step: int, total: int, message: str) -> None:
+            tell(step, total, message)
             bar.update(task, completed=step, total=total, message=message)
 
         yield show

@@ -2,15 +2,17 @@
 
 import functools
 import warnings
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from jinja2 import TemplateError
 from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.markup import escape
 
 from common.config import RunConfig
-from common.errors import ConfigError
+from common.errors import ConfigError, MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
@@ -29,13 +31,7 @@ from deploy.stop_signal import StopSignal, handle_signals
 
 
 def run_pipeline(
-    config: RunConfig,
-    folder: Path,
-    *,
-    local: bool,
-    address: str | None,
-    again: frozenset[str],
-    insecure: bool = False,
+    config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str], insecure: bool = False
 ) -> None:
     """Run the pipeline, then write and show summary and report.
 
@@ -63,8 +59,9 @@ def run_pipeline(
     with (
         run_lock(folder),
         Mirror(folder, stop=controls.stop_signal, note=functools.partial(log.write, "storage")) as mirror,
-        RecordEnd(folder),
         handle_signals(controls.stop_signal),
+        report_if_stopped(folder, console),
+        RecordEnd(folder),
         ExitStack() as handlers,
         announce(folder),
         serve_control(
@@ -93,6 +90,24 @@ def _check_again(config: RunConfig, again: frozenset[str]) -> None:
     stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
     if unknown := sorted(again - set(stages)):
         raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
+
+
+@contextmanager
+def report_if_stopped(folder: Path, console: Console) -> Iterator[None]:
+    """Where the block ends with RunStopped, by a guard rail too, write the report of what there is so far.
+
+    How the run ended stays what it was, whether the report can be written or not. Around RecordEnd, for the report
+    tells how the run ended.
+    """
+    try:
+        yield
+    except RunStopped:
+        try:
+            console.print(f"[dim]what there is so far: {escape(str(write_report(folder)))}[/]", soft_wrap=True)
+        except (MiniChatGPTError, OSError, ValueError, LookupError, ArithmeticError, TemplateError) as error:
+            what = escape(f"{type(error).__name__}: {error}")
+            console.print(f"[yellow]Caution:[/] report.html could not be written: {what}", soft_wrap=True)
+        raise
 
 
 def cautions(config: RunConfig) -> list[str]:

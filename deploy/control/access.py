@@ -136,8 +136,10 @@ class Access:
             return "anonymous"
         if len(given) > 1:
             raise Refused(401, "two tokens", f"got {len(given)} Authorization headers; send one")
-        may_steer = hmac.compare_digest(given[0], f"Bearer {self.token}".encode())
-        may_read = hmac.compare_digest(given[0], f"Bearer {self.read_token}".encode())
+        scheme, _, token = given[0].partition(b" ")
+        is_bearer = scheme.lower() == b"bearer"  # of any case: RFC 9110, section 11.1
+        may_steer = hmac.compare_digest(token, self.token.encode()) and is_bearer
+        may_read = hmac.compare_digest(token, self.read_token.encode()) and is_bearer
         if may_steer or may_read:
             return "steerer" if may_steer else "reader"
         raise Refused(

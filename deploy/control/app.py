@@ -32,7 +32,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 
-from common.errors import ConfigError, MiniChatGPTError, PhaseTimeoutError
+from common.errors import ConfigError, MiniChatGPTError, PhaseTimeoutError, RunEndingError
 from deploy.control.access import Access
 from deploy.control.calls import CALL_TIMEOUT_S, Calls
 from deploy.control.guard import Guard
@@ -153,6 +153,8 @@ async def _refused(request: Request, error: Exception) -> JSONResponse:
             status = 422
         case PhaseTimeoutError():
             status = 504
+        case RunEndingError():
+            status = 503
         case _:
             status = 409
     return _problem(status, type(error).__name__, str(error))

@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from starlette.exceptions import HTTPException
 
-from common.errors import MiniChatGPTError, PhaseTimeoutError
+from common.errors import MiniChatGPTError, PhaseTimeoutError, RunEndingError
 
 CALL_TIMEOUT_S: Final = 20.0
 """Longest time that the run may take to answer a call."""
@@ -63,7 +63,8 @@ class Calls:
         """Call, without blocking the server.
 
         Raises:
-            MiniChatGPTError: as the run raised it; PhaseTimeoutError if it did not answer in time.
+            MiniChatGPTError: as the run raised it; PhaseTimeoutError if it did not answer in time; RunEndingError if
+                the server is about to end.
             HTTPException: too many calls wait already, or the call failed for no reason of ours.
         """
         self._running = [running for running in self._running if running.is_alive()]
@@ -86,7 +87,7 @@ class Calls:
         deadline = time.monotonic() + timeout_s
         while not is_done():
             if self._ending.is_set():
-                raise HTTPException(503, "the run is ending")
+                raise RunEndingError("the run is ending")
             if time.monotonic() > deadline:
                 raise PhaseTimeoutError(otherwise)
             await asyncio.sleep(POLL_S)

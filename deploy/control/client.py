@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, TypeVar
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from common.errors import ControlError
+from common.errors import ControlError, RunEndingError
 from deploy.control.models import LedgerStatus, PauseRequest, Workers
 from deploy.control.run_status import (
     CheckpointInfo,
@@ -29,6 +29,9 @@ from deploy.run_folder.lock import holder_pid, is_held, process_exists
 
 ANSWER_TIMEOUT_S: Final = 30.0
 """Longest time until an answer; the run's own deadline is shorter, and says more."""
+LOOKS: Final = 3
+"""Attempts to see whether somebody listens: a server that ends breaks connections, kept ones and those that wait for
+it, and only then refuses new ones."""
 
 A = TypeVar("A", bound=BaseModel)
 HOW_TO_GIVE: Final = (
@@ -138,11 +141,15 @@ class RunClient:
         """
         if self.folder is not None and self.pid is not None:
             return not is_held(self.folder) or holder_pid(self.folder) != self.pid or not process_exists(self.pid)
-        try:
-            self._http.get("/healthz")
-        except httpx2.ConnectError:
-            return True
-        except httpx2.HTTPError:
+        for _ in range(LOOKS):
+            try:
+                self._http.get("/healthz")
+            except httpx2.ConnectError:
+                return True
+            except (httpx2.ReadError, httpx2.WriteError, httpx2.RemoteProtocolError):
+                continue
+            except httpx2.HTTPError:
+                return False
             return False
         return False
 
@@ -172,7 +179,7 @@ class RunClient:
         if answer.status_code == httpx2.codes.UNAUTHORIZED and self._token is None:
             raise ControlError(f"reading {self._who} needs its token: {HOW_TO_GIVE}")
         if not answer.is_success:
-            raise ControlError(_refusal(answer))
+            raise _refusal(answer)
         try:
             return kind.model_validate_json(answer.content)
         except ValidationError as error:
@@ -189,11 +196,14 @@ class RunClient:
         raise ControlError(f"steering {self._who} needs its token: {HOW_TO_GIVE}")
 
 
-def _refusal(answer: httpx2.Response) -> str:
+def _refusal(answer: httpx2.Response) -> ControlError:
     try:
-        return Problem.model_validate_json(answer.content).message
+        problem = Problem.model_validate_json(answer.content)
     except ValidationError:
-        return f"refused with HTTP {answer.status_code}: {answer.text[:200]}"
+        return ControlError(f"refused with HTTP {answer.status_code}: {answer.text[:200]}")
+    return (
+        RunEndingError(problem.message) if problem.error == RunEndingError.__name__ else ControlError(problem.message)
+    )
 
 
 def not_running(folder: Path) -> str:

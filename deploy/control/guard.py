@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from fastapi.responses import JSONResponse
 
-from deploy.control.access import SAFE_METHODS, Access, Asked, Refused
+from deploy.control.access import SAFE_METHODS, Access, Asked, Refused, Who
 from deploy.control.limits import Buckets, Limits, client_of, whole_seconds
 from deploy.control.run_status import Problem
 
@@ -70,15 +70,15 @@ class Guard:
         assert scope["type"] == "http", "the server speaks no other protocol"
         answer = self._finishing(scope["path"], send)
         try:
-            self._admit(scope)
+            who = self._admit(scope)
             body = await _body(scope, receive)
         except Refused as refused:
             await _respond(refused, scope, receive, answer)
             return
-        await self._app(scope, _replay(body, receive), answer)
+        await self._app(scope, _replay(body, receive), _telling(who, answer))
 
-    def _admit(self, scope: Message) -> None:
-        """Raises Refused if the request is not allowed, or is one too many."""
+    def _admit(self, scope: Message) -> Who:
+        """Who asks; raises Refused if the request is not allowed, or is one too many."""
         client = client_of((scope.get("client") or ("unknown",))[0])
         asked = Asked(
             method=scope["method"],
@@ -96,6 +96,7 @@ class Guard:
         _take(self._requests, (client, who), "requests")
         if asked.method not in SAFE_METHODS:
             _take(self._orders, client, "calls that change the run")
+        return who
 
     def _finishing(self, path: str, send: Send) -> Send:
         """Adds the headers that are not there, and counts."""
@@ -110,6 +111,17 @@ class Guard:
             await send(message)
 
         return finish
+
+
+def _telling(who: Who, send: Send) -> Send:
+    """Adds as whom the client was let in, so that the page need not try an order to learn what its token may do."""
+
+    async def tell(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"x-minichatgpt-role", who.encode())]
+        await send(message)
+
+    return tell
 
 
 def _take(buckets: Buckets, client: object, what: str) -> None:

@@ -57,6 +57,8 @@ class UpdatesQuery(Config):
     """Only updates later than this one."""
     limit: int = Field(default=MAX_ROWS, ge=1, le=MAX_ROWS)
     """At most so many, the newest."""
+    thinned: bool = False
+    """The newest half of these in full, before them every second, fourth, ..., so that they reach back to `after`."""
 
 
 class EventsQuery(Config):
@@ -66,6 +68,8 @@ class EventsQuery(Config):
     """Only events with a higher number."""
     limit: int = Field(default=MAX_ROWS, ge=1, le=MAX_ROWS)
     """At most so many, the newest."""
+    thinned: bool = False
+    """The newest half of these in full, before them every second, fourth, ..., so that they reach back to `after`."""
 
 
 class SamplesQuery(Config):

@@ -70,7 +70,9 @@ class ReadRoutes:
 
     async def updates(self, wanted: Annotated[UpdatesQuery, Query()]) -> Updates:
         """What updates have reported, oldest first."""
-        return await self._reading.ask(lambda: self._history.updates(after=wanted.after, limit=wanted.limit))
+        return await self._reading.ask(
+            lambda: self._history.updates(after=wanted.after, limit=wanted.limit, thinned=wanted.thinned)
+        )
 
     async def samples(self, wanted: Annotated[SamplesQuery, Query()]) -> Samples:
         """Texts that the model wrote, newest update first. Whoever shows them must escape them."""
@@ -82,7 +84,9 @@ class ReadRoutes:
 
     async def events(self, wanted: Annotated[EventsQuery, Query()]) -> Events:
         """What an operator wants to know: members lost and replaced, settings changed; oldest first."""
-        return await self._reading.ask(lambda: self._history.events(after=wanted.after, limit=wanted.limit))
+        return await self._reading.ask(
+            lambda: self._history.events(after=wanted.after, limit=wanted.limit, thinned=wanted.thinned)
+        )
 
 
 def not_ready(status: RunStatus) -> str | None:

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from common.errors import ControlError, StageEndedError
+from deploy.control.pace import Pace
 from deploy.control.run_status import CheckpointInfo, RunStatus, SettingsRequest
 from deploy.exit_codes import STOPPED
 from deploy.stop_signal import StopSignal
@@ -85,16 +86,21 @@ class RunControls:
         self.facts = RunFacts(run, os.getpid(), datetime.now(UTC))
         self.stop_signal = stop
         self._stage: str | None = None
+        self._pace = Pace()
         self._attached: StageControls | None = None
 
     @contextmanager
     def in_stage(self, stage: str) -> Iterator[None]:
         """Say which stage runs while the block runs."""
-        self._stage = stage
+        self._stage, self._pace = stage, Pace()
         try:
             yield
         finally:
-            self._stage = None
+            self._stage, self._pace = None, Pace()
+
+    def progress(self, step: int, total: int, message: str) -> None:
+        """Told by the stage that runs, where it has no controls of its own."""
+        self._pace.show(step, total, message)
 
     @contextmanager
     def attached(self, controls: StageControls) -> Iterator[None]:
@@ -119,6 +125,7 @@ class RunControls:
             pid=facts.pid,
             started_at=facts.started_at,
             stage=self._stage,
+            progress=self._pace.progress(),
             stopping=self.stop_signal.reason,
         )
 

@@ -145,6 +145,19 @@ class AlarmStatus(Status):
     """What it saw, what is legal, what was done."""
 
 
+class StageProgress(Status):
+    """How far a stage is that has no updates: a supervised one, or an evaluation."""
+
+    step: int
+    """Steps done."""
+    total: int
+    """Steps in all."""
+    message: str = ""
+    """What it does or the newest figure, as in `loss 3.61`."""
+    left_s: float | None = None
+    """Seconds that the rest takes at the pace so far; None where there is none yet."""
+
+
 class RunStatus(Status):
     """A run as it is now. What only PPO has is None or empty while another stage runs."""
 
@@ -156,6 +169,8 @@ class RunStatus(Status):
     """When the driver started."""
     stage: str | None = None
     """Stage that runs; None before the first and after the last."""
+    progress: StageProgress | None = None
+    """How far that stage is; None in PPO, which counts updates, and where it has not said yet."""
     stopping: str | None = None
     """Why the run is ending; None while it goes on."""
     step: int | None = None

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from deploy.console import one_line
 from deploy.control.models import Workers
-from deploy.control.run_status import AutoscalerStatus, MemberStatus, PoolStatus, RunStatus, WaitStatus
+from deploy.control.run_status import AutoscalerStatus, MemberStatus, PoolStatus, RunStatus, StageProgress, WaitStatus
 from deploy.report.words import duration
 
 BAR_CHARACTERS: Final = 24
@@ -71,6 +71,14 @@ def progress_line(status: RunStatus) -> str:
     return " · ".join([phase, *pools])
 
 
+def stage_progress(progress: StageProgress) -> str:
+    """How far a stage without updates is, in a line."""
+    left = "" if progress.left_s is None else f"about {duration(progress.left_s)} left"
+    share = f"{progress.step / progress.total:.0%}" if progress.total else ""
+    parts = (f"{progress.step:,} of {progress.total:,} steps", share, one_line(progress.message), left)
+    return " · ".join(part for part in parts if part)
+
+
 def _others(pool: PoolStatus) -> str:
     others = [f"{member.slot} {state_of(member)}" for member in pool.members if member.state != "active"]
     return f" ({', '.join(others)})" if others else ""
@@ -85,6 +93,8 @@ def _facts(status: RunStatus) -> Table:
     if status.stopping is not None:
         grid.add_row("ending", Text(one_line(status.stopping), "bold yellow"))
     grid.add_row("stage", Text(status.stage or "between stages"))
+    if status.progress is not None:
+        grid.add_row("progress", Text(stage_progress(status.progress)))
     if status.step is not None and status.updates:
         grid.add_row("updates", _progress(status.step, status.updates, status.lineage))
     if status.pause != "none":

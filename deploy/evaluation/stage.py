@@ -62,7 +62,7 @@ def evaluate_stage(place: Place, models: ModelPaths, trained: str, rivals: Mappi
     stream, prompts = heldout_prompts(config, models, config.evaluate.prompts)
     metrics = place.metrics
     log = EventLog(folder, place.console, count=metrics.event)
-    with stage_bar(place.console, "evaluate") as show:
+    with stage_bar(place.console, "evaluate", place.controls.progress) as show:
         total = 2 + len(rivals)
         with (
             place.runtime.members(config, models, folder, place.stop, with_learner=False) as members,

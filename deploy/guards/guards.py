@@ -16,8 +16,9 @@ from typing import Final, Literal, NamedTuple
 from common.config import RunConfig
 from common.evaluate_config import OverOptimisationConfig
 from common.guards_config import Action, GuardsConfig
+from common.metric_labels import GUARDS
 from deploy.evaluation.over_optimisation import Point, divergence, point_of
-from deploy.guards.measures import GUARDS, Baseline, Measure, measure
+from deploy.guards.measures import Baseline, Measure, measure
 from deploy.run_folder.evaluation_file import EvaluationLine
 
 Deed = Literal["lower_learning_rate", "roll_back", "stop"]

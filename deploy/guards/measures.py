@@ -12,8 +12,6 @@ from common.guards_config import GuardsConfig
 from common.kl_config import KLPenalty
 from deploy.run_folder.contents import finite
 
-GUARDS: Final = ("kl", "entropy", "clip_fraction", "repetition", "length", "judge_gap")
-"""Their names: those of the tables in `[guards]`."""
 COMPARED: Final = ("entropy", "response_tokens_mean", "score_mean")
 """Metrics whose mean over the first updates is kept."""
 
@@ -67,7 +65,7 @@ def measure(
     """What a guard sees in an update; None where there is nothing to see, so that nothing follows.
 
     Args:
-        guard: one of GUARDS but `judge_gap`, which looks at evaluations.
+        guard: one of `common.metric_labels.GUARDS` but `judge_gap`, which looks at evaluations.
         metrics: of the update, by the names of metrics.jsonl.
         config: the limits.
         kl: how KL is paid for.

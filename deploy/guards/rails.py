@@ -14,13 +14,13 @@ from typing import Any
 
 from common.config import RunConfig
 from common.errors import RollBack, RunStopped
+from common.metric_labels import GUARDS
 from common.metrics import RunMetrics
 from common.run_settings import RunSettings
 from deploy.control.run_status import SettingsRequest
 from deploy.exit_codes import GUARDED
 from deploy.guards.guards import Alarm, Guards, Notice, Order
 from deploy.guards.history import read_updates, replayed, see_update
-from deploy.guards.measures import GUARDS
 from deploy.ppo.steering import Steering
 from deploy.run_folder.contents import UpdateLine
 from deploy.run_folder.evaluation_file import EvaluationLine, read_evaluations

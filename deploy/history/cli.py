@@ -165,12 +165,14 @@ def logs(
 
 def follow_events(source: "Source", show: Callable[["EventRow"], None], *, after: int) -> None:
     """Show each event whose number is above `after` as it comes; returns once the run is over and all are shown."""
-    from common.errors import ControlError
+    from common.errors import ControlError, RunEndingError
 
     while True:
         ended = source.is_over()  # first: what was written before the end is shown
         try:
             rows = source.written.events(after=after, limit=MOST_EVENTS).events
+        except RunEndingError:
+            rows = ()  # it says no more, and is gone soon
         except ControlError:
             if source.is_over():  # who was asked has gone
                 return

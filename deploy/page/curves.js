@@ -144,7 +144,8 @@ export class Curve {
       );
     }
     for (const at of ticks(from, to, Math.max(2, Math.floor(width / 70))).made.filter(Number.isInteger)) {
-      this.svg.append(draw("text", { x: this.x(at), y: HEIGHT - 6, class: "tick" }, String(at)));
+      const inside = Math.min(this.x(at), width - 2 - 3.5 * String(at).length);
+      this.svg.append(draw("text", { x: inside, y: HEIGHT - 6, class: "tick" }, String(at)));
     }
     this.bottom = bottom;
   }

@@ -47,15 +47,16 @@ export function rows(body, lines) {
     const row = body.children[place] ?? body.appendChild(make("tr"));
     while (row.children.length > line.length) row.lastElementChild.remove();
     line.forEach((cell, column) => {
-      const { text, className = "", title = "", width } = cell;
+      const { text, className = "", title = "", label = "", width } = cell;
       const node = row.children[column] ?? row.appendChild(make("td"));
       if (node.className !== className) node.className = className;
       if (node.title !== title) node.title = title;
+      if (label && node.dataset.label !== label) node.dataset.label = label;
       if (width === undefined) return put(node, text);
       const bar = node.querySelector("i") ?? node.appendChild(make("span", "share", make("i"))).firstElementChild;
-      const label = node.querySelector("b") ?? node.appendChild(make("b"));
+      const share = node.querySelector("b") ?? node.appendChild(make("b"));
       bar.style.width = `${100 * width}%`;
-      put(label, text);
+      put(share, text);
     });
   });
 }

@@ -34,6 +34,7 @@ async function ask(path, { method = "GET", body, token = steering.token } = {}) 
     throw new Refused(answer?.status ?? 0, `no answer: ${error.message}`);
   }
   if (!answer.ok) throw new Refused(answer.status, said.message ?? `refused with HTTP ${answer.status}`);
+  if (token === steering.token) steering.role = answer.headers.get("X-Minichatgpt-Role");
   return said;
 }
 
@@ -66,7 +67,10 @@ function showStatus(status, hasNews) {
     curves.reward.show(history.reward(), marks);
     curves.kl.show(history.kl(measure, status.settings?.kl_target), marks);
     curves.throughput.show(history.throughput(), marks);
-    show(find("marks-legend"), marks.size > 0);
+    const kinds = new Set([...marks.values()].flat().map((mark) => mark.kind));
+    for (const kind of ["steered", "guarded", "lost"]) show(find(`legend-${kind}`), kinds.has(kind));
+    show(find("legend-target"), curves.kl.points.some((point) => Number.isFinite(point.target)));
+    put(find("thinned"), history.thinned());
     showTexts(history.extremes());
     showEvents(history.events);
   }

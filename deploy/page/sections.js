@@ -21,6 +21,16 @@ function stateOf(status) {
   return status.stage ? "running" : "between stages";
 }
 
+/** How far the stage is, in updates of PPO or in steps of its own; null where it has not said. */
+function progressOf({ step, updates, progress }, updateSeconds) {
+  if (step !== null && updates > 0) {
+    const left = updateSeconds === null ? null : (updates - step) * updateSeconds;
+    return { unit: "update", step, total: updates, left, message: "" };
+  }
+  if (!progress || progress.total <= 0) return null;
+  return { unit: "step", step: progress.step, total: progress.total, left: progress.left_s, message: progress.message };
+}
+
 export function showHeader(status, updateSeconds) {
   put(find("run"), status.run);
   put(find("stage"), status.stage ? `stage ${status.stage}` : "");
@@ -28,18 +38,18 @@ export function showHeader(status, updateSeconds) {
   put(find("state"), state);
   find("state").dataset.state = state;
   document.title = `${status.run} · ${status.step === null ? state : `${status.step}/${status.updates} ${state}`}`;
-  const hasProgress = status.step !== null && status.updates > 0;
-  show(find("progress"), hasProgress);
   const facts = [];
-  if (hasProgress) {
-    const share = Math.min(1, status.step / status.updates);
+  const done = progressOf(status, updateSeconds);
+  show(find("progress"), done !== null);
+  if (done !== null) {
+    const share = Math.min(1, done.step / done.total);
     const bar = find("progress-bar");
-    bar.setAttribute("aria-valuemax", status.updates);
-    bar.setAttribute("aria-valuenow", status.step);
+    bar.setAttribute("aria-valuemax", done.total);
+    bar.setAttribute("aria-valuenow", done.step);
     bar.firstElementChild.style.width = `${100 * share}%`;
-    put(find("progress-text"), `update ${count(status.step)} of ${count(status.updates)} · ${percent(share)}`);
-    const left = updateSeconds === null ? null : (status.updates - status.step) * updateSeconds;
-    facts.push(["left", state === "running" && left !== null ? `about ${duration(left)}` : NONE]);
+    put(find("progress-text"), `${done.unit} ${count(done.step)} of ${count(done.total)} · ${percent(share)}`);
+    facts.push(["left", state === "running" && done.left !== null ? `about ${duration(done.left)}` : NONE]);
+    if (done.message) facts.push(["now", done.message]);
   }
   if (status.phase) facts.push(["phase", `${words(status.phase)} ${duration(status.phase_s)}`]);
   facts.push(["running for", duration((Date.now() - Date.parse(status.started_at)) / 1000)]);
@@ -64,7 +74,9 @@ export function showWaits(status) {
   const { waits, pools } = status;
   show(find("waits"), waits !== null);
   if (waits === null) return;
-  put(find("advice"), waits.advice);
+  const isPaused = status.pause === "paused";
+  put(find("advice"), isPaused ? `Paused: nobody has work. Before: ${waits.advice}` : waits.advice);
+  put(find("waits-when"), isPaused ? "the last update before the pause" : "the last update");
   const { autoscaler } = status;
   show(find("autoscaler"), autoscaler !== null);
   if (autoscaler !== null) {
@@ -127,7 +139,7 @@ function makePool(role) {
 
 function memberCells(member) {
   const busy = member.busy_fraction;
-  return [
+  const cells = [
     { text: member.slot, title: `process ${member.pid ?? NONE}, node ${member.node ?? NONE}` },
     { text: member.is_waiting ? "starting: no node yet" : words(member.state), className: `state ${member.state}` },
     { text: member.weights ?? NONE },
@@ -139,6 +151,7 @@ function memberCells(member) {
     { text: count(member.restarts), className: member.restarts ? "number worry" : "number" },
     { text: duration(member.heartbeat_age_s), className: "number" },
   ];
+  return cells.map((cell, place) => ({ ...cell, label: COLUMNS[place][0] })); // where there is no room for a head
 }
 
 export function showBooks(status) {

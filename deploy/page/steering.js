@@ -17,6 +17,8 @@ export class Steering {
     this.ask = ask;
     this.refresh = refresh;
     this.status = null;
+    /** As whom the run has let us in with this token: anonymous, reader or steerer. */
+    this.role = null;
     this.token = sessionStorage.getItem(KEPT) ?? "";
     this.fields = new Map();
     find("token-form").addEventListener("submit", (event) => this.take(event));
@@ -105,12 +107,16 @@ export class Steering {
   /** Buttons work where there is a token and a run that can be steered. */
   show() {
     const canSteer = Boolean(this.status?.pools.rollout) && !this.status.stopping;
-    find("controls").disabled = !this.token || !canSteer;
+    const onlyReads = Boolean(this.token) && this.role === "reader";
+    find("controls").disabled = !this.token || onlyReads || !canSteer;
     if (this.status) show(find("controls"), Boolean(this.status.pools.rollout));
     let text = "Buttons need the token from control.token of the run folder. It stays in this tab.";
     if (this.token) text = "The token is held by this tab only; an empty one forgets it.";
     if (this.token && this.status && !canSteer) {
       text = this.status.stopping ? "The run is ending." : `Stage ${this.status.stage ?? "–"} has nothing to steer.`;
+    }
+    if (onlyReads) {
+      text = "This token only reads: it shows everything and changes nothing. Buttons need the one from control.token.";
     }
     put(find("token-state"), text);
   }

@@ -1,5 +1,6 @@
 """From where PPO starts: the newest verified checkpoint of the same settings, or from the beginning."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from common.checkpoint_store import CheckpointStore
 from common.config import RunConfig
 from common.errors import CheckpointError, ConfigError
 from common.run_place import shared
+from deploy.ppo.new_settings import at_their_default
 from deploy.ppo.resume import refuse_changes
 from deploy.run_folder.files import read_json
 
@@ -42,7 +44,7 @@ def find_beginning(
         folder: of the run.
         settings: of the run as it is configured now.
         anew: do not go on from any.
-        warn: told of checkpoints that are damaged, and so passed over.
+        warn: told of checkpoints that are damaged, and so passed over, and of settings that one does not know.
 
     Raises:
         ConfigError: there is a checkpoint of other settings, named by the keys that differ, or of more updates.
@@ -58,7 +60,13 @@ def find_beginning(
         _miss_none(folder, store)
     else:
         saved: Any = store.read_state(checkpoint)["settings"]
-        refuse_changes(saved, settings)
+        new = at_their_default(config, saved, settings)
+        refuse_changes({**saved, **new}, settings)
+        if new:
+            warn(
+                f"{checkpoint.name} is from before there were these settings, and they are at their defaults: "
+                f"{', '.join(f'{key}={json.dumps(value)}' for key, value in new.items())}; the run goes on"
+            )
         if checkpoint.step > config.ppo.updates:
             raise ConfigError(
                 f"{checkpoint.name} is of {checkpoint.step} updates, and ppo.updates={config.ppo.updates} asks for "

@@ -48,6 +48,7 @@ class Lookout:
         """What the conductor asks for or reports."""
         match action:
             case Start(member, _):
+                self.pulse.began(member.slot)
                 self.metrics.joined(member.slot)
             case Done():
                 self.pulse.answered(action)

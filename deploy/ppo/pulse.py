@@ -72,6 +72,11 @@ class Pulse:
             if generating > 0:
                 self._tokens_per_s[done.slot] = done.stats.response_tokens / generating
 
+    def began(self, slot: str) -> None:
+        """Another process takes the slot: the speed of the one before is not its own."""
+        with self._lock:
+            self._tokens_per_s.pop(slot, None)
+
     def looked(self, active: Mapping[str, Iterable[str]]) -> None:
         """Who takes work now, by role."""
         with self._lock:

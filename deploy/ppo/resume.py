@@ -39,7 +39,7 @@ def run_settings(config: RunConfig, inputs: Mapping[str, str]) -> dict[str, Json
     """
     parts = depends_on(config, "ppo", inputs)
     del parts["stage"], parts["settings"]  # of the PPO stage; its settings are under `ppo` too
-    flat = dict(_flatten("", parts))
+    flat = dict(flatten("", parts))
     if config.ppo is not None and config.ppo.lr_final_fraction == 1:
         del flat["ppo.updates"]
     return flat
@@ -59,16 +59,17 @@ def learner_settings(config: RunConfig, policy: str) -> dict[str, JsonValue]:
         "learner": settings_that_matter(config.learner),
         "inputs": {"policy": policy},
     }
-    flat = dict(_flatten("", parts))
+    flat = dict(flatten("", parts))
     if config.ppo.lr_final_fraction == 1:
         del flat["ppo.updates"]
     return flat
 
 
-def _flatten(prefix: str, value: Any) -> Iterator[tuple[str, JsonValue]]:
+def flatten(prefix: str, value: Any) -> Iterator[tuple[str, JsonValue]]:
+    """Each value with its dotted name; an empty table is a value."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _flatten(f"{prefix}.{key}" if prefix else str(key), item)
+            yield from flatten(f"{prefix}.{key}" if prefix else str(key), item)
     elif isinstance(value, float) and not math.isfinite(value):
         yield prefix, str(value)  # JSON has no infinity
     else:

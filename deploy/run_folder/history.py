@@ -5,6 +5,7 @@ only.
 """
 
 import math
+import re
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -14,12 +15,15 @@ from pydantic import ValidationError
 
 from deploy.control.run_status import Status
 from deploy.run_folder.newest_lines import count_lines, newest_lines, open_lines
+from deploy.run_folder.thinning import every
 
 MAX_ROWS = 1000
 """Most rows of one answer."""
 MAX_BYTES = 32 << 20
 """Of samples.jsonl, read for one answer: some 50 000 texts, a second of work."""
 Row = TypeVar("Row", bound=Status)
+_STEP = re.compile(rb'\{"step": ?(\d{1,15}),')
+"""How a line of metrics.jsonl begins; another beginning costs time and nothing else."""
 
 
 class UpdateRow(Status):
@@ -117,16 +121,21 @@ class RunHistory:
         self._folder = folder
         self._most_bytes = most_bytes
 
-    def updates(self, *, after: int = 0, limit: int = MAX_ROWS) -> Updates:
-        """The newest `limit` updates later than update `after`."""
+    def updates(self, *, after: int = 0, limit: int = MAX_ROWS, thinned: bool = False) -> Updates:
+        """The newest `limit` updates later than update `after`; or all of these, thinned to at most so many."""
         rows: list[UpdateRow] = []
+        k, whole_from = 1, 0
         with open_lines(self._folder / "metrics.jsonl") as opened:
             for line in newest_lines(*opened) if opened else ():
+                if rows and _is_thinned_out(line, k, whole_from):
+                    continue
                 row = _parsed(line, UpdateRow)
                 if row is None or (rows and row.step >= rows[-1].step):  # of a lineage that was gone back on
                     continue
                 if row.step <= after or len(rows) >= limit:
                     break
+                if thinned and not rows:
+                    k, whole_from = every(after + 1, row.step, most=limit)
                 rows.append(row)
         return Updates(updates=tuple(reversed(rows)))
 
@@ -172,15 +181,18 @@ class RunHistory:
                     yield row
                     oldest = oldest if row is None or row.step is None else row.step
 
-    def events(self, *, after: int = -1, limit: int = MAX_ROWS) -> Events:
-        """The newest `limit` events whose number is above `after`."""
+    def events(self, *, after: int = -1, limit: int = MAX_ROWS, thinned: bool = False) -> Events:
+        """The newest `limit` events whose number is above `after`; or all of these, thinned to at most so many."""
         rows: list[EventRow] = []
         with open_lines(self._folder / "events.jsonl") as opened:
             number = count_lines(*opened) if opened else 0
+            k, whole_from = every(after + 1, number - 1, most=limit) if thinned else (1, 0)
             for line in newest_lines(*opened) if opened else ():
                 number -= 1
                 if number <= after or len(rows) >= limit:
                     break
+                if number < whole_from and number % k:
+                    continue
                 event = _parsed(line, _Event)
                 if event is not None:
                     rows.append(EventRow(number=number, **event.model_dump()))
@@ -205,6 +217,14 @@ class _Heldout(Status):
     after: str
     score_before: float | None = None
     score_after: float | None = None
+
+
+def _is_thinned_out(line: bytes | None, k: int, whole_from: int) -> bool:
+    """Whether an update's line need not be looked at: a long run has many, and most of them are not shown."""
+    if k == 1 or line is None or (match := _STEP.match(line)) is None:
+        return False
+    step = int(match[1])
+    return step < whole_from and step % k > 0
 
 
 def _parsed(line: bytes | None, model: type[Row]) -> Row | None:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from deploy.console import one_line
 from deploy.control.run_status import MemberStatus, PoolStatus, RunStatus, WaitStatus
-from deploy.control.view import STYLES, TITLES, autoscaler_line
+from deploy.control.view import STYLES, TITLES, autoscaler_line, stage_progress
 from deploy.preflight.finding import show_bytes
 from deploy.report.words import NONE, duration, gap_between, number
 from deploy.run_folder.history import EventRow, UpdateRow
@@ -91,6 +91,8 @@ def _head(view: View) -> list[Text]:
     word, style = state_of(status)
     first = Text.assemble((status.run, "bold cyan"), f"  {status.stage or ''}  ", (word, style))
     if status.step is None or not status.updates:
+        if status.progress is not None:
+            first.append(f"  {stage_progress(status.progress)}")
         first.append("" if view.updates else "  curves and workers come with PPO", "dim")
         return [first]
     share = min(1.0, status.step / status.updates)

@@ -11,13 +11,15 @@ NAMED = Access.of(ControlConfig(allowed_hosts=["Run.Example.org"]), STEER, READ)
 REMOTE = Access.of(ControlConfig(host="0.0.0.0", allowed_hosts=["run.example.org", "[fd00::5]"]), STEER, READ)
 
 
-def asked(method="GET", path="/v1/run", host="localhost:80", token=None, origin=None, local="10.0.0.7"):
+def asked(
+    method="GET", path="/v1/run", host="localhost:80", token=None, origin=None, local="10.0.0.7", scheme="Bearer"
+):
     return Asked(
         method=method,
         path=path,
         hosts=[host.encode()],
         origins=[] if origin is None else [origin.encode()],
-        authorizations=[] if token is None else [f"Bearer {token}".encode()],
+        authorizations=[] if token is None else [f"{scheme} {token}".encode()],
         local_address=local,
     )
 
@@ -28,6 +30,14 @@ def status(access, **request):
         return access.admit(asked(**request))
     except Refused as refused:
         return refused.status
+
+
+@pytest.mark.parametrize(
+    ("header", "who"),
+    [("Bearer", "steerer"), ("bearer", "steerer"), ("BEARER", "steerer"), ("Basic", 401), ("Bearer:", 401), ("", 401)],
+)
+def test_the_scheme_of_authorization_is_bearer_in_any_case(header, who):
+    assert status(LOCAL, method="POST", token=STEER, scheme=header) == who
 
 
 @pytest.mark.parametrize("method", ["POST", "PATCH", "PUT", "DELETE", "TRACE", "BREW"])

@@ -22,7 +22,14 @@ DEPARTURES = {
     },
 }  # fmt: skip
 """Settings that differ from the packaged configuration of that name, beside [control] and the resources of roles."""
-ALWAYS = {"control.host", "control.port", "control.token_env", "control.read_token_env", "control.allowed_hosts"}
+ALWAYS = {
+    "cluster.autoscaling",
+    "control.host",
+    "control.port",
+    "control.token_env",
+    "control.read_token_env",
+    "control.allowed_hosts",
+}
 ALWAYS |= {f"{role}.resources" for role in ("rollout", "reward_service", "learner")}
 
 

@@ -12,10 +12,8 @@ from deploy.jobs.node_python import PYTHON
 from deploy.jobs.submission import make_submission
 
 
-def submission(config, folder, **changes):
-    return make_submission(
-        config, "/shared/my runs", folder, **({"wheel": None, "again": (), "insecure": False} | changes)
-    )
+def submission(config, folder, *, runs="/shared/my runs", **changes):
+    return make_submission(config, runs, folder, **({"wheel": None, "again": (), "insecure": False} | changes))
 
 
 def test_the_resolved_configuration_is_all_that_travels(tiny, tmp_path):

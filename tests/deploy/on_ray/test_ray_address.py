@@ -20,7 +20,9 @@ ROOT = Path(__file__).parents[3]
 
 
 def test_a_client_address_is_refused_with_what_is_legal():
-    with pytest.raises(ConfigError, match=r"ray://10\.0\.0\.1:10001: give host:port of the head .* `ray job submit`"):
+    with pytest.raises(
+        ConfigError, match=r"ray://10\.0\.0\.1:10001: give host:port of the head .* `minichatgpt launch`"
+    ):
         resolve("ray://10.0.0.1:10001")
 
 

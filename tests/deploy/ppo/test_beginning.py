@@ -6,6 +6,8 @@ import pytest
 
 from common.checkpoint_store import CheckpointStore
 from common.errors import CheckpointError, RunStopped
+from deploy import pipeline
+from deploy.ppo.resume import run_settings
 from deploy.run_folder.files import read_json
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
@@ -145,3 +147,20 @@ def test_checkpoints_that_are_gone_are_missed_and_nothing_is_thrown_away(train):
     assert "there was a checkpoint of update 2" in str(refused.error)
     assert len(refused.rows()) == 3, "the files are as they were"
     assert train(*EVERY_TWO, f"ppo.checkpoint_url={folder / 'elsewhere'}").ok().rows()[-1]["step"] == 6
+
+
+def test_a_checkpoint_from_before_there_was_a_setting_is_gone_on_from_and_it_is_told(train, undisturbed, monkeypatch):
+    new = "ppo.clip_eps_high"
+    with monkeypatch.context() as older:
+        settings = run_settings
+        older.setattr(
+            pipeline, "run_settings", lambda *of: {key: value for key, value in settings(*of).items() if key != new}
+        )
+        train(*EVERY_TWO, before_update=die_before(4))
+    refused = train(*EVERY_TWO, f"{new}=0.3")
+    assert f"{new}: not there in the checkpoint, 0.3 now" in str(refused.error)
+    resumed = train(*EVERY_TWO).ok()
+    assert f"from before there were these settings, and they are at their defaults: {new}=null" in " ".join(
+        resumed.output.split()
+    )
+    resumed.assert_same_as(undisturbed(*EVERY_TWO))

@@ -8,8 +8,8 @@ import pytest
 from common.checkpoint_store import CheckpointStore
 from common.errors import RunStopped
 from common.hashing import file_hash
+from common.metric_labels import GUARDS
 from deploy.exit_codes import GUARDED
-from deploy.guards.measures import GUARDS
 from deploy.local import LocalLearner
 from deploy.ppo import recovery
 from deploy.ppo.settings_journal import read_journal

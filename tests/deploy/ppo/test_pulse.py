@@ -57,6 +57,14 @@ def test_evaluations_and_the_mean_wait_for_a_replica_are_of_the_update(pulse):
     assert (again.evaluate, again.score_queued_s) == (0.0, 0.0)
 
 
+def test_who_takes_a_slot_has_not_the_speed_of_the_one_before(pulse):
+    for slot in ("worker-0", "worker-1"):
+        pulse.answered(worked(slot, {"generate": 2.0}, tokens=100))
+    pulse.began("worker-0")
+    assert pulse.tokens_per_s("worker-0") is None
+    assert pulse.tokens_per_s("worker-1") == 50
+
+
 def test_work_counts_in_one_update(pulse):
     pulse.answered(worked("worker-0", {"generate": 1.0}))
     assert pulse.updated(report(), {"total": 2.0}).busy_of_slot["worker-0"] == 0.5

@@ -39,7 +39,7 @@ def minichatgpt(run_copy, monkeypatch, capsys):
 
 
 def assert_nothing_is_left(folder):
-    for name in ("run.json", "control.token", "stages/ppo.json", "stages/evaluate.json", "summary.json", "report.html"):
+    for name in ("run.json", "control.token", "stages/ppo.json", "stages/evaluate.json", "summary.json"):
         assert not (folder / name).exists(), name
     assert not list(folder.rglob("*.partial"))
 
@@ -73,6 +73,7 @@ def test_whoever_asks_the_run_ends_after_its_update_with_a_checkpoint_and_the_sa
     )
     assert (read_end(run_copy).reason, read_end(run_copy).exit_code) == (reason, code)
     assert_nothing_is_left(run_copy)
+    assert "PPO was stopped after update 3 of 6" in (run_copy / "report.html").read_text(encoding="utf-8")
     assert identities(run_copy) == ["0.1", "0.2", "0.3"]
     assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers
 
@@ -96,6 +97,7 @@ def test_a_second_ctrl_c_ends_it_at_once_with_what_the_last_checkpoint_holds(min
     assert "Interrupted. Finished stages are kept; the same command goes on from there." in said.err
     assert (read_end(run_copy).reason, read_end(run_copy).exit_code) == ("interrupted", 130)
     assert_nothing_is_left(run_copy)
+    assert not (run_copy / "report.html").exists()
     exit_code, _ = minichatgpt()
     assert exit_code == 0
     assert identities(run_copy) == ["0.1", "0.2", "1.3", "1.4", "1.5", "1.6"]

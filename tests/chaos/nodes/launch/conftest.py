@@ -43,10 +43,13 @@ class Head:
             "link set end up",
         ):
             subprocess.run(["ip", "-n", self.name, *words.split()], check=True)
-        self.process = self._start()
-        stack.callback(self._die)
-        self.poll(lambda: "Ray runtime started" in self.printed() or self.process.poll() is not None, what="ray start")
-        assert self.process.poll() is None, self.printed()
+        for _ in range(3):  # Ray gives its raylet 30 s, whatever else the machine has to do
+            self.process = self._start()
+            stack.callback(self._die, self.process)
+            poll(lambda: "Ray runtime started" in self.printed() or self.process.poll() is not None, what="ray start")
+            if self.process.poll() is None:
+                return
+        raise AssertionError(self.printed())
 
     def printed(self) -> str:
         return (self.folder / "head.out").read_text()
@@ -77,9 +80,10 @@ class Head:
                 stderr=subprocess.STDOUT,
             )
 
-    def _die(self) -> None:
-        self.process.kill()
-        self.process.wait(timeout=60)
+    @staticmethod
+    def _die(process: subprocess.Popen) -> None:
+        process.kill()
+        process.wait(timeout=60)
 
     def inside(self, *command: str) -> None:
         """A command that sees this machine's processes."""

@@ -23,6 +23,7 @@ from deploy.control.run_status import (
     RunStatus,
     SettingsRequest,
     SettingsStatus,
+    StageProgress,
     WaitStatus,
 )
 from deploy.control.waiting import advice
@@ -172,6 +173,17 @@ def scenes() -> dict[str, tuple[RunStatus, dict]]:
             RunStatus(run="demo", pid=1, started_at=NOW - timedelta(seconds=40), stage="pretrain"),
             {"steps": 0},
         ),
+        "sft": (
+            RunStatus(
+                run="demo",
+                pid=1,
+                started_at=NOW - timedelta(seconds=40),
+                stage="sft",
+                progress=StageProgress(step=30, total=120, message="loss 3.61", left_s=90.0),
+            ),
+            {"steps": 0},
+        ),
+        "thousands": (status(step=2500, updates=4000), {"steps": 2500}),
         "stopping": (status(stopping="minichatgpt stop"), {"steps": 37}),
     }
 
@@ -235,10 +247,10 @@ def show_run(serve, tmp_path) -> Shown:
     """Serves a scene while a block runs, with its history in the run folder."""
 
     @contextlib.contextmanager
-    def shown(name: str = "collect") -> Iterator:
+    def shown(name: str = "collect", **settings: object) -> Iterator:
         now, history = scenes()[name]
         write_history(tmp_path / "runs" / "tiny", **history)
-        with serve(SceneRun(now)) as served:
+        with serve(SceneRun(now), **settings) as served:
             yield served
 
     return shown
@@ -305,14 +317,15 @@ def open_page(chromium) -> Iterator[Callable]:
         if "net::ERR_" not in line.text and "the server responded with a status of" not in line.text:
             said.append(line.text)
 
-    def go(served, *, token: str = "", width: int = 1280):
+    def go(served, *, token: str | None = "", width: int = 1280):
         page = chromium.new_page(viewport={"width": width, "height": 800})
         opened.append(page)
         page.set_default_timeout(15_000)
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", complain)
         page.goto(served.url)
-        give(page, token or served.token)
+        if token is not None:
+            give(page, token or served.token)
         return page
 
     yield go

@@ -153,3 +153,72 @@ def test_a_phone_has_no_sideways_scroll(show_run, open_page, scene):
         page = open_page(served, width=390)
         expect(page.locator("#run")).to_have_text("demo")
         assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_who_has_no_token_off_loopback_is_asked_for_one_and_shown_nothing_else(show_run, open_page, give_token):
+    with show_run("alarm", host="0.0.0.0", allowed_hosts=["localhost"]) as served:
+        page = open_page(served, token=None)
+        expect(page.locator("#notice")).to_contain_text("Paste a token below")
+        shown = page.evaluate(
+            "[...document.querySelectorAll('main > *')].filter((n) => n.offsetParent).map((n) => n.id)"
+        )
+        assert shown == ["notice", "steer"]
+        expect(page.locator("#controls")).to_be_hidden()
+        give_token(page, served.read_token)
+        expect(page.locator("#progress-text")).to_contain_text("update 37 of 200")
+        expect(page.locator("#members")).to_be_visible()
+
+
+def test_a_token_that_only_reads_has_buttons_that_say_why_they_do_nothing(show_run, open_page, give_token):
+    with show_run() as served:
+        page = open_page(served, token=served.read_token)
+        expect(page.locator("#token-state")).to_contain_text("This token only reads")
+        expect(page.locator("#pause")).to_be_visible()
+        expect(page.locator("#pause")).to_be_disabled()
+        give_token(page, served.token)
+        expect(page.locator("#pause")).to_be_enabled()
+        expect(page.locator("#token-state")).to_contain_text("held by this tab only")
+
+
+def test_a_stage_without_updates_shows_its_steps(show_run, open_page):
+    with show_run("sft") as served:
+        page = open_page(served)
+        expect(page.locator("#progress-text")).to_have_text("step 30 of 120 · 25 %")
+        expect(page.locator("#facts")).to_contain_text("about 1 min 30 s")
+        expect(page.locator("#facts")).to_contain_text("loss 3.61")
+
+
+def test_while_paused_the_shares_are_said_to_be_of_before(show_run, open_page):
+    with show_run("paused") as served:
+        page = open_page(served)
+        expect(page.locator("#waits")).to_contain_text("Paused: nobody has work. Before: The learner waits")
+        expect(page.locator("#waits")).to_contain_text("the last update before the pause")
+        expect(page.locator("#legend-target")).to_be_visible()
+        expect(page.locator("#thinned")).to_have_text("")
+
+
+def test_a_run_of_thousands_of_updates_is_drawn_from_its_beginning_and_says_what_is_left_out(
+    show_run, open_page, add_update
+):
+    with show_run("thousands") as served:
+        page = open_page(served)
+        expect(page.locator("#thinned")).to_have_text("every 4th update is drawn until 2,001, all later ones")
+        page.locator("#curve-reward").focus()
+        page.keyboard.press("Home")
+        expect(page.locator(".reward .readout")).to_contain_text("update 4:")
+        page.keyboard.press("End")
+        expect(page.locator(".reward .readout")).to_contain_text("update 2500:")
+        add_update(served.folder, 2501)
+        served.run.now = served.run.now.model_copy(update={"step": 2501})
+        expect(page.locator("#curve-kl")).to_have_attribute("aria-label", re.compile("newest, update 2501:"))
+
+
+def test_a_phone_shows_every_fact_of_a_member_with_its_name(show_run, open_page):
+    with show_run() as served:
+        page = open_page(served, width=400)
+        cells = page.locator("#pool-rollout tbody tr").first.locator("td")
+        expect(cells).to_have_count(10)
+        for box in [cell.bounding_box() for cell in cells.all()]:
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= 400
+        assert cells.nth(5).evaluate("(cell) => getComputedStyle(cell, '::before').content") == '"tokens/s"'
