@@ -9,6 +9,7 @@ import torch
 from actors.build import build_worker
 from common.config import RunConfig
 from common.records import GenerateRequest, Identity, ModelPaths, RolloutChunk, Stats, WeightsHandle
+from common.run_place import local_copy, local_models
 from common.vitals import describe, heartbeat, stacks
 from common.weights import Buffer, detached, weights_of
 
@@ -33,7 +34,7 @@ class RolloutActor:
         """Load the model (here, for errors of a constructor lose their type); says what the process uses."""
         config, paths, name = self._parts
         torch.set_num_threads(config.rollout.num_threads)
-        self._worker = build_worker(config, paths, fetch=fetch, name=name)
+        self._worker = build_worker(config, local_models(paths), fetch=fetch, name=name)
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
 
@@ -60,4 +61,4 @@ class RolloutActor:
 @ray.remote(num_returns=2, num_cpus=0, max_retries=0)
 def read_weights(path: str, identity: Identity) -> tuple[Buffer, WeightsHandle]:
     """Weights of a model folder, for evaluation: the driver owns the buffer and does not hold it."""
-    return detached(weights_of(path, identity))
+    return detached(weights_of(local_copy(path), identity))

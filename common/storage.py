@@ -24,6 +24,15 @@ from safetensors import SafetensorError
 
 from common.errors import CheckpointError, ConfigError
 
+try:
+    from botocore.exceptions import BotoCoreError
+except ImportError:  # s3fs is not installed, so that nothing raises it
+    BotoCoreError = OSError
+
+STORE_ERRORS: tuple[type[Exception], ...] = (OSError, BotoCoreError)
+"""What file systems raise: s3fs lets through what botocore says of missing credentials, say."""
+_FAULTS: tuple[type[Exception], ...] = (*STORE_ERRORS, SafetensorError)
+
 _BLOCK_BYTES = 1 << 25
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -67,8 +76,8 @@ class Folder:
             fs, path = url_to_fs(url, use_listings_cache=False)
         except (ValueError, ImportError) as error:
             raise ConfigError(
-                f"{url} cannot be opened: {error}; give a path, or a URL whose fsspec package is installed where "
-                "driver and learner run (s3fs for s3://, gcsfs for gs://)"
+                f"{url} cannot be opened: {error}; give a path, or a URL whose fsspec package is installed on all "
+                "machines of the run (`pip install 'minichatgpt[s3]'` for s3://, gcsfs for gs://)"
             ) from error
         return cls(path if isinstance(fs, LocalFileSystem) else url.rstrip("/"), path, fs)
 
@@ -113,6 +122,34 @@ class Folder:
             self.fs.pipe_file(f"{self.path}/{name}", data)
             if self.is_local:
                 _sync(f"{self.path}/{name}")
+
+    def put(self, name: str, path: Path) -> None:
+        """Write a file with the content of a local one."""
+        with self._access(name, "be written", needed_bytes=path.stat().st_size):
+            self.fs.put_file(str(path), f"{self.path}/{name}")
+
+    def get(self, name: str, path: Path) -> None:
+        """Copy a file to a local path."""
+        with self._access(name, "be read"):
+            self.fs.get_file(f"{self.path}/{name}", str(path))
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file where there is none of that name; False if there is one. Some stores cannot tell, and write."""
+        with self._access(name, "be written", needed_bytes=len(data)):
+            try:
+                self.fs.pipe_file(f"{self.path}/{name}", data, mode="create")
+            except FileExistsError:
+                return False
+        return True
+
+    def all_names(self) -> list[str]:
+        """The files in it and in all folders below, as paths from here, sorted."""
+        with self._access("", "be listed"):
+            try:
+                paths = self.fs.find(self.path)
+            except FileNotFoundError:
+                return []
+        return sorted(path.strip("/").removeprefix(self.path.strip("/")).lstrip("/") for path in paths)
 
     def size(self, name: str) -> int:
         """Bytes of a file."""
@@ -186,7 +223,7 @@ class Folder:
             yield
         except FileNotFoundError as error:
             raise CheckpointError(f"{where} is missing, so it cannot {what}") from error
-        except (OSError, SafetensorError) as error:
+        except _FAULTS as error:
             if _is_full(error):
                 if self.is_local and name:
                     Path(self.path, name).unlink(missing_ok=True)  # of the half that fitted nobody has a use
@@ -198,7 +235,7 @@ class Folder:
             raise CheckpointError(f"{where} cannot {what}: {type(error).__name__}: {error}") from error
 
 
-def _is_full(error: OSError | SafetensorError) -> bool:
+def _is_full(error: Exception) -> bool:
     """Safetensors tells an error of the system by its text only."""
     if isinstance(error, OSError):
         return error.errno in _FULL

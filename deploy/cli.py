@@ -49,6 +49,9 @@ LocalOption = Annotated[bool, typer.Option("--local", help="Everything in this p
 AddressOption = Annotated[
     str | None, typer.Option(help="Address of a running Ray cluster; else one is started on this machine.")
 ]
+PlaceOption = Annotated[
+    str, typer.Option("--runs", metavar="PLACE", help="Where run folders are: a path, or a URL as s3://bucket/runs.")
+]
 
 EXAMPLES = """
 [bold]Examples[/]
@@ -87,16 +90,17 @@ def run(
     again: Annotated[
         list[str] | None, typer.Option("--again", metavar="STAGE", help="Run this stage even if it is done.")
     ] = None,
-    runs: RunsOption = Path("runs"),
+    runs: PlaceOption = "runs",
 ) -> None:
     """Run the stages that CONFIG names; those done before with the same inputs are skipped."""
     settings = _settings(config, changes, local=local, address=address)
+    from common.run_place import workplace
     from deploy.run import run_pipeline
 
     try:
         run_pipeline(
             settings,
-            runs / settings.name,
+            workplace(runs) / settings.name,
             local=local,
             address=address,
             again=frozenset(again or ()),
@@ -116,13 +120,16 @@ def preflight(
     local: LocalOption = False,
     address: AddressOption = None,
     insecure: InsecureOption = False,
-    runs: RunsOption = Path("runs"),
+    runs: PlaceOption = "runs",
 ) -> None:
     """Check what `run` checks before it starts, and show what was measured; nothing is run or left behind."""
     settings = _settings(config, changes, local=local, address=address)
+    from common.run_place import workplace
     from deploy.preflight.cli import show_preflight
 
-    show_preflight(settings, runs / settings.name, local=local, address=address, console=Console(), insecure=insecure)
+    show_preflight(
+        settings, workplace(runs) / settings.name, local=local, address=address, console=Console(), insecure=insecure
+    )
 
 
 def _settings(config: str, changes: list[str] | None, *, local: bool, address: str | None) -> "RunConfig":

@@ -19,6 +19,7 @@ from actors.ray_actor import RolloutActor, read_weights
 from common.config import RunConfig
 from common.errors import ConfigError, PhaseTimeoutError
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
+from common.run_place import local_copy, shared, shared_models
 from deploy.on_ray.address import connect
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
 from deploy.on_ray.learner import RayLearner
@@ -76,7 +77,7 @@ class RayRuntime:
         """Run a supervised stage in a process with the learner's resources."""
         limit = request.config.learner.stage_timeout_s
         placement, silent_s, has_begun = request.config.learner, 0.0, False
-        stream = run_stage.options(**options(placement)).remote(request)
+        stream = run_stage.options(**options(placement)).remote(_travelling(request))
         while True:
             ready, _ = ray.wait([stream], num_returns=1, timeout=SLICE_S)
             if stop.requested:
@@ -96,7 +97,10 @@ class RayRuntime:
                 ref = next(stream)
             except StopIteration:
                 return
-            yield wait_for(ref, role=request.stage, phase="training", timeout_s=CONTROL_TIMEOUT_S)
+            item = wait_for(ref, role=request.stage, phase="training", timeout_s=CONTROL_TIMEOUT_S)
+            if isinstance(item, StageResult):
+                local_copy(shared(request.folder))
+            yield item
 
     @contextmanager
     def members(
@@ -104,6 +108,7 @@ class RayRuntime:
     ) -> Iterator[Members]:
         """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
+        paths = shared_models(paths)
         transport = RayTransport(
             spawn={
                 "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
@@ -122,7 +127,7 @@ class RayRuntime:
         try:
             if with_learner:
                 learner = RayLearner(
-                    lambda avoid: spawn(LearnerActor, config.learner, config, paths, str(folder), avoid=avoid),
+                    lambda avoid: spawn(LearnerActor, config.learner, config, paths, shared(folder), avoid=avoid),
                     config,
                     watch=watch,
                     stop=stop,
@@ -141,9 +146,15 @@ class RayRuntime:
 
 def _weights_of(selector: dict[str, str], path: str, identity: Identity) -> WeightsHandle:
     """A model folder's weights, read where a worker may be; this process owns the buffer and does not hold it."""
-    buffer, handle = read_weights.options(label_selector=selector or None).remote(path, identity)
+    buffer, handle = read_weights.options(label_selector=selector or None).remote(shared(path), identity)
     ready: WeightsHandle = wait_for(handle, role="driver", phase="weights", timeout_s=CONTROL_TIMEOUT_S)
     return dataclasses.replace(ready, ref=buffer)
+
+
+def _travelling(request: StageRequest) -> StageRequest:
+    """For a process that may be on another machine."""
+    source = None if request.source is None else shared(request.source)
+    return dataclasses.replace(request, source=source, folder=shared(request.folder))
 
 
 def local_cpus(config: RunConfig) -> int:

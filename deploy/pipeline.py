@@ -23,6 +23,7 @@ from common.config_file import to_toml
 from common.hub import join_revision
 from common.metrics import RunMetrics
 from common.records import ModelPaths, Progress, StageResult
+from common.run_place import share
 from deploy.control.run_controls import RunControls
 from deploy.evaluation.rivals import rival_path
 from deploy.evaluation.stage import evaluate_stage
@@ -34,6 +35,7 @@ from deploy.ppo.stage import ppo_stage
 from deploy.progress import stage_bar
 from deploy.report.preferences import length_warning, preference_numbers
 from deploy.run_folder.files import read_json, write_json
+from deploy.run_folder.mirror import Mirror
 from deploy.runtime import Runtime
 from deploy.software import versions
 from deploy.stop_signal import StopSignal
@@ -71,6 +73,7 @@ class Pipeline:
         again: stages to run even if they are done.
         controls: told which stage runs; its stop signal ends the run between stages, or at a stage's next sign of life.
         metrics: told what Prometheus shall know.
+        mirror: sends the run's files to where they belong; None: they are there.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Pipeline:
         again: frozenset[str] = frozenset(),
         controls: RunControls | None = None,
         metrics: RunMetrics | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -91,6 +95,7 @@ class Pipeline:
         self.controls = controls or RunControls(config.name, StopSignal())
         self.metrics = metrics or RunMetrics(CollectorRegistry())
         self.metrics.build(**versions())
+        self.mirror = mirror or Mirror(folder, stop=self.controls.stop_signal, note=console.print)
         self.stop = self.controls.stop_signal
         self._start_runtime = start_runtime
         self._runtime: Runtime | None = None
@@ -158,6 +163,7 @@ class Pipeline:
         if stage == "pretrain" and not from_cache:
             self._keep(mark, record)
         write_json(path, record)
+        self.mirror.stage_ended()
         self.console.print(f"[green]✓[/] {stage} [dim]{seconds:.0f} s{', from the cache' if from_cache else ''}[/]")
         if stage == "reward_model" and (warning := length_warning(preference_numbers(dict(result.metrics)))):
             self.console.print(f"[yellow]Caution:[/] {escape(warning)}", highlight=False)
@@ -166,7 +172,8 @@ class Pipeline:
     def _run(self, stage: str, inputs: dict[str, Model], beginning: Beginning | None) -> StageResult:
         paths = {role: model.path for role, model in inputs.items()}
         if stage in ("ppo", "evaluate"):
-            place = Place(self.config, self.runtime, self.folder, self.console, self.stop, self.controls, self.metrics)
+            place = Place(self.config, self.runtime, self.folder, self.console, self.stop, self.controls, self.metrics,
+                          self.mirror.flush)  # fmt: skip
             models = ModelPaths(paths["policy"], paths.get("reward_model"), self._judge(stage))
             if stage == "evaluate":
                 rivals = {name: paths[f"against {name}"] for name in self._rivals()}
@@ -267,6 +274,7 @@ class Pipeline:
         output = self.folder / "models" / OUTPUT["pretrain"]
         shutil.rmtree(output, ignore_errors=True)
         shutil.copytree(cache / "model", output)
+        share(output)
         record = read_json(cache / "stage.json")
         return StageResult(record["metrics"], record["seconds_by_phase"])
 

@@ -1,5 +1,6 @@
 """What every stage with pools is given: where it runs, and who watches and steers it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from common.metrics import RunMetrics
 from deploy.control.run_controls import RunControls
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
+
+
+def _nothing() -> None:
+    """They are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,3 +30,5 @@ class Place:
     controls: RunControls
     metrics: RunMetrics
     """Of the whole run, whichever stage it is in."""
+    send: Callable[[], None] = _nothing
+    """Brings the run's files to where they belong, before a checkpoint counts for which they are needed."""

@@ -25,6 +25,7 @@ from deploy.report.summary import write_summary
 from deploy.run_folder.address import RecordEnd, announce
 from deploy.run_folder.event_log import EventLog
 from deploy.run_folder.lock import run_lock
+from deploy.run_folder.mirror import Mirror
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
 
@@ -47,6 +48,7 @@ def run_pipeline(
     folder = folder.absolute()
     controls = RunControls(config.name, StopSignal())
     metrics = RunMetrics(CollectorRegistry())
+    log = EventLog(folder, console, count=metrics.event)
 
     def start_runtime() -> Runtime:
         warn = functools.partial(_warn, console)
@@ -56,6 +58,7 @@ def run_pipeline(
 
     with (
         run_lock(folder),
+        Mirror(folder, stop=controls.stop_signal, note=functools.partial(log.write, "storage")) as mirror,
         handle_signals(controls.stop_signal),
         report_if_stopped(folder, console),
         RecordEnd(folder),
@@ -66,7 +69,7 @@ def run_pipeline(
             controls,
             folder,
             registry=metrics.registry,
-            note=lambda text: EventLog(folder, console, count=metrics.event).write("control", text),
+            note=functools.partial(log.write, "control"),
             count=metrics.control_request,
         ) as url,
     ):
@@ -74,20 +77,13 @@ def run_pipeline(
             console.print(f"[dim]page, control and metrics at {url}[/]")
         if any(finding.failure for finding in check_data(config)):
             start_runtime().close()  # the pipeline would stop at the first; this says at once all that is in the way
-        pipeline = Pipeline(
-            config,
-            folder,
-            start_runtime=start_runtime,
-            console=console,
-            again=again,
-            controls=controls,
-            metrics=metrics,
-        )
-        ran = pipeline.run()
-        if ran or not (folder / "report.html").is_file():
+        pipeline = Pipeline(config, folder, start_runtime=start_runtime, console=console, again=again,
+                            controls=controls, metrics=metrics, mirror=mirror)  # fmt: skip
+        if pipeline.run() or not (folder / "report.html").is_file():
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
+    mirror.show_where(console)
 
 
 def _check_again(config: RunConfig, again: frozenset[str]) -> None:

@@ -1,7 +1,7 @@
 """The learner and the supervised stages as Ray actor and tasks: they build their parts and forward calls."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
+from common.run_place import local_copy, local_models, workplace
 from common.run_settings import RunSettings
 from common.vitals import describe, heartbeat, stacks
 from common.weights import Buffer, detached
@@ -35,7 +36,7 @@ class LearnerActor:
         """Load the model (here, for errors of a constructor lose their type); says what the process uses."""
         config, paths, folder = self._parts
         torch.set_num_threads(config.learner.num_threads)
-        self._service = build_learner(config, paths, Path(folder))
+        self._service = build_learner(config, local_models(paths), workplace(folder))
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         return {**describe(threads=torch.get_num_threads(), node=node, node_ip=ip), **heartbeat()}
 
@@ -73,7 +74,7 @@ class LearnerActor:
 
     def export(self, folder: str) -> None:
         """Leave the policy in Hugging Face's format."""
-        self._service.export(Path(folder))
+        self._service.export(workplace(folder))
 
     @ray.method(concurrency_group="heartbeat")
     def heartbeat(self) -> dict[str, Any]:
@@ -106,4 +107,5 @@ def _fetch(chunk: ChunkHandle, arrived: set[Any]) -> Payload | None:
 def run_stage(request: StageRequest) -> Iterator[Progress | StageResult]:
     """A supervised stage; its progress streams to the driver."""
     torch.set_num_threads(request.config.learner.num_threads)
-    yield from run(request)
+    source = None if request.source is None else local_copy(request.source)
+    yield from run(dataclasses.replace(request, source=source, folder=str(workplace(request.folder))))

@@ -24,6 +24,7 @@ from common.records import (
     UpdateReport,
     WeightsHandle,
 )
+from common.run_place import Outbox, share
 from common.run_settings import RunSettings
 from common.seeds import mix, permutation, seed_everything
 from common.text import load_tokenizer
@@ -62,6 +63,7 @@ class LearnerService:
         self.tokenizer = tokenizer
         self.folder = folder
         self._snapshot: Snapshot | None = None
+        self._outbox = Outbox()
 
     @property
     def step(self) -> int:
@@ -89,6 +91,7 @@ class LearnerService:
         ordered = in_order(trajectories, expected=self.learner.identity, samples_per_prompt=samples)
         path = trajectory_path(self.folder / "trajectories", self.learner.step + 1)
         write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
+        self._outbox.put(path)
         return self.learner.update(ordered, settings)
 
     def snapshot(self) -> None:
@@ -132,6 +135,7 @@ class LearnerService:
         snapshot, self._snapshot = self._snapshot, None
         if snapshot is None:
             raise RuntimeError("take a snapshot before writing it; each is written once")
+        self._outbox.flush()
         return write_shard(url, snapshot.tensors, snapshot.state)
 
     def load(self, url: str | None, *, lineage: int | None = None) -> None:
@@ -145,6 +149,7 @@ class LearnerService:
         Raises:
             CheckpointError: it is damaged, or of another model or optimizer; the weights are as they were.
         """
+        self._outbox.forget()
         if url is None:
             self.learner.lineage = self.learner.lineage if lineage is None else lineage
             return
@@ -182,6 +187,8 @@ class LearnerService:
     def export(self, folder: Path) -> None:
         """Leave the policy, without value head, and its tokenizer in Hugging Face's format."""
         save_policy(self.learner.plain.policy, self.tokenizer, folder)
+        self._outbox.flush()
+        share(folder)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from common.config import RunConfig
 from common.gguf_file import find_gguf, import_gguf
 from common.records import Progress, StageResult
+from common.run_place import share
 from learner.language_model import train_language_model
 from learner.reward_model import train_reward_model
 from learner.service import build_accelerator
@@ -36,6 +37,8 @@ def run_stage(request: StageRequest) -> Iterator[Progress | StageResult]:
         now = time.monotonic()
         if isinstance(item, StageResult) or now - shown > WATCH_S or item.step == item.total:
             shown = now
+            if isinstance(item, StageResult):
+                share(Path(request.folder))
             yield item
 
 

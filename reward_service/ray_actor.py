@@ -9,6 +9,7 @@ import torch
 
 from common.config import RunConfig
 from common.records import JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk, Stats
+from common.run_place import local_models
 from common.vitals import describe, heartbeat, stacks
 from reward_service.build import build_service
 
@@ -24,7 +25,7 @@ class RewardActor:
         """Load the models (here, for errors of a constructor lose their type); says what the process uses."""
         config, paths, secrets = self._parts
         torch.set_num_threads(config.reward_service.num_threads)
-        self._service = build_service(config, paths, secrets)
+        self._service = build_service(config, local_models(paths), secrets)
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
 

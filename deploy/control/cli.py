@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from common.errors import ConfigError
 from deploy.exit_codes import FINISHED, GUARDED, INTERRUPTED, STOPPED, TERMINATED
 from deploy.jobs.options import DashboardOption, InsecureOption
 from deploy.on_ray.openness import be_explicit
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode="rich")
 
+
+def refuse_url(runs: Path) -> Path:
+    """The same folder; raises ConfigError for a URL, which only those who train work on."""
+    if runs.parts and runs.parts[0].endswith(":"):  # of s3://bucket, a Path leaves s3:/bucket
+        url = f"{runs.parts[0]}//{'/'.join(runs.parts[1:])}"
+        raise ConfigError(
+            f"--runs {url}: this command reads run folders on disks only. Work on a copy (`aws s3 cp --recursive "
+            f"{url}/NAME runs/NAME`, then --runs runs); or ask a run that is running by --url, or its cluster by "
+            "--address, where the command has them"
+        )
+    return runs
+
+
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run that is running, or its folder.")]
 TargetArgument = Annotated[
     str | None,
@@ -32,7 +46,9 @@ TargetArgument = Annotated[
         help="Name of a run that is running, or its folder. Left out: the one at --url, or at MINICHATGPT_URL.",
     ),
 ]
-RunsOption = Annotated[Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are.")]
+RunsOption = Annotated[
+    Path, typer.Option("--runs", metavar="FOLDER", help="Where run folders are.", callback=refuse_url)
+]
 UrlOption = Annotated[
     str | None,
     typer.Option("--url", metavar="URL", show_default=False, help="Control channel of a run anywhere, instead of RUN."),

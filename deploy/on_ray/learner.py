@@ -24,6 +24,7 @@ from common.errors import (
     RunStopped,
 )
 from common.records import ChunkHandle, UpdateReport, WeightsHandle
+from common.run_place import local_copy, shared
 from common.run_settings import RunSettings
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, cause_of, is_placed
 from deploy.on_ray.postmortem import MemberFacts, describe_death
@@ -153,8 +154,9 @@ class RayLearner:
         return outcome
 
     def export(self, folder: Path) -> None:
-        """Leave the policy in Hugging Face's format, where the learner is."""
-        self._wait(self._actor.export.remote(str(folder)), "export", CONTROL_TIMEOUT_S)
+        """Leave the policy in Hugging Face's format, where the learner is, and here."""
+        self._wait(self._actor.export.remote(shared(folder)), "export", CONTROL_TIMEOUT_S)
+        local_copy(shared(folder))
 
     def close(self) -> None:
         """End the process."""

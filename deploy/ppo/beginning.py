@@ -10,6 +10,7 @@ from common.checkpoint import Checkpoint
 from common.checkpoint_store import CheckpointStore
 from common.config import RunConfig
 from common.errors import CheckpointError, ConfigError
+from common.run_place import shared
 from deploy.ppo.new_settings import at_their_default
 from deploy.ppo.resume import refuse_changes
 from deploy.run_folder.files import read_json
@@ -50,7 +51,7 @@ def find_beginning(
         CheckpointError: there are checkpoints, and none is whole; or there was one, and it is gone.
     """
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
-    url = config.ppo.checkpoint_url or str(folder / "checkpoints")
+    url = config.ppo.checkpoint_url or shared(folder / "checkpoints")
     store = CheckpointStore(url, keep_last=config.ppo.keep_last, keep_best=config.ppo.keep_best)
     if anew:
         return Beginning(store, settings, None, anew=True)

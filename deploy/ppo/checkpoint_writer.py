@@ -60,6 +60,8 @@ class CheckpointWriter:
         warn: told of a failed save, in the training thread.
         metrics: told of every save.
         newest: the checkpoint that the run was resumed from.
+        before_commit: brings the run's files, which are cut back to a checkpoint, at least as far; a CheckpointError of
+            it is one of the save.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class CheckpointWriter:
         warn: Callable[[str], None],
         metrics: RunMetrics,
         newest: Checkpoint | None = None,
+        before_commit: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._config = config
@@ -80,6 +83,7 @@ class CheckpointWriter:
         self._warn = warn
         self._metrics = metrics
         self._newest = newest
+        self._before_commit = before_commit
         self._show(newest)
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._lock = threading.Lock()
@@ -198,6 +202,7 @@ class CheckpointWriter:
                 if isinstance(error, LearnerLostError):
                     raise error
                 raise CheckpointError(f"{type(error).__name__}: {error}") from error
+            self._before_commit()
             checkpoint = self._store.commit(save.step, written.result(), save.state, save.score)
             self._newest = checkpoint
         self._metrics.saved("write", time.monotonic() - save.copied_at)

@@ -20,6 +20,7 @@ from pydantic import JsonValue
 from common.config import RunConfig
 from common.config_base import settings_that_matter
 from common.errors import ConfigError, DataError
+from common.run_place import copies
 from deploy.fingerprint import depends_on
 
 _TRAJECTORIES = re.compile(r"update_(\d+)\.(safetensors|partial)")
@@ -117,10 +118,11 @@ def rewind(folder: Path, step: int) -> None:
     """
     for name in ("metrics.jsonl", "samples.jsonl", "evaluations.jsonl"):
         _cut(folder / name, step)
-    for path in (folder / "trajectories").glob("update_*"):
-        match = _TRAJECTORIES.fullmatch(path.name)
-        if match is not None and (int(match[1]) > step or match[2] == "partial"):
-            path.unlink()
+    for place in copies(folder / "trajectories"):
+        for name in place.names():
+            match = _TRAJECTORIES.fullmatch(name)
+            if match is not None and (int(match[1]) > step or match[2] == "partial"):
+                place.remove(name)
 
 
 def _cut(path: Path, step: int) -> None:

@@ -238,6 +238,7 @@ def _writer(place: Place, beginning: Beginning, metrics: RunMetrics, log: EventL
         warn=lambda text: log.write("checkpoint_failed", text),
         metrics=metrics,
         newest=beginning.checkpoint,
+        before_commit=place.send,
     )
 
 

@@ -1,6 +1,5 @@
 """The PPO stage: from its inputs to what it leaves in the run folder."""
 
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from rich.progress import Progress
 from actors.prompt_texts import build_prompts
 from common.ports import Evaluations
 from common.records import ModelPaths, StageResult
+from common.run_place import LISTS, copies
 from common.text import load_tokenizer
 from deploy.evaluation.evaluations import BEFORE, Heldout, HeldoutEvaluations, NoEvaluations, heldout_of
 from deploy.place import Place
@@ -116,7 +116,7 @@ def _trackers(place: Place, log: EventLog, *, is_evaluated: bool) -> Trackers:
 
 def _make_room(folder: Path, beginning: Beginning) -> None:
     """Remove what an earlier attempt left; all of it where PPO starts from its beginning."""
-    stale = ["models/ppo", "summary.json"]
+    stale = [f"{LISTS}/models/ppo.json", "models/ppo", "summary.json"]
     clear_samples(folder, heldout=True)
     if beginning.checkpoint is None:
         beginning.store.clear()
@@ -124,12 +124,9 @@ def _make_room(folder: Path, beginning: Beginning) -> None:
         stale += ["metrics.jsonl", "evaluations.jsonl", "trajectories", "trackers.json", "tensorboard"]
     if beginning.anew:
         stale += ["events.jsonl", "logs", "ledger.json", FILE]
-    for name in stale:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    for place in copies(folder):
+        for name in stale:
+            place.remove(name)
 
 
 def clear_samples(folder: Path, *, heldout: bool) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.config import RunConfig
+from common.run_place import shared
 from deploy.explain.sizes import PolicySize, checkpoint_bytes, copies_of_policy, kept_checkpoints, trajectory_file_bytes
 from deploy.preflight.finding import Finding, show_bytes
 from deploy.preflight.storage_probe import free_bytes, is_local, open_place
@@ -37,7 +38,7 @@ def room_needed(config: RunConfig, folder: Path, size: PolicySize) -> list[Need]
     return [
         *found,
         Need("trajectories", str(folder / "trajectories"), trajectories),
-        Need(what, ppo.checkpoint_url or str(folder / "checkpoints"), number * one),
+        Need(what, ppo.checkpoint_url or shared(folder / "checkpoints"), number * one),
     ]
 
 

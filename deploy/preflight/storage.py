@@ -13,6 +13,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.run_place import shared
+from common.storage import STORE_ERRORS
 from deploy.preflight.finding import Finding
 from deploy.preflight.packing import NodeFacts
 from deploy.preflight.placements import demand, demands
@@ -29,7 +31,7 @@ def places(config: RunConfig, folder: Path) -> dict[str, str]:
     Raises:
         ConfigError: nobody here knows this kind of URL.
     """
-    found = {"the run folder": str(folder.absolute())}
+    found = {"the run folder": shared(folder.absolute())}
     if config.ppo is not None and config.ppo.checkpoint_url is not None:
         fs, path = open_place(config.ppo.checkpoint_url)
         found["ppo.checkpoint_url"] = path if is_local(fs) else config.ppo.checkpoint_url.rstrip("/")
@@ -102,7 +104,7 @@ def _left_as_found(folder: Path, urls: Sequence[str], nonce: str, authors: Seque
         for url in urls:
             try:
                 clear_notes(url, nonce, authors)
-            except OSError:  # said already where it was written
+            except STORE_ERRORS:  # said already where it was written
                 continue
         for path in made:
             if path.is_dir() and not any(path.iterdir()):
@@ -121,7 +123,7 @@ def _driver(name: str, url: str, nonce: str, *, shared: bool) -> Finding:
     try:
         leave_note(url, nonce, "driver")
         is_there = read_note(url, nonce, "driver")
-    except OSError as error:
+    except STORE_ERRORS as error:
         return Finding(
             name,
             failure=f"{name} {url} cannot be written and read by the driver: {type(error).__name__}: {error}. Check "
@@ -173,5 +175,5 @@ def _troubles(
 def _came_back(url: str, nonce: str, author: str) -> bool:
     try:
         return read_note(url, nonce, author)
-    except OSError:
+    except STORE_ERRORS:
         return False

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from common.errors import ConfigError
+from common.storage import STORE_ERRORS, Folder
+
+_PROBLEMS: tuple[type[Exception], ...] = (ConfigError, *STORE_ERRORS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +59,8 @@ def open_place(url: str) -> tuple[Any, str]:
     Raises:
         ConfigError: nobody here knows this kind of URL.
     """
-    try:
-        fs, path = url_to_fs(url, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
-        raise ConfigError(
-            f"{url} cannot be opened: {error}; give a path, or a URL whose fsspec package is installed where driver "
-            "and learner run (s3fs for s3://, gcsfs for gs://)"
-        ) from error
-    return fs, path
+    folder = Folder.at(url)
+    return folder.fs, folder.path
 
 
 def is_local(fs: Any) -> bool:
@@ -118,7 +114,7 @@ def answer_probe(probe: Probe) -> ProbeAnswer:
             fs, path = open_place(url)
             if is_local(fs):
                 free[url] = free_bytes(path)
-        except (OSError, ConfigError) as error:
+        except _PROBLEMS as error:
             problems[url] = f"{type(error).__name__}: {error}"
     missing = tuple(path for path in probe.inputs if not Path(path).exists() and not glob.glob(path, recursive=True))
     return ProbeAnswer(socket.gethostname(), os.getcwd(), problems, missing, free)

@@ -19,6 +19,7 @@ from common.config_file import load_config
 from common.errors import CheckpointError, ConfigError
 from common.hub import join_revision
 from common.modeling import load_policy
+from common.run_place import shared
 from common.text import load_tokenizer
 
 PolicyName = Literal["pretrained", "sft", "ppo"]
@@ -177,7 +178,7 @@ class RunModels:
         """Only ever read here: who keeps checkpoints is the run."""
         ppo = self.config.ppo
         url = None if ppo is None else ppo.checkpoint_url
-        return CheckpointStore(url or str(self.folder / "checkpoints"), keep_last=1, keep_best=0)
+        return CheckpointStore(url or shared(self.folder / "checkpoints"), keep_last=1, keep_best=0)
 
     def _there(self) -> str:
         models = [name for name in ("pretrained", "sft", "ppo") if self.finished(name) is not None]
