@@ -3,6 +3,8 @@
 import os
 import secrets
 
+from deploy.on_ray.openness import be_explicit
+
 THREADS = {"GOMP_SPINCOUNT": "2000"}
 """A waiting OpenMP thread spins for microseconds, then sleeps: spinning for long takes the core that another process
 needs, and sleeping at once halves the speed of a process that has both cores to itself."""
@@ -13,7 +15,7 @@ def protect_local_cluster() -> None:
 
     What the user has set already holds.
     """
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"] == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+    be_explicit()
+    if os.environ["RAY_AUTH_MODE"].lower() == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # else Ray listens on all interfaces

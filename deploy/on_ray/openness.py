@@ -25,7 +25,8 @@ def be_explicit(environment: dict[str, str] | os._Environ[str] = os.environ) -> 
     Ray's own default depends on whether a token happens to lie in the home directory. Ray reads its mode when it is
     imported: call this before.
     """
-    environment.setdefault("RAY_AUTH_MODE", "token")
+    if not environment.get("RAY_AUTH_MODE"):  # an empty one Ray takes for `disabled`
+        environment["RAY_AUTH_MODE"] = "token"
 
 
 def is_loopback(host: str) -> bool:

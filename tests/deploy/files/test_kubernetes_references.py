@@ -174,11 +174,21 @@ def test_nobody_from_outside_reaches_a_port_but_those_that_are_meant(manifests, 
             among_us = all("namespaceSelector" not in peer for peer in rule["from"])
             if not among_us:
                 assert rule["ports"]
+                for peer in rule["from"]:
+                    assert any(selector.get("matchLabels") for selector in peer.values()), f"lets everybody in: {peer}"
                 open_to_others |= {port["port"] for port in rule["ports"]}
         listens = set(ports(template).values())
         assert (open_to_others & listens) == (OUTSIDE.keys() & listens), role
         assert 6379 not in open_to_others
         assert 10001 not in open_to_others
+
+
+@pytest.mark.parametrize("name", ["kuberay-operator", "kuberay"], ids=["by Helm", "by kustomize"])
+def test_the_operator_reaches_the_head_however_it_was_installed(manifests, name):
+    operator = {"app.kubernetes.io/name": name, "app.kubernetes.io/component": "kuberay-operator"}
+    (rule,) = named(manifests, "NetworkPolicy", "minichatgpt-operator")["spec"]["ingress"]
+    (peer,) = rule["from"]
+    assert selects(peer["podSelector"], operator)
 
 
 def test_all_pods_of_a_cluster_reach_each_other(manifests, pods):

@@ -59,6 +59,7 @@ def test_head_and_workers_say_the_mode_and_read_the_token_that_is_copied_there(c
         assert environment["RAY_AUTH_MODE"] == "token"
         assert environment["RAY_AUTH_TOKEN_PATH"] in cluster["file_mounts"]
         assert f"chmod 600 {environment['RAY_AUTH_TOKEN_PATH']}" in cluster["setup_commands"]
+    assert head_environment["RAY_AUTH_TOKEN_PATH"] == "~/.ray/auth_token", "`ray exec` names none, and looks there"
     assert head["head"]
     assert head["dashboard_host"] == "127.0.0.1", "whoever reaches it may run code"
     assert worker["address"] == f"$RAY_HEAD_IP:{head['port']}"

@@ -61,6 +61,11 @@ def test_slurm_sends_the_signal_that_the_script_waits_for_early_enough():
     assert re.search(r"^trap '.*' TERM INT$", text, re.MULTILINE)
 
 
+def test_nodes_that_srun_starts_have_the_cpus_that_ray_gives_away():
+    (command,) = re.findall(r"^  srun (.*?) &$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert '--cpus-per-task="$cpus"' in command
+
+
 def can_make_namespaces():
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
         return False

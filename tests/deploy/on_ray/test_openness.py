@@ -34,7 +34,8 @@ def test_a_cluster_of_our_own_is_not_opened_to_all_interfaces_without_a_token(mo
 
 
 def test_the_mode_is_token_unless_the_user_chose():
-    chosen, none = {"RAY_AUTH_MODE": "disabled"}, {}
-    be_explicit(chosen)
-    be_explicit(none)
-    assert (chosen, none) == ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token"})
+    chosen, none, empty = {"RAY_AUTH_MODE": "disabled"}, {}, {"RAY_AUTH_MODE": ""}
+    for environment in (chosen, none, empty):
+        be_explicit(environment)
+    assert chosen == {"RAY_AUTH_MODE": "disabled"}
+    assert none == empty == {"RAY_AUTH_MODE": "token"}
