@@ -6,7 +6,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,10 @@ from deploy.jobs.submission import RUNS, Submission, make_submission
 
 CONTROL_AT: Final = re.compile(r"page, control and metrics at (\S+)")
 """What a run says when it can be asked."""
+NO_AGENT: Final = "No available agent"
+"""What Ray answers while nobody on the head takes jobs; nothing has been submitted then."""
+AGENT_WAIT_S: Final = 120.0
+"""A head that takes no jobs for so long is not waited for."""
 
 
 def launch(
@@ -62,16 +66,36 @@ def _submit(client: JobSubmissionClient, wanted: Submission, address: str, conso
     try:
         if before is not None:
             client.delete_job(name)
-        client.submit_job(
-            entrypoint=wanted.entrypoint,
-            submission_id=name,
-            runtime_env=wanted.runtime_env,
-            metadata=wanted.metadata,
-        )
+        submit(client, wanted, lambda text: _say(console, text))
     except TROUBLE as error:
-        hint = "; the head has only just started: try again in a minute" if "No available agent" in str(error) else ""
-        raise ControlError(f"{address} does not take the job: {error}{hint}") from error
+        raise ControlError(f"{address} does not take the job: {error}") from error
     return known
+
+
+def submit(client: JobSubmissionClient, wanted: Submission, say: Callable[[str], None]) -> None:
+    """Submit, once the head has the process that takes jobs: the dashboard answers some time before that.
+
+    Raises:
+        RuntimeError: Ray's, if the job is not taken, or that process is not there within AGENT_WAIT_S.
+    """
+    end, is_told = time.monotonic() + AGENT_WAIT_S, False
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=wanted.entrypoint,
+                submission_id=wanted.name,
+                runtime_env=wanted.runtime_env,
+                metadata=wanted.metadata,
+            )
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > end:
+                raise
+        else:
+            return
+        if not is_told:
+            say("the head has only just started, and does not take jobs yet; waiting for it")
+            is_told = True
+        time.sleep(POLL_S)
 
 
 def how_to(name: str, address: str) -> str:
