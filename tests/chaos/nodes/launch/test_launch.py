@@ -43,6 +43,7 @@ def test_an_open_cluster_beyond_loopback_is_refused_by_whatever_way_one_comes(he
         (("stop", "tiny", "--address", head.address), token),
         (attach, {}),
         (attach, token),
+        (("run", "tiny", "--address", head.gcs, "--runs", str(tmp_path / "runs")), {}),
     ):
         said = head.say(*words, code=1, **changes)
         assert "asks for no token, and 10.77.0.1 is not loopback" in said
@@ -104,3 +105,13 @@ def test_a_job_that_is_stopped_leaves_a_checkpoint_of_its_last_update(head, runs
     assert newest_checkpoint(folder) == steps(folder) >= 3
     assert json.loads((folder / "ended.json").read_text())["exit_code"] == 143
     assert "does not run: it ended STOPPED" in head.job("stop", code=1)
+
+
+def test_a_wheel_is_what_driver_and_actors_run_though_the_nodes_have_an_installation(head, runs, wheel):
+    if head.mode == "token":
+        pytest.skip("is the same in both modes, and takes long")
+    said = head.say(*head.launching(runs, "ppo.updates=1"), "--wheel", str(wheel))
+    assert "deploy/run.py of the wheel" in said
+    assert "tiny SUCCEEDED (exit code 0)" in said
+    workers = (head.folder / "r" / "session_latest" / "logs").glob("worker-*.out")
+    assert any("actors/ray_actor.py of the wheel" in path.read_text() for path in workers)
