@@ -24,13 +24,22 @@ OWN_CODES: Final = frozenset({FAILED, STOPPED, GUARDED, INTERRUPTED, TERMINATED}
 
 def details(client: JobSubmissionClient, name: str) -> JobDetails | None:
     """The job; None if there is none of that name. Raises ControlError if the dashboard cannot say."""
+    found = [job for job in _jobs(client) if job.submission_id == name]
+    return found[0] if found else None
+
+
+def names(client: JobSubmissionClient) -> list[str]:
+    """Of all jobs that were submitted. Raises ControlError if the dashboard cannot say."""
+    return sorted(job.submission_id for job in _jobs(client) if job.submission_id)
+
+
+def _jobs(client: JobSubmissionClient) -> list[JobDetails]:
     try:
-        found = [job for job in client.list_jobs() if job.submission_id == name]
+        return list(client.list_jobs())
     except TROUBLE as error:
         raise ControlError(
             f"the dashboard at {client.get_address()} does not say what jobs there are: {error}"
         ) from error
-    return found[0] if found else None
 
 
 def printed(client: JobSubmissionClient, name: str) -> str:

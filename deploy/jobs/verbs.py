@@ -19,7 +19,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, ControlError
 from deploy.exit_codes import FINISHED, INTERRUPTED
 from deploy.jobs.dashboard import open_dashboard
-from deploy.jobs.follow import POLL_S, TROUBLE, details, exit_code, follow, printed
+from deploy.jobs.follow import POLL_S, TROUBLE, details, exit_code, follow, names, printed
 from deploy.jobs.submission import RUNS, Submission, make_submission
 
 CONTROL_AT: Final = re.compile(r"page, control and metrics at (\S+)")
@@ -46,9 +46,9 @@ def launch(
         wanted = make_submission(config, runs, Path(folder), wheel=wheel, again=again, insecure=insecure)
         client = open_dashboard(address, insecure=insecure)
         known = _submit(client, wanted, address, console)
-    _say(console, f"{config.name} is job {config.name} of {address}")
+    _say(console, f"✓ {config.name} is submitted to {address}, and goes on if this command ends:")
+    _say(console, how_to(config.name, address))
     if detach:
-        _say(console, how_to(config.name, address))
         return FINISHED
     return follow_to_end(client, config.name, address, console, skip=known)
 
@@ -184,8 +184,7 @@ def _job(
     client = open_dashboard(address, insecure=insecure)
     job = details(client, run)
     if job is None:
-        names = sorted(job.submission_id for job in client.list_jobs() if job.submission_id)
-        raise ControlError(f"{address} has no job {run}; there are: {', '.join(names) or 'none'}")
+        raise ControlError(f"{address} has no job {run}; there are: {', '.join(names(client)) or 'none'}")
     return client, job, run
 
 
