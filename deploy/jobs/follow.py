@@ -1,6 +1,7 @@
 """Follows a job to its end: what it prints, and what its end means. Called by `deploy/jobs/verbs.py`."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from typing import Final
@@ -113,3 +114,10 @@ def exit_code(job: JobDetails) -> int:
     if job.status == JobStatus.STOPPED:
         return STOPPED
     return job.driver_exit_code if job.driver_exit_code in OWN_CODES else FAILED
+
+
+def ending(job: JobDetails) -> str:
+    """How a job ended, in words; names the signal that ended its driver, of which the log cannot tell."""
+    code = job.driver_exit_code or 0
+    why = f": its driver was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else ""
+    return f"{job.status.value} (exit code {exit_code(job)}){why}"

@@ -19,7 +19,7 @@ from common.config import RunConfig
 from common.errors import ConfigError, ControlError
 from deploy.exit_codes import FINISHED, INTERRUPTED
 from deploy.jobs.dashboard import open_dashboard
-from deploy.jobs.follow import POLL_S, TROUBLE, details, exit_code, follow, names, printed
+from deploy.jobs.follow import POLL_S, TROUBLE, details, ending, exit_code, follow, names, printed
 from deploy.jobs.submission import RUNS, Submission, make_submission
 
 CONTROL_AT: Final = re.compile(r"page, control and metrics at (\S+)")
@@ -112,11 +112,10 @@ def follow_to_end(client: JobSubmissionClient, name: str, address: str, console:
     except KeyboardInterrupt:
         _say(console, f"\n{name} goes on; this only ends the showing of its log.\n{how_to(name, address)}")
         return INTERRUPTED
-    code = exit_code(job)
     if not job.driver_agent_http_address:  # it never began, so that its log says nothing
         _say(console, job.message or "")
-    _say(console, f"{name} {job.status.value} (exit code {code})")
-    return code
+    _say(console, f"{name} {ending(job)}")
+    return exit_code(job)
 
 
 def show_status(run: str | None, address: str, *, url: str | None, as_json: bool, insecure: bool) -> None:

@@ -67,7 +67,7 @@ def test_a_job_whose_driver_is_killed_is_launched_again_and_leaves_the_same_byte
     poll(lambda: newest_checkpoint(folder) >= 4 or followed.process.poll() is not None, what="a checkpoint")
     assert followed.process.poll() is None, followed.text()
     head.inside("kill", "-KILL", str(read_address(folder).pid))
-    assert "tiny FAILED (exit code 1)" in followed.end(1)
+    assert "tiny FAILED (exit code 1): its driver was ended by signal 9" in followed.end(1)
 
     said = head.say(*words)
     assert "tiny ended FAILED before; it goes on from its run folder" in said
