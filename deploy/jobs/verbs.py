@@ -24,6 +24,8 @@ from deploy.jobs.submission import RUNS, Submission, make_submission
 
 CONTROL_AT: Final = re.compile(r"page, control and metrics at (\S+)")
 """What a run says when it can be asked."""
+BEGINS: Final = "Running entrypoint for job"
+"""What Ray writes when a job begins; before it are earlier jobs of the same name."""
 NO_AGENT: Final = "No available agent"
 """What Ray answers while nobody on the head takes jobs; nothing has been submitted then."""
 AGENT_WAIT_S: Final = 120.0
@@ -134,7 +136,7 @@ def show_status(run: str | None, address: str, *, url: str | None, as_json: bool
     rows += [("exit code", str(job.driver_exit_code))] if job.driver_exit_code is not None else []
     rows += [("node of the driver", job.driver_node_id or "–"), ("runs", (job.metadata or {}).get(RUNS, "–"))]
     if job.driver_agent_http_address and not job.status.is_terminal():
-        found = CONTROL_AT.findall(printed(client, name))
+        found = CONTROL_AT.findall(printed(client, name).rpartition(BEGINS)[2])
         rows += [("control", f"{found[-1] if found else 'not there yet'} (as its node sees it)")]
     for title, value in rows:
         _say(console, f"{title:<19} {value}")
