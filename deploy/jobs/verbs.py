@@ -124,7 +124,7 @@ def show_status(run: str | None, address: str, *, url: str | None, as_json: bool
     """Print a job's state, times, node, and where the run itself can be asked."""
     client, job, name = _job(run, address, url=url, insecure=insecure)
     if as_json:
-        typer.echo(job.json(indent=1))
+        typer.echo(job.model_dump_json(indent=1))
         return
     console = Console()
     rows = [
