@@ -1,6 +1,7 @@
 """Follows a job to its end: what it prints, and what its end means. Called by `deploy/jobs/verbs.py`."""
 
 import asyncio
+import signal
 import time
 from collections.abc import Callable
 from typing import Final
@@ -24,13 +25,22 @@ OWN_CODES: Final = frozenset({FAILED, STOPPED, GUARDED, INTERRUPTED, TERMINATED}
 
 def details(client: JobSubmissionClient, name: str) -> JobDetails | None:
     """The job; None if there is none of that name. Raises ControlError if the dashboard cannot say."""
+    found = [job for job in _jobs(client) if job.submission_id == name]
+    return found[0] if found else None
+
+
+def names(client: JobSubmissionClient) -> list[str]:
+    """Of all jobs that were submitted. Raises ControlError if the dashboard cannot say."""
+    return sorted(job.submission_id for job in _jobs(client) if job.submission_id)
+
+
+def _jobs(client: JobSubmissionClient) -> list[JobDetails]:
     try:
-        found = [job for job in client.list_jobs() if job.submission_id == name]
+        return list(client.list_jobs())
     except TROUBLE as error:
         raise ControlError(
             f"the dashboard at {client.get_address()} does not say what jobs there are: {error}"
         ) from error
-    return found[0] if found else None
 
 
 def printed(client: JobSubmissionClient, name: str) -> str:
@@ -104,3 +114,10 @@ def exit_code(job: JobDetails) -> int:
     if job.status == JobStatus.STOPPED:
         return STOPPED
     return job.driver_exit_code if job.driver_exit_code in OWN_CODES else FAILED
+
+
+def ending(job: JobDetails) -> str:
+    """How a job ended, in words; names the signal that ended its driver, of which the log cannot tell."""
+    code = job.driver_exit_code or 0
+    why = f": its driver was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else ""
+    return f"{job.status.value} (exit code {exit_code(job)}){why}"

@@ -1,10 +1,10 @@
 """What a run is as a Ray job: its entry point, the folder that travels with it, its environment. Pure but for files.
 
-The configuration travels as the one file of a working directory made for it. Not in an environment variable: those are
-shown in the dashboard and have a limit of 128 KiB, which inline data may pass. Never the user's own directory: it is
-slow, and nobody knows afterwards what ran. The program is the nodes' own installation, or a wheel, which is unpacked
-into the same folder (Ray puts it first on the path of all processes). Ray could install a wheel by itself, but does so
-by the `pip` of the node's PATH and from the network, with all that it depends on.
+The configuration travels in a working directory made for it, beside a script that finds the node's Python. Not in an
+environment variable: those are shown in the dashboard and have a limit of 128 KiB, which inline data may pass. Never
+the user's own directory: it is slow, and nobody knows afterwards what ran. The program is the nodes' own installation,
+or a wheel, which is unpacked into the same folder (Ray puts it first on the path of all processes). Ray could install a
+wheel by itself, but does so by the `pip` of the node's PATH and from the network, with all that it depends on.
 """
 
 import math
@@ -18,7 +18,7 @@ from typing import Any, Final
 from common.config import RunConfig
 from common.config_file import to_toml
 from common.errors import ConfigError
-from deploy.jobs.node_python import PYTHON
+from deploy.jobs.node_python import FILE, PYTHON, SCRIPT
 
 STOP_MARGIN_S: Final = 60
 """Beyond the running update: writing the checkpoint, the summary and the report, and leaving Ray."""
@@ -61,6 +61,7 @@ def make_submission(
         unpack(wheel, folder)
     file = f"{config.name}.toml"
     (folder / file).write_text(to_toml(config), encoding="utf-8")
+    (folder / FILE).write_text(SCRIPT, encoding="utf-8")
     words = ["-m", "deploy", "run", file, "--address", "auto", "--runs", runs]
     words += [word for stage in again for word in ("--again", stage)] + ["--insecure"] * insecure
     variables = {

@@ -6,7 +6,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -19,11 +19,17 @@ from common.config import RunConfig
 from common.errors import ConfigError, ControlError
 from deploy.exit_codes import FINISHED, INTERRUPTED
 from deploy.jobs.dashboard import open_dashboard
-from deploy.jobs.follow import POLL_S, TROUBLE, details, exit_code, follow, printed
+from deploy.jobs.follow import POLL_S, TROUBLE, details, ending, exit_code, follow, names, printed
 from deploy.jobs.submission import RUNS, Submission, make_submission
 
 CONTROL_AT: Final = re.compile(r"page, control and metrics at (\S+)")
 """What a run says when it can be asked."""
+BEGINS: Final = "Running entrypoint for job"
+"""What Ray writes when a job begins; before it are earlier jobs of the same name."""
+NO_AGENT: Final = "No available agent"
+"""What Ray answers while nobody on the head takes jobs; nothing has been submitted then."""
+AGENT_WAIT_S: Final = 120.0
+"""A head that takes no jobs for so long is not waited for."""
 
 
 def launch(
@@ -42,9 +48,9 @@ def launch(
         wanted = make_submission(config, runs, Path(folder), wheel=wheel, again=again, insecure=insecure)
         client = open_dashboard(address, insecure=insecure)
         known = _submit(client, wanted, address, console)
-    _say(console, f"{config.name} is job {config.name} of {address}")
+    _say(console, f"✓ {config.name} is submitted to {address}, and goes on if this command ends:")
+    _say(console, how_to(config.name, address))
     if detach:
-        _say(console, how_to(config.name, address))
         return FINISHED
     return follow_to_end(client, config.name, address, console, skip=known)
 
@@ -62,16 +68,36 @@ def _submit(client: JobSubmissionClient, wanted: Submission, address: str, conso
     try:
         if before is not None:
             client.delete_job(name)
-        client.submit_job(
-            entrypoint=wanted.entrypoint,
-            submission_id=name,
-            runtime_env=wanted.runtime_env,
-            metadata=wanted.metadata,
-        )
+        submit(client, wanted, lambda text: _say(console, text))
     except TROUBLE as error:
-        hint = "; the head has only just started: try again in a minute" if "No available agent" in str(error) else ""
-        raise ControlError(f"{address} does not take the job: {error}{hint}") from error
+        raise ControlError(f"{address} does not take the job: {error}") from error
     return known
+
+
+def submit(client: JobSubmissionClient, wanted: Submission, say: Callable[[str], None]) -> None:
+    """Submit, once the head has the process that takes jobs: the dashboard answers some time before that.
+
+    Raises:
+        RuntimeError: Ray's, if the job is not taken, or that process is not there within AGENT_WAIT_S.
+    """
+    end, is_told = time.monotonic() + AGENT_WAIT_S, False
+    while True:
+        try:
+            client.submit_job(
+                entrypoint=wanted.entrypoint,
+                submission_id=wanted.name,
+                runtime_env=wanted.runtime_env,
+                metadata=wanted.metadata,
+            )
+        except RuntimeError as error:
+            if NO_AGENT not in str(error) or time.monotonic() > end:
+                raise
+        else:
+            return
+        if not is_told:
+            say("the head has only just started, and does not take jobs yet; waiting for it")
+            is_told = True
+        time.sleep(POLL_S)
 
 
 def how_to(name: str, address: str) -> str:
@@ -88,18 +114,17 @@ def follow_to_end(client: JobSubmissionClient, name: str, address: str, console:
     except KeyboardInterrupt:
         _say(console, f"\n{name} goes on; this only ends the showing of its log.\n{how_to(name, address)}")
         return INTERRUPTED
-    code = exit_code(job)
     if not job.driver_agent_http_address:  # it never began, so that its log says nothing
         _say(console, job.message or "")
-    _say(console, f"{name} {job.status.value} (exit code {code})")
-    return code
+    _say(console, f"{name} {ending(job)}")
+    return exit_code(job)
 
 
 def show_status(run: str | None, address: str, *, url: str | None, as_json: bool, insecure: bool) -> None:
     """Print a job's state, times, node, and where the run itself can be asked."""
     client, job, name = _job(run, address, url=url, insecure=insecure)
     if as_json:
-        typer.echo(job.json(indent=1))
+        typer.echo(job.model_dump_json(indent=1))
         return
     console = Console()
     rows = [
@@ -111,7 +136,7 @@ def show_status(run: str | None, address: str, *, url: str | None, as_json: bool
     rows += [("exit code", str(job.driver_exit_code))] if job.driver_exit_code is not None else []
     rows += [("node of the driver", job.driver_node_id or "–"), ("runs", (job.metadata or {}).get(RUNS, "–"))]
     if job.driver_agent_http_address and not job.status.is_terminal():
-        found = CONTROL_AT.findall(printed(client, name))
+        found = CONTROL_AT.findall(printed(client, name).rpartition(BEGINS)[2])
         rows += [("control", f"{found[-1] if found else 'not there yet'} (as its node sees it)")]
     for title, value in rows:
         _say(console, f"{title:<19} {value}")
@@ -160,8 +185,7 @@ def _job(
     client = open_dashboard(address, insecure=insecure)
     job = details(client, run)
     if job is None:
-        names = sorted(job.submission_id for job in client.list_jobs() if job.submission_id)
-        raise ControlError(f"{address} has no job {run}; there are: {', '.join(names) or 'none'}")
+        raise ControlError(f"{address} has no job {run}; there are: {', '.join(names(client)) or 'none'}")
     return client, job, run
 
 

@@ -5,7 +5,7 @@ from ray.job_submission import JobDetails, JobStatus
 
 from common.errors import ControlError
 from deploy.jobs import follow as following
-from deploy.jobs.follow import exit_code, follow
+from deploy.jobs.follow import ending, exit_code, follow
 
 
 class Dashboard:
@@ -68,3 +68,8 @@ def test_a_dashboard_that_is_gone_is_not_waited_for_for_ever(seen, monkeypatch):
 )  # fmt: skip
 def test_the_end_of_a_job_means_what_run_would_have_said(state, code, means):
     assert exit_code(job(JobStatus(state), code)) == means
+
+
+def test_a_driver_that_was_killed_names_the_signal_of_which_its_log_cannot_tell():
+    assert ending(job(JobStatus.FAILED, -9)) == "FAILED (exit code 1): its driver was ended by signal 9 (Killed)"
+    assert ending(job(JobStatus.FAILED, 4)) == "FAILED (exit code 4)"

@@ -16,10 +16,10 @@ def submission(config, folder, *, runs="/shared/my runs", **changes):
     return make_submission(config, runs, folder, **({"wheel": None, "again": (), "insecure": False} | changes))
 
 
-def test_the_resolved_configuration_is_all_that_travels(tiny, tmp_path):
+def test_the_resolved_configuration_and_what_finds_python_are_all_that_travels(tiny, tmp_path):
     config = tiny("name=mine", "ppo.clip_eps=0.3")
     made = submission(config, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["find_python.sh", "mine.toml"]
     assert load_config(tmp_path / "mine.toml") == config
     assert made.runtime_env["working_dir"] == str(tmp_path)
     assert made.name == "mine"
@@ -27,7 +27,7 @@ def test_the_resolved_configuration_is_all_that_travels(tiny, tmp_path):
 
 def test_the_entry_point_is_our_run_and_takes_the_signals(tiny, tmp_path):
     made = submission(tiny(), tmp_path, again=("ppo", "evaluate"), insecure=True)
-    assert made.entrypoint.startswith("exec ")
+    assert made.entrypoint.startswith('exec "$(sh find_python.sh $PPID)" ')
     assert made.entrypoint.endswith(
         " -m deploy run tiny.toml --address auto --runs '/shared/my runs' --again ppo --again evaluate --insecure"
     )
@@ -39,8 +39,9 @@ def test_a_job_that_is_stopped_has_longer_than_its_update_may_take(tiny, tmp_pat
     assert int(made.runtime_env["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) > 100.5
 
 
-def test_without_a_raylet_above_it_the_entry_point_takes_the_python_of_the_path():
-    done = subprocess.run(["sh", "-c", f'echo "{PYTHON}"'], capture_output=True, text=True, check=True)
+def test_without_a_raylet_above_it_the_entry_point_takes_the_python_of_the_path(tiny, tmp_path):
+    submission(tiny(), tmp_path)
+    done = subprocess.run(["sh", "-c", f'echo "{PYTHON}"'], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == shutil.which("python3")
 
 

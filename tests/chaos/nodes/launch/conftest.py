@@ -152,3 +152,20 @@ def runs(tiny_run, tmp_path):
     leave_out = shutil.ignore_patterns("checkpoints", "ppo*", "evaluate.json", "*.jsonl", "trajectories")
     shutil.copytree(tiny_run, tmp_path / "runs" / "tiny", ignore=leave_out)
     return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """This project as a wheel, whose program and whose actors say that they come from it."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for package in ("actors", "common", "deploy", "learner", "reward_service"):
+        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("deploy/run.py", "actors/ray_actor.py"):
+        with (source / name).open("a") as file:
+            file.write(f'\nprint("{name} of the wheel", flush=True)\n')
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(out)]
+    subprocess.run([*pip, str(source)], check=True, capture_output=True)
+    (built,) = out.glob("minichatgpt-*.whl")
+    return built
