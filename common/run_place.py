@@ -16,6 +16,7 @@ directly (`checkpoint_store.py`). Every error of a store is a CheckpointError th
 
 import dataclasses
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -75,6 +76,12 @@ def local_models(paths: ModelPaths) -> ModelPaths:
     return ModelPaths(local_copy(paths.policy), _each(local_copy, paths.reward_model), _each(local_copy, paths.judge))
 
 
+def files_in(folder: Path) -> list[str]:
+    """Files of a folder and of those below, as paths from there, sorted; folders may come and go meanwhile."""
+    found = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
 def copies(path: Path) -> Iterator[Folder]:
     """A folder here and, where it stands for a URL, there."""
     yield Folder.at(str(path.absolute()))
@@ -98,11 +105,10 @@ def share(path: Path) -> None:
     lists, name = _list_of(url)
     if name in lists.names():
         lists.remove(name)
-    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    files = {file: here.measure(file) for file in names}
+    files = {file: here.measure(file) for file in files_in(path)}
     for stale in set(there.all_names()) - files.keys():
         there.remove(stale)
-    for file in names:
+    for file in files:
         there.put(file, path / file)
     text = json.dumps({name: dataclasses.asdict(file) for name, file in files.items()}, indent=1)
     lists.write(name, text.encode())
@@ -123,7 +129,7 @@ def local_copy(where: str) -> str:
     for name, expected in files.items():
         if not _is_here(folder / name, expected):
             _bring(there, name, folder / name, expected)
-    for name in [str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()]:
+    for name in files_in(folder):
         if name not in files and PART not in name:
             (folder / name).unlink(missing_ok=True)
     return str(folder)

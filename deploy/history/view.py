@@ -13,6 +13,7 @@ EVENT_STYLES = {
     "restart": "yellow",
     "lost": "yellow",
     "error": "yellow",
+    "storage": "yellow",
     "given_up": "bold red",
     "learner_lost": "bold red",
     "nonfinite_update": "bold red",

@@ -23,7 +23,7 @@ from typing import Final, Literal
 from rich.console import Console
 
 from common.errors import CheckpointError, ConfigError, MiniChatGPTError, RunInUseError
-from common.run_place import LISTS, listed_folders, local_copy, shared
+from common.run_place import LISTS, files_in, listed_folders, local_copy, shared
 from common.storage import Folder
 from deploy.exit_codes import FAILED
 from deploy.run_folder.files import read_json, write_json
@@ -66,14 +66,12 @@ def plan(here: Mapping[str, Stamp], there: Mapping[str, Stamp | None]) -> tuple[
 def files_of(folder: Path) -> dict[str, Stamp]:
     """The files that the driver sends; one that goes meanwhile is left out."""
     found = {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if is_ours(name) and path.is_file():
-            try:
-                state = path.stat()
-            except FileNotFoundError:
-                continue
-            found[name] = (state.st_size, state.st_mtime_ns)
+    for name in filter(is_ours, files_in(folder)):
+        try:
+            state = (folder / name).stat()
+        except FileNotFoundError:
+            continue
+        found[name] = (state.st_size, state.st_mtime_ns)
     return found
 
 

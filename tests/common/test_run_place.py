@@ -1,5 +1,7 @@
 """A path below the workplaces stands for a URL; a folder comes and goes as a whole; what is damaged is fetched anew."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -118,6 +120,28 @@ def test_a_damaged_file_is_fetched_anew_and_a_whole_one_is_not(machine):
     local_copy(f"{RUN}/models/sft")
     assert texts(folder)["parts/1.bin"] == "weights"
     assert (folder / "config.json").stat().st_ino == before
+
+
+def one_at_a_time(function, lock):
+    def call(*arguments, **options):
+        with lock:
+            return function(*arguments, **options)
+
+    return call
+
+
+def test_many_on_one_machine_may_fetch_at_once(machine, monkeypatch):
+    lock = threading.RLock()
+    for name in ("get_file", "cat_file"):  # a file in memory has one position for all its readers
+        monkeypatch.setattr(MemoryFileSystem, name, one_at_a_time(getattr(MemoryFileSystem, name), lock))
+    for number in range(8):
+        written(text=f"weights {number}").joinpath(f"{number}.bin").write_text("more", encoding="utf-8")
+    sent = texts(share_of(written()))
+    machine("second")
+    with ThreadPoolExecutor(8) as pool:
+        fetched = [pool.submit(local_copy, f"{RUN}/models/sft") for _ in range(64)]
+        assert all(texts(future.result()) == sent for future in fetched)
+    assert texts(workplace(RUN) / "models" / "sft") == sent
 
 
 def test_what_is_not_there_as_a_whole_is_an_error(machine, store):

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from common.errors import CheckpointError, ConfigError, RunInUseError
 from common.run_place import share, workplace
 from common.storage import Folder
+from deploy.ppo.resume import rewind
 from deploy.run_folder import mirror as mirror_module
 from deploy.run_folder.lease import LEASE, new_lease, read_lease, renew, take_lease
 from deploy.run_folder.mirror import Mirror, is_ours, plan
@@ -116,6 +117,14 @@ def test_a_line_that_is_being_written_is_not_sent(machine):
         (folder / "metrics.jsonl").write_text('{"step": 1}\n{"st', encoding="utf-8")
         mirror.flush()
         assert at_url()["metrics.jsonl"] == '{"step": 1}\n'
+
+
+def test_trajectories_after_a_checkpoint_go_at_the_url_too(machine):
+    folder = machine("first")
+    for step in (1, 2, 3):
+        Folder.at(f"{URL}/trajectories").write(f"update_{step:06d}.safetensors", b"of an attempt that was cut off")
+    rewind(folder, 1)
+    assert list(at_url()) == ["trajectories/update_000001.safetensors"]
 
 
 def test_a_folder_on_a_disk_is_left_alone(tmp_path):
