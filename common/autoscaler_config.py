@@ -38,7 +38,8 @@ class AutoscalerConfig(Config):
     """Seconds after any change of the number, a person's too, in which none are taken away."""
     retry_after_s: Annotated[float, CHANGEABLE] = Field(default=1800.0, ge=0)
     """Workers that saved less than half of what was foreseen are taken away again, as where all share the same CPUs;
-    seconds until it tries again, unless somebody changes the number before."""
+    seconds until it tries again, unless somebody changes the number before. So long it also leaves workers alone that
+    were given up."""
     max_step_workers: Annotated[int, CHANGEABLE] = Field(default=4, ge=1)
     """Most workers that one decision adds or takes away."""
 

@@ -66,7 +66,7 @@ class Policy:
         wish = self._wish(forecast, seen.active, most)
         if wish == seen.active:
             return after, _hold(seen, *self._content(forecast, seen, most))
-        if wish > seen.active and (objection := _objection(forecast, seen)) is not None:
+        if wish > seen.active and (objection := self._objection(state, forecast, seen)) is not None:
             return after, _hold(seen, *objection)
         return self._confirm(state, after, forecast, seen, wish)
 
@@ -131,6 +131,19 @@ class Policy:
         step = "" if target in wishes else f"; a step is of {config.max_step_workers} at most"
         return _change(after, seen, target, "wait" if is_up else "spare", reason + step)
 
+    def _objection(self, state: State, forecast: Forecast, seen: Observation) -> tuple[Cause, str] | None:
+        """What speaks against more workers although the learner waits for them."""
+        wait_s = _left_s(state, seen, self.config.retry_after_s)
+        if seen.active < seen.target and wait_s > 0:
+            few = f"{seen.active} of {_workers(seen.target)} take work; the others are given up, not missing"
+            return "given_up", f"{few}; they are asked for again in {wait_s:.0f} s"
+        if seen.reward_queue_s > forecast.chunk_s:
+            return "replicas", (
+                f"chunks waited {seen.reward_queue_s:.3g} s on average for a reward replica, longer than a worker "
+                f"needs for one ({forecast.chunk_s:.3g} s): add reward replicas, not workers"
+            )
+        return None
+
     def _content(self, forecast: Forecast, seen: Observation, most: int) -> tuple[Cause, str]:
         """Why nothing is to be changed."""
         config, waits = self.config, seen.learner_wait_fraction
@@ -148,18 +161,6 @@ class Policy:
             replicas = f"replicas need {forecast.judge_s:.3g} s of it: add reward replicas, not workers"
             return "replicas", f"{said}; {replicas}"
         return "steady", f"{said}, of which more workers would save next to nothing"
-
-
-def _objection(forecast: Forecast, seen: Observation) -> tuple[Cause, str] | None:
-    """What speaks against more workers although the learner waits for them."""
-    if seen.active < seen.target:
-        return "given_up", f"{seen.active} of {_workers(seen.target)} take work; the others are given up, not missing"
-    if seen.reward_queue_s > forecast.chunk_s:
-        return "replicas", (
-            f"chunks waited {seen.reward_queue_s:.3g} s on average for a reward replica, longer than a worker needs "
-            f"for one ({forecast.chunk_s:.3g} s): add reward replicas, not workers"
-        )
-    return None
 
 
 def _why(forecast: Forecast, seen: Observation, wish: int) -> str:

@@ -7,7 +7,7 @@ Ray's own client has no time limit, and names of these only the refused token. C
 import logging
 import os
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx2
@@ -26,8 +26,17 @@ OLDEST: Final = "2.52"
 nodes are of one installation, and the API of jobs is the same since 2.0."""
 
 
-def open_dashboard(address: str, *, insecure: bool) -> JobSubmissionClient:
-    """Ray's client of jobs.
+class Dashboard(NamedTuple):
+    """One that let us in."""
+
+    client: JobSubmissionClient
+    """Ray's client of jobs."""
+    mode: str
+    """How the cluster authenticates: `token` or `disabled`."""
+
+
+def open_dashboard(address: str, *, insecure: bool) -> Dashboard:
+    """Try the door, and go in.
 
     Args:
         address: `http://HEAD:8265`.
@@ -48,7 +57,7 @@ def open_dashboard(address: str, *, insecure: bool) -> JobSubmissionClient:
         os.environ.pop(name, None)
     for talkative in ("dashboard.modules.job.sdk", "dashboard.modules.dashboard_sdk", "_private.runtime_env.packaging"):
         logging.getLogger(f"ray.{talkative}").setLevel(logging.WARNING)
-    return _accepted(url)
+    return Dashboard(_accepted(url), mode)
 
 
 def checked_address(address: str) -> tuple[str, str]:

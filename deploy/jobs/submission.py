@@ -39,6 +39,10 @@ class Submission:
     metadata: dict[str, str]
     """What is shown with the job."""
 
+    def authenticate(self, mode: str) -> None:
+        """Tell the job how its cluster authenticates: a head may have left it to Ray's default."""
+        self.runtime_env["env_vars"]["RAY_AUTH_MODE"] = mode
+
 
 def make_submission(
     config: RunConfig, runs: str, folder: Path, *, wheel: Path | None, again: Sequence[str], insecure: bool

@@ -46,7 +46,8 @@ def launch(
     """Submit a run as a job and follow it; returns the exit code that its end means, 0 at once if detached."""
     with tempfile.TemporaryDirectory(prefix="minichatgpt-launch-") as folder:
         wanted = make_submission(config, runs, Path(folder), wheel=wheel, again=again, insecure=insecure)
-        client = open_dashboard(address, insecure=insecure)
+        client, mode = open_dashboard(address, insecure=insecure)
+        wanted.authenticate(mode)
         known = _submit(client, wanted, address, console)
     _say(console, f"✓ {config.name} is submitted to {address}, and goes on if this command ends:")
     _say(console, how_to(config.name, address))
@@ -182,7 +183,7 @@ def _job(
         raise ConfigError("--url asks the run itself, --address the cluster on which it is a job; leave one out")
     if run is None:
         raise ConfigError("no run is named; with --address give the name under which it was launched")
-    client = open_dashboard(address, insecure=insecure)
+    client = open_dashboard(address, insecure=insecure).client
     job = details(client, run)
     if job is None:
         raise ControlError(f"{address} has no job {run}; there are: {', '.join(names(client)) or 'none'}")

@@ -21,7 +21,7 @@ from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 from ray.exceptions import AuthenticationError, RpcError
 
 from common.errors import ConfigError
-from deploy.on_ray.openness import is_loopback, refuse_open
+from deploy.on_ray.openness import refuse_open
 
 CONNECT_TIMEOUT_S = 5.0
 """Longest time for a server to take the connection, and to answer its first bytes."""
@@ -47,14 +47,26 @@ def connect(address: str, *, insecure: bool = False, **options: Any) -> None:
     check_server(where)
     check_token(os.environ, Path.home())
     _check_accepted(where)
-    host = where.rpartition(":")[0]
-    if not is_loopback(host) and _asks_for_no_token(where):
-        refuse_open(where, host, insecure=insecure)
+    is_open = _asks_for_no_token(where)
+    if is_open:
+        refuse_open(where, where.rpartition(":")[0], insecure=insecure)
     try:
         ray.init(address=where, **options)
     except (ConnectionError, RuntimeError, ValueError, RpcError) as error:
         reason = error.__cause__ or error
         raise ConfigError(f"Ray at {where} answers, but this process cannot join it: {_in_brief(reason)}") from error
+    if is_open:
+        _leave_if_reachable(where, insecure=insecure)
+
+
+def _leave_if_reachable(where: str, *, insecure: bool) -> None:
+    """An open cluster's own addresses tell whether others reach it: a head listens on all, loopback among them."""
+    try:
+        for node in ray.nodes():
+            refuse_open(where, node["NodeManagerAddress"], insecure=insecure)
+    except ConfigError:
+        ray.shutdown()
+        raise
 
 
 def resolve(address: str) -> str:

@@ -5,7 +5,8 @@ is refused only where Ray says that its autoscaler has no such node to add.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from common.config import RunConfig
 from common.label_selector import NODE_ID
@@ -52,11 +53,29 @@ def check_placements(config: RunConfig, nodes: Sequence[NodeFacts], growth: Grow
     if not any(finding.failure for finding in found):
         found.append(_all_roles(asked, usable))
     if not config.cluster.autoscaling:
-        return found
+        return [*found, *_once_scaled(config, found, asked, usable)]
     return [
         once_grown(finding, waiting, config, growth)
         for finding, waiting in zip(found, [*([one] for one in asked), asked], strict=False)
     ]
+
+
+def _once_scaled(
+    config: RunConfig, found: Sequence[Finding], asked: Sequence[Demand], usable: Sequence[NodeFacts]
+) -> Iterator[Finding]:
+    """A caution where the run fits, but not with as many workers as the autoscaler may ask for."""
+    most = config.autoscaler.max_workers
+    if config.ppo is None or not config.autoscaler.enabled or any(finding.failure for finding in found):
+        return
+    workers, *others = asked
+    scaled = _all_roles([replace(workers, number=most), *others], usable)
+    if scaled.failure:
+        caution = (
+            f"autoscaler.max_workers={most} is more than the cluster has room for: workers beyond it would wait for a "
+            f"node for rollout.room_timeout_s={config.rollout.room_timeout_s:g} s and be given up. Lower it, or add "
+            "nodes; cluster.autoscaling = true says that nodes come by themselves"
+        )
+        yield Finding("the autoscaler's workers", caution=caution)
 
 
 def _one_role(demand: Demand, usable: Sequence[NodeFacts], nodes: Sequence[NodeFacts]) -> Finding:

@@ -179,10 +179,19 @@ def test_workers_on_their_way_count(policy, waiting):
 
 
 def test_workers_that_are_given_up_are_no_reason_for_more_and_do_not_keep_others(policy, waiting, load):
-    _, decision = decide(policy, waiting(2, target=4))
+    _, decision = decide(policy, waiting(2, target=4), changed_s=0.0)
     assert (decision.target, decision.cause) == (4, "given_up")
-    _, decision = decide(policy, load(chunk_s=0.01, other_s=5.0).seen(3, 8, target=4))
+    _, decision = decide(policy, load(chunk_s=0.01, other_s=5.0).seen(3, 8, target=4), changed_s=0.0)
     assert (decision.target, decision.cause) == (1, "spare")
+
+
+def test_workers_that_are_given_up_are_asked_for_again_after_a_while(configured, waiting):
+    policy = Policy(configured(confirm_updates=1, retry_after_s=600), 8)
+    after, decision = decide(policy, waiting(2, target=4, now_s=599.0), changed_s=0.0)
+    assert (decision.target, decision.cause) == (4, "given_up")
+    assert decision.reason.endswith("they are asked for again in 1 s")
+    _, decision = policy.observe(after, waiting(2, target=4, now_s=600.0))
+    assert (decision.direction, decision.cause) == ("up", "wait")
 
 
 def test_a_persons_order_stands_and_starts_the_cool_down(configured, waiting):

@@ -134,3 +134,11 @@ def test_storage_on_nodes_to_come_is_a_caution_and_the_run_may_start(tiny, tmp_p
     raise_failures(config, all_found)
     by_check = {finding.check: finding for finding in all_found}
     assert "none of them is for rollout, reward_service, learner" in by_check["nodes to come"].caution
+
+
+def test_an_autoscaler_that_may_ask_for_more_than_there_is_room_for_is_a_caution(tiny):
+    bounds = ("autoscaler.enabled=true", "autoscaler.max_workers=64")
+    (caution,) = cautions(tiny(*bounds), node(4))
+    assert caution.startswith("autoscaler.max_workers=64 is more than the cluster has room for")
+    assert not cautions(tiny(*bounds), node(64))
+    assert not cautions(tiny("autoscaler.max_workers=64"), node(4)), "it is off"
