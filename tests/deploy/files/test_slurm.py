@@ -83,7 +83,9 @@ def test_no_port_that_the_script_chooses_is_one_that_linux_or_ray_gives_away():
 
 
 def test_another_node_ends_with_the_signal_and_leaves_nothing_of_ray(tmp_path, until_there):
-    (function,) = re.findall(r"^  on_node\(\) \{.*?^  \}$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (function,) = re.findall(
+        r"^  on_node\(\) \{.*?^  \}$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
     folder, ready = tmp_path / "ray", tmp_path / "ready"
     folder.mkdir()
     ray = 'trap "sleep 0.3; exit 7" TERM; echo >"$0"; while :; do sleep 0.05; done'
