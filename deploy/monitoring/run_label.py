@@ -1,4 +1,4 @@
-"""Puts the name of the run on every sample that GET /metrics shows. Not on the metrics themselves: a registry is one run's.
+"""Puts the name of the run on every sample of GET /metrics. Not on the metrics themselves: a registry is one run's.
 
 Where Prometheus finds a run by its file in `.targets`, the target says the name too. On a cluster that stays it knows
 the head's pod, and not which run is there at the moment. Dashboards choose by `run`, and alerts name it.

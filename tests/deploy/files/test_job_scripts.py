@@ -46,7 +46,7 @@ def job(tmp_path):
 
 @pytest.mark.parametrize(("code", "seen"), [(0, 0), (1, 1), (3, 0), (4, 0), (143, 143)])
 def test_only_what_shall_be_tried_again_is_a_failure(job, code, seen):
-    start, folder = job
+    start, _ = job
     assert start("run-job", CODE=str(code)).wait(timeout=60) == seen
     assert start("stop-job").wait(timeout=60) == 0, "the file of a driver that has ended holds nobody up"
 

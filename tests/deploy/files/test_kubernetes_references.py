@@ -15,7 +15,7 @@ OUTSIDE = {8265: "the operator", 9464: "Prometheus", 8080: "Prometheus", 44217: 
 """Ports that somebody beside the pods themselves may reach."""
 RUNS = {"base": "tiny", "overlays/cpu-demo": "demo", "overlays/gpu": "imdb-smollm2"}
 ON_CLUSTERS = [*((folder, folder) for folder in RUNS), ("cluster", "overlays/cpu-demo")]
-"""Builds, and the folders of configurations that run there; docs/cluster.md launches the last on the cluster that stays."""
+"""Builds, and the folders of configurations that run there; docs/cluster.md sends the last to the one that stays."""
 DEPARTURES = {
     "base": set(),
     "overlays/cpu-demo": {"ppo.checkpoint_every", "rollout.num_cpus", "reward_service.num_cpus", "learner.num_cpus"},
