@@ -26,6 +26,7 @@ from common.errors import CheckpointError, ConfigError, MiniChatGPTError, RunInU
 from common.run_place import LISTS, files_in, listed_folders, local_copy, shared
 from common.storage import Folder
 from deploy.exit_codes import FAILED
+from deploy.run_folder.address import END
 from deploy.run_folder.files import read_json, write_json
 from deploy.run_folder.lease import LEASE, LEASE_S, RENEW_S, new_lease, renew, take_lease
 from deploy.stop_signal import StopSignal
@@ -54,13 +55,17 @@ def is_ours(name: str) -> bool:
 
 
 def plan(here: Mapping[str, Stamp], there: Mapping[str, Stamp | None]) -> tuple[list[str], list[str]]:
-    """What is to be sent, and what removed, so that the URL holds what is here.
+    """What is to be removed at the URL, and then what to be sent, in that order, so that it holds what is here.
+
+    What says that something is done goes first and comes last: a driver that dies half-way leaves no record of a stage
+    beside files from before it.
 
     Args:
         here: files of the workplace.
         there: files at the URL, with the stamp of what was sent; None where that is not known.
     """
-    return [name for name in sorted(here) if there.get(name) != here[name]], sorted(there.keys() - here.keys())
+    changed = sorted(here, key=lambda name: (name == END, name.startswith("stages/"), name))
+    return sorted(there.keys() - here.keys()), [name for name in changed if there.get(name) != here[name]]
 
 
 def files_of(folder: Path) -> dict[str, Stamp]:
@@ -145,14 +150,14 @@ class Mirror:
             if self._is_lost:
                 raise CheckpointError(f"{self.url} is another driver's now")
             here = files_of(self.folder)
-            to_send, to_remove = plan(here, self._sent)
+            to_remove, to_send = plan(here, self._sent)
+            for name in to_remove:
+                self._there.remove(name)
+                del self._sent[name]
             for name in to_send:
                 if (data := _whole_lines(self.folder / name)) is not None:
                     self._there.write(name, data)
                     self._sent[name] = here[name]
-            for name in to_remove:
-                self._there.remove(name)
-                del self._sent[name]
 
     def stage_ended(self) -> None:
         """The same, where training can go on without it."""

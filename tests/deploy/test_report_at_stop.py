@@ -3,11 +3,11 @@
 import io
 
 import pytest
-from deploy.launch import report_if_stopped
 from rich.console import Console
 
 from common.errors import RunStopped
 from deploy.exit_codes import GUARDED
+from deploy.run import report_if_stopped
 
 
 @pytest.mark.parametrize("files", [{}, {"metrics.jsonl": "{\n{}\n"}, {"report.html": "of an earlier run"}])

@@ -72,8 +72,13 @@ def at_url():
 def test_a_plan_sends_what_changed_and_removes_what_is_gone():
     here = {"new": (1, 1), "same": (2, 2), "changed": (3, 4), "unknown": (5, 5)}
     there = {"same": (2, 2), "changed": (3, 3), "unknown": None, "gone": (6, 6)}
-    assert plan(here, there) == (["changed", "new", "unknown"], ["gone"])
+    assert plan(here, there) == (["gone"], ["changed", "new", "unknown"])
     assert plan(here, here) == ([], [])
+
+
+def test_what_says_that_something_is_done_comes_last():
+    here = dict.fromkeys(("ended.json", "stages/ppo.json", "events.jsonl", "samples.jsonl"), (1, 1))
+    assert plan(here, {})[1] == ["events.jsonl", "samples.jsonl", "stages/ppo.json", "ended.json"]
 
 
 @pytest.mark.parametrize(
