@@ -232,7 +232,7 @@ class Mirror:
             if attempt < LAST_ATTEMPTS - 1:
                 time.sleep(pause)
                 pause *= 2
-        left = plan(files_of(self.folder), self._sent)[0]
+        _, left = plan(files_of(self.folder), self._sent)
         return (
             f"{len(left)} files are not at {self.url} yet ({', '.join(left[:8])}): {cause}. They are in {self.folder}; "
             "the same command on this machine sends them"

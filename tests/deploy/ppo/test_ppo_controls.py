@@ -26,6 +26,8 @@ def test_status_has_every_field(train, until):
         "phase",
         "phase_s",  # between two phases
         "alarms",
+        "autoscaler",  # it is off
+        "progress",  # of stages without updates
     }
     assert (status.run, status.pid, status.stage) == ("tiny", os.getpid(), "ppo")
     assert (status.step, status.updates, status.lineage) == (3, 6, 0)
