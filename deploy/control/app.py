@@ -29,7 +29,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from common.errors import ConfigError, MiniChatGPTError, PhaseTimeoutError, RunEndingError
@@ -53,7 +53,7 @@ def build_app(
     *,
     access: Access,
     ending: threading.Event,
-    registry: CollectorRegistry,
+    registry: Collector,
     history: RunHistory,
     note: Callable[[str], None],
     count: Callable[[str, int], None],

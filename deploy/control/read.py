@@ -3,8 +3,8 @@
 from typing import Annotated
 
 from fastapi import Query, Request, Response
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from deploy.control.calls import Calls
@@ -33,7 +33,7 @@ class ReadRoutes:
     """
 
     def __init__(
-        self, controls: Controls, asking: Calls, history: RunHistory, reading: Calls, registry: CollectorRegistry
+        self, controls: Controls, asking: Calls, history: RunHistory, reading: Calls, registry: Collector
     ) -> None:
         self._controls = controls
         self._asking = asking

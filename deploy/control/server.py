@@ -22,6 +22,7 @@ from deploy.control.guard import Guard
 from deploy.control.limits import Limits
 from deploy.control.run_controls import Controls
 from deploy.control.tokens import run_tokens
+from deploy.monitoring.run_label import OfRun
 from deploy.monitoring.scrape_target import scrape_target
 from deploy.run_folder.address import announce
 from deploy.run_folder.history import RunHistory
@@ -54,7 +55,7 @@ def serve_control(
         config: where to listen, and to whom.
         controls: the run.
         folder: of the run.
-        registry: what GET /metrics shows.
+        registry: what GET /metrics shows, with the run's name on each sample.
         note: told of every order that changes the run.
         count: told route and status of every answer.
         environ: where tokens may be.
@@ -77,7 +78,7 @@ def serve_control(
             controls,
             access=Access.of(config, tokens.steer, tokens.read),
             ending=ending,
-            registry=registry,
+            registry=OfRun(registry, folder.name),
             history=RunHistory(folder),
             note=note,
             count=count,

@@ -76,10 +76,19 @@ def make_submission(
     return Submission(
         name=config.name,
         # `exec`: the signal that stops the job reaches the run, and the shell cannot end before it.
-        entrypoint=f'exec "{PYTHON}" {shlex.join(words)}',
+        entrypoint=f'{announce_driver(config.name)}exec "{PYTHON}" {shlex.join(words)}',
         runtime_env={"working_dir": str(folder), "env_vars": variables},
         metadata={RUNS: runs},
     )
+
+
+def announce_driver(name: str) -> str:
+    """Commands that leave the driver's process id where whoever stops the node looks for it, if the node says where.
+
+    The shell's id is the driver's: it becomes the driver. deploy/kubernetes/shared/stop-job reads it.
+    """
+    folder, file = '"$MINICHATGPT_DRIVERS"', f'"$MINICHATGPT_DRIVERS"/{shlex.quote(name)}'
+    return f"[ -z {folder} ] || {{ mkdir -p {folder} && echo $$ >{file}; }}; "
 
 
 def checked_runs(runs: str) -> str:

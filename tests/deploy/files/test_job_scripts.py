@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.jobs.node_python import PYTHON
+from deploy.jobs.submission import make_submission
+
 ROOT = Path(__file__).parents[3]
 SHARED = ROOT / "deploy" / "kubernetes" / "shared"
 ENTRYPOINT = ROOT / "deploy" / "docker" / "minichatgpt-entrypoint"
@@ -26,11 +29,12 @@ def job(tmp_path):
     fake.write_text(DRIVER)
     fake.chmod(0o755)
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "TOLD": str(tmp_path / "told")}
-    environment["DRIVER_FILE"] = str(tmp_path / "driver.pid")
+    environment["MINICHATGPT_DRIVERS"] = str(tmp_path / "drivers")
     started = []
 
-    def start(script, **more):
-        process = subprocess.Popen(["bash", SHARED / script], env={**environment, **more}, stdout=subprocess.PIPE)
+    def start(*command, **more):
+        words = ["bash", SHARED / command[0]] if command[0] in ("run-job", "stop-job") else command
+        process = subprocess.Popen(words, env=environment | more, cwd=tmp_path, stdout=subprocess.PIPE)
         started.append(process)
         return process
 
@@ -42,9 +46,9 @@ def job(tmp_path):
 
 @pytest.mark.parametrize(("code", "seen"), [(0, 0), (1, 1), (3, 0), (4, 0), (143, 143)])
 def test_only_what_shall_be_tried_again_is_a_failure(job, code, seen):
-    start, folder = job
+    start, _ = job
     assert start("run-job", CODE=str(code)).wait(timeout=60) == seen
-    assert not (folder / "driver.pid").exists()
+    assert start("stop-job").wait(timeout=60) == 0, "the file of a driver that has ended holds nobody up"
 
 
 def test_the_job_runs_the_configuration_that_is_mounted(job):
@@ -68,7 +72,7 @@ def test_the_words_of_the_job_are_words_of_the_command_line():
 def test_a_signal_reaches_the_driver_and_its_checkpoint_is_waited_for(job, until_there):
     start, folder = job
     process = start("run-job")
-    until_there(folder / "driver.pid")
+    until_there(folder / "drivers" / "run")
     until_there(folder / "told")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 143
@@ -78,11 +82,51 @@ def test_a_signal_reaches_the_driver_and_its_checkpoint_is_waited_for(job, until
 def test_before_the_pod_stops_the_driver_writes_its_checkpoint(job, until_there):
     start, folder = job
     running = start("run-job")
-    until_there(folder / "driver.pid")
+    until_there(folder / "drivers" / "run")
     until_there(folder / "told")
     assert start("stop-job").wait(timeout=60) == 0
     assert (folder / "told").read_text().splitlines()[-1] == "checkpoint"
     assert running.wait(timeout=60) == 143
+
+
+def launched(tiny, folder, name):
+    """The entry point of such a job, whose Python is the driver of these tests."""
+    (folder / name).mkdir()
+    made = make_submission(tiny(f"name={name}"), "/runs", folder / name, wheel=None, again=(), insecure=False)
+    assert PYTHON in made.entrypoint
+    return made.entrypoint.replace(PYTHON, str(folder / "bin" / "minichatgpt"))
+
+
+def test_before_the_pod_stops_runs_that_were_launched_write_their_checkpoints_too(job, until_there, tiny):
+    start, folder = job
+    names = ("tiny", "a.b")
+    running = [start("sh", "-c", launched(tiny, folder, name), TOLD=str(folder / f"told-{name}")) for name in names]
+    for name in names:
+        until_there(folder / f"told-{name}")
+    assert start("stop-job").wait(timeout=60) == 0
+    for name, process in zip(names, running, strict=True):
+        assert (folder / f"told-{name}").read_text().splitlines()[-1] == "checkpoint"
+        assert process.wait(timeout=60) == 143
+        assert int((folder / "drivers" / name).read_text()) == process.pid
+
+
+def test_a_job_leaves_nothing_where_no_folder_for_drivers_is_named(job, tiny):
+    start, folder = job
+    assert start("sh", "-c", launched(tiny, folder, "tiny"), CODE="0", MINICHATGPT_DRIVERS="").wait(timeout=60) == 0
+    assert "run tiny.toml --address auto" in (folder / "told").read_text()
+    assert not (folder / "drivers").exists()
+
+
+def test_a_process_that_has_the_number_of_an_ended_driver_is_left_alone(job, until_there, tiny):
+    start, folder = job
+    other = start("sh", "-c", launched(tiny, folder, "tiny"))
+    until_there(folder / "told")
+    written = folder / "drivers" / "tiny"
+    for name, text in (("iny", written.read_text()), ("gone", "999999999"), ("empty", ""), ("all", "-1"), ("we", "0")):
+        (folder / "drivers" / name).write_text(text)
+    written.unlink()
+    assert start("stop-job").wait(timeout=60) == 0
+    assert other.poll() is None
 
 
 def test_a_pod_without_a_driver_stops_at_once(job):

@@ -56,7 +56,7 @@ def test_prometheus_scrapes_the_pod_with_the_token_of_its_monitor(pod):
     ask, endpoint, token, _ = pod
     answer = ask("GET", endpoint["path"], token=token)
     assert answer.status_code == 200
-    assert "minichatgpt_step 3.0" in answer.text
+    assert 'minichatgpt_step{run="run"} 3.0' in answer.text
 
 
 def test_without_a_token_nobody_reads_and_the_token_of_prometheus_does_not_steer(pod):

@@ -8,11 +8,14 @@ import pytest
 import yaml
 
 from common.config_file import load_config, parse_config
+from deploy.jobs.submission import announce_driver
 from deploy.monitoring.kubernetes_rules import RULES, as_text
 
 OUTSIDE = {8265: "the operator", 9464: "Prometheus", 8080: "Prometheus", 44217: "Prometheus", 44227: "Prometheus"}
 """Ports that somebody beside the pods themselves may reach."""
 RUNS = {"base": "tiny", "overlays/cpu-demo": "demo", "overlays/gpu": "imdb-smollm2"}
+ON_CLUSTERS = [*((folder, folder) for folder in RUNS), ("cluster", "overlays/cpu-demo")]
+"""Builds, and the folders of configurations that run there; docs/cluster.md sends the last to the one that stays."""
 DEPARTURES = {
     "base": set(),
     "overlays/cpu-demo": {"ppo.checkpoint_every", "rollout.num_cpus", "reward_service.num_cpus", "learner.num_cpus"},
@@ -40,6 +43,12 @@ def of_kind(manifests, kind):
 def named(manifests, kind, name):
     (found,) = (manifest for manifest in of_kind(manifests, kind) if manifest["metadata"]["name"] == name)
     return found
+
+
+def ray_cluster(manifests):
+    """What a build says of its one cluster."""
+    (resource,) = (*of_kind(manifests, "RayJob"), *of_kind(manifests, "RayCluster"))
+    return resource["spec"].get("rayClusterSpec", resource["spec"])
 
 
 def walk(node):
@@ -163,6 +172,44 @@ def test_a_run_is_scraped_under_the_labels_that_rules_ask_for(built):
     assert 'up{job="minichatgpt"}' in as_text()
 
 
+def test_what_a_launched_run_says_has_the_job_of_the_dashboards_and_silence_sets_off_no_alert(built):
+    manifests = built("cluster")
+    head = labels(ray_cluster(manifests)["headGroupSpec"]["template"])
+    (monitor,) = (
+        monitor
+        for monitor in of_kind(manifests, "PodMonitor")
+        if selects(monitor["spec"]["selector"], head) and monitor["spec"]["podMetricsEndpoints"][0]["port"] == "control"
+    )
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["metricRelabelings"] == [{"targetLabel": "job", "replacement": "minichatgpt"}]
+    assert endpoint["honorLabels"] is True
+    assert "relabelings" not in endpoint, "those would name `up` too, on which ScrapeDown looks"
+
+
+def test_the_image_is_named_in_one_place_of_what_is_applied(built, kubernetes, tool, tmp_path):
+    shutil.copytree(kubernetes.parent, tmp_path / "deploy")
+    folder = tmp_path / "deploy" / "kubernetes"
+    for build in ("cluster", "overlays/cpu-demo", "overlays/gpu"):
+        file = folder / build / "kustomization.yaml"
+        file.write_text(file.read_text().replace("newName: registry.example.org/minichatgpt", "newName: mine/chat"))
+        done = subprocess.run(
+            [tool("kubectl"), "kustomize", folder / build], capture_output=True, text=True, timeout=60, check=True
+        )
+        images = {node["image"].rpartition(":")[0] for node in walk(list(yaml.safe_load_all(done.stdout)))
+                  if isinstance(node, dict) and isinstance(node.get("image"), str)}  # fmt: skip
+        assert images == {"mine/chat"}
+
+
+def test_scripts_and_launched_runs_are_told_where_drivers_leave_their_numbers(pods):
+    found = [
+        variable["value"]
+        for variable in pods["head"]["spec"]["containers"][0]["env"]
+        if variable["name"] == "MINICHATGPT_DRIVERS"
+    ]
+    assert found == ["/tmp/minichatgpt-drivers"]
+    assert announce_driver("tiny").count('"$MINICHATGPT_DRIVERS"') == 3
+
+
 def test_nobody_from_outside_reaches_a_port_but_those_that_are_meant(manifests, pods):
     policies = [policy["spec"] for policy in of_kind(manifests, "NetworkPolicy")]
     for role, template in pods.items():
@@ -175,7 +222,8 @@ def test_nobody_from_outside_reaches_a_port_but_those_that_are_meant(manifests, 
             if not among_us:
                 assert rule["ports"]
                 for peer in rule["from"]:
-                    assert any(selector.get("matchLabels") for selector in peer.values()), f"lets everybody in: {peer}"
+                    assert peer.keys() == {"namespaceSelector", "podSelector"}, f"lets a whole namespace in: {peer}"
+                    assert all(selector.get("matchLabels") for selector in peer.values()), f"lets everybody in: {peer}"
                 open_to_others |= {port["port"] for port in rule["ports"]}
         listens = set(ports(template).values())
         assert (open_to_others & listens) == (OUTSIDE.keys() & listens), role
@@ -189,6 +237,13 @@ def test_the_operator_reaches_the_head_however_it_was_installed(manifests, name)
     (rule,) = named(manifests, "NetworkPolicy", "minichatgpt-operator")["spec"]["ingress"]
     (peer,) = rule["from"]
     assert selects(peer["podSelector"], operator)
+
+
+def test_prometheus_is_let_in_as_its_operator_labels_it_and_its_neighbours_are_not(manifests):
+    (rule,) = named(manifests, "NetworkPolicy", "minichatgpt-prometheus")["spec"]["ingress"]
+    (peer,) = rule["from"]
+    assert selects(peer["podSelector"], {"app.kubernetes.io/name": "prometheus", "app.kubernetes.io/instance": "k8s"})
+    assert not selects(peer["podSelector"], {"app.kubernetes.io/name": "grafana"})
 
 
 def test_all_pods_of_a_cluster_reach_each_other(manifests, pods):
@@ -221,10 +276,10 @@ def test_a_configuration_differs_from_the_packaged_one_where_it_says_so(kubernet
     assert {key for key in here if here[key] != packaged[key]} == DEPARTURES[folder] | ALWAYS
 
 
-@pytest.mark.parametrize("folder", RUNS)
-def test_the_control_channel_is_where_the_pods_say_it_is(built, kubernetes, folder):
-    manifests, control = built(folder), load_config(kubernetes / folder / "run.toml").control
-    head = named(manifests, "RayJob", "minichatgpt")["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]
+@pytest.mark.parametrize(("folder", "run"), ON_CLUSTERS)
+def test_the_control_channel_is_where_the_pods_say_it_is(built, kubernetes, folder, run):
+    manifests, control = built(folder), load_config(kubernetes / run / "run.toml").control
+    head = ray_cluster(manifests)["headGroupSpec"]["template"]
     (container,) = head["spec"]["containers"]
     assert ports(head)["control"] == control.port
     assert {control.token_env, control.read_token_env} <= {variable["name"] for variable in container["env"]}
@@ -235,11 +290,10 @@ def test_the_control_channel_is_where_the_pods_say_it_is(built, kubernetes, fold
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("folder", RUNS)
-def test_what_each_role_asks_for_is_offered_by_one_group_and_fits_it(built, kubernetes, folder):
-    config = load_config(kubernetes / folder / "run.toml")
-    (job,) = of_kind(built(folder), "RayJob")
-    cluster = job["spec"]["rayClusterSpec"]
+@pytest.mark.parametrize(("folder", "run"), ON_CLUSTERS)
+def test_what_each_role_asks_for_is_offered_by_one_group_and_fits_it(built, kubernetes, folder, run):
+    config = load_config(kubernetes / run / "run.toml")
+    cluster = ray_cluster(built(folder))
     groups = [(cluster["headGroupSpec"]["resources"], 1)]
     groups += [(group["resources"], group["replicas"]) for group in cluster["workerGroupSpecs"]]
     for wanted, offered, count in [
@@ -273,12 +327,16 @@ def test_pods_with_gpus_go_to_nodes_with_gpus(built):
 
 def test_the_cluster_of_a_job_is_the_one_that_stays_plus_its_configuration(built):
     (job,), (cluster,) = of_kind(built("base"), "RayJob"), of_kind(built("cluster"), "RayCluster")
-    spec = yaml.safe_load(yaml.safe_dump(job["spec"]["rayClusterSpec"]))
+    spec, staying = (yaml.safe_load(yaml.safe_dump(each)) for each in (job["spec"]["rayClusterSpec"], cluster["spec"]))
+    for each in (spec, staying):
+        for group in (each["headGroupSpec"], *each["workerGroupSpecs"]):
+            image = group["template"]["spec"]["containers"][0].pop("image")  # base leaves it to its overlays
+            assert image == ("minichatgpt" if each is spec else "registry.example.org/minichatgpt:cpu")
     head = spec["headGroupSpec"]["template"]
     assert head["metadata"]["labels"].pop("minichatgpt/run") == "tiny"
     for items in (head["spec"]["volumes"], head["spec"]["containers"][0]["volumeMounts"]):
         items[:] = [item for item in items if item["name"] != "config"]
-    assert spec == cluster["spec"]
+    assert spec == staying
 
 
 def test_a_try_that_failed_is_made_again_and_a_cluster_does_not_outlive_its_run(built):

@@ -66,6 +66,38 @@ def test_nodes_that_srun_starts_have_the_cpus_that_ray_gives_away():
     assert '--cpus-per-task="$cpus"' in command
 
 
+def test_no_port_that_the_script_chooses_is_one_that_linux_or_ray_gives_away():
+    text = SCRIPT.read_text(encoding="utf-8")
+    (of_job,) = re.findall(r"^port=(\$\(\(.*?\)\))", text, re.MULTILINE)
+    (of_client,) = re.findall(r"--ray-client-server-port (\$\(\(.*?\)\))", text)
+    line = f"port={of_job}; echo $port {of_client}"
+    chosen = set()
+    for job in (0, 5_999, 6_000, 9_999, 1_234_567, 67_108_863):
+        done = subprocess.run(["bash", "-c", line], env={"SLURM_JOB_ID": str(job)}, capture_output=True, check=True)
+        port, client = map(int, done.stdout.split())
+        assert 20_000 <= port < client < 32_768
+        chosen.add((port, client))
+    ports, clients = zip(*chosen, strict=True)
+    assert not set(ports) & set(clients)
+    assert max(ports) < min(clients), "of no other job either"
+
+
+def test_another_node_ends_with_the_signal_and_leaves_nothing_of_ray(tmp_path, until_there):
+    (function,) = re.findall(
+        r"^  on_node\(\) \{.*?^  \}$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    folder, ready = tmp_path / "ray", tmp_path / "ready"
+    folder.mkdir()
+    ray = 'trap "sleep 0.3; exit 7" TERM; echo >"$0"; while :; do sleep 0.05; done'
+    words = ["node", folder, "bash", "-c", ray, ready]
+    process = subprocess.Popen(["bash", "-c", f'{function}\non_node "$@"', *words])
+    until_there(ready)
+    assert folder.is_dir()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 7
+    assert not folder.exists()
+
+
 def can_make_namespaces():
     if os.geteuid() != 0 or not all(map(shutil.which, ("ip", "unshare"))):
         return False

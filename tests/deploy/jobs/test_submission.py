@@ -27,9 +27,9 @@ def test_the_resolved_configuration_and_what_finds_python_are_all_that_travels(t
 
 def test_the_entry_point_is_our_run_and_takes_the_signals(tiny, tmp_path):
     made = submission(tiny(), tmp_path, again=("ppo", "evaluate"), insecure=True)
-    assert made.entrypoint.startswith('exec "$(sh find_python.sh $PPID)" ')
     assert made.entrypoint.endswith(
-        " -m deploy run tiny.toml --address auto --runs '/shared/my runs' --again ppo --again evaluate --insecure"
+        '; exec "$(sh find_python.sh $PPID)" -m deploy run tiny.toml --address auto'
+        " --runs '/shared/my runs' --again ppo --again evaluate --insecure"
     )
     assert "--insecure" not in submission(tiny(), tmp_path).entrypoint
 

@@ -26,6 +26,7 @@ ENDLESS = ["ppo.updates=100000", "ppo.checkpoint_every=5", "ppo.probe_every=2", 
            "ppo.kl.type=adaptive", "ppo.samples_per_prompt=2"]  # fmt: skip
 WITHOUT_DATA = {
     "ray_": "Ray's own metrics; this run is in one process",
+    "minichatgpt_autoscaler_": "this run has none",
     'memory_bytes{run=~"$run", role="reward"': "in one process the driver's memory is all there is",
 }
 """Part of a query, and why it may have no data here."""

@@ -55,7 +55,7 @@ def value(families):
     samples = {(s.name, frozenset(s.labels.items())): s.value for f in families.values() for s in f.samples}
 
     def of(name, **labels):
-        return samples[PREFIX + name, frozenset(labels.items())]
+        return samples[PREFIX + name, frozenset((labels | {"run": "tiny"}).items())]
 
     return of
 
@@ -66,7 +66,8 @@ def test_every_metric_is_there_with_a_sane_value(families, scraped, metric):
     assert (family.type, family.documentation) == (metric.type, metric.meaning)
     samples = [s for s in family.samples if not s.name.endswith("_created")]
     assert samples or metric.name in MAY_BE_MISSING
-    assert {frozenset(s.labels) - {"le"} for s in samples} <= {frozenset(metric.labels)}
+    assert {frozenset(s.labels) - {"le"} for s in samples} <= {frozenset({*metric.labels, "run"})}
+    assert {s.labels["run"] for s in samples} <= {"tiny"}
     values = [s.value for s in samples]
     if metric.report and metric.report not in scraped[1]:
         assert all(map(math.isnan, values)), "nobody knows it"
@@ -96,7 +97,7 @@ def test_numbers_agree_with_each_other(value):
     generated = sum(value("generated_tokens_total", slot=f"worker-{i}") for i in range(2))
     assert generated == value("sample_response_tokens_sum") > value("trained_tokens_total") > 0
     assert value("request_seconds_count", role="reward", method="score") == 4 * UPDATES
-    assert value("run_info", run="tiny", runtime="local") == 1
+    assert value("run_info", runtime="local") == 1
     assert value("memory_bytes", role="driver", slot="driver") > 1e7
     assert value("busy_seconds_total", role="reward", slot="replica-0") > 0
     parts = [value("publish_seconds_count", part=part) for part in ("fetch", "verify", "load", "pause")]

@@ -62,6 +62,7 @@ class Head:
             "PYTHONPATH": str(ROOT),
             "RAY_AUTH_MODE": self.mode,
             "RAY_AUTH_TOKEN": self.token if self.mode == "token" else None,
+            "MINICHATGPT_DRIVERS": str(self.folder / "drivers"),
             "COLUMNS": "300",
             "NO_COLOR": "1",
             "HF_HUB_OFFLINE": "1",

@@ -68,6 +68,8 @@ def test_a_job_whose_driver_is_killed_is_launched_again_and_leaves_the_same_byte
     followed = head.begin(*words)
     poll(lambda: newest_checkpoint(folder) >= 4 or followed.process.poll() is not None, what="a checkpoint")
     assert followed.process.poll() is None, followed.text()
+    left = (head.folder / "drivers" / "tiny").read_text()
+    assert int(left) == read_address(folder).pid, "by which deploy/kubernetes/shared/stop-job finds the driver"
     head.inside("kill", "-KILL", str(read_address(folder).pid))
     assert "tiny FAILED (exit code 1): its driver was ended by signal 9" in followed.end(1)
 
