@@ -35,8 +35,8 @@ class ControlConfig(Config):
     """Further names by which clients may call this server, without port, as that of a proxy or a Kubernetes service;
     the bound address and the names of this machine are known. Whoever uses one needs a token."""
     token_env: Variable | None = None
-    """Environment variable, where the run is launched, of the token that may steer; none: a new one with each start, in
-    control.token of the run folder."""
+    """Environment variable of the driver (of a job: where Ray was started on the head) with the token that may steer;
+    none: a new one with each start, in control.token of the run folder."""
     read_token_env: Variable | None = None
     """Environment variable of the token that may only read; none: a new one with each start, in read.token."""
 

@@ -98,7 +98,8 @@ class HttpScorerConfig(Weighted):
     backoff_s: Annotated[float, CHANGEABLE] = Field(default=0.5, gt=0)
     """Pause before the first further try; it doubles with each, up to a minute, and half of it is random."""
     token_env: Annotated[str | None, CHANGEABLE] = None
-    """Environment variable, where the run is launched, of a token sent as `Authorization: Bearer ...`; None: none."""
+    """Environment variable of the driver (of a job: where Ray was started on the head) with a token, sent as
+    `Authorization: Bearer ...`; None: none."""
     ca_file: Annotated[str | None, CHANGEABLE] = None
     """PEM file of the only authorities to trust; None: those of the system."""
     batch_sequences: int = Field(default=64, ge=1)

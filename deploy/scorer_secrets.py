@@ -19,7 +19,9 @@ def scorer_secrets(config: RunConfig, environ: Mapping[str, str]) -> dict[str, s
         value = environ.get(scorer.token_env, "")
         named = f"scorer {scorer.name!r} sends the token in the environment variable {scorer.token_env}"
         if not value:
-            raise ConfigError(f"{named}, which is not set; export it where the run is launched")
+            raise ConfigError(
+                f"{named}, which is not set; export it where the run is started (a job's: where Ray is, on the head)"
+            )
         if not value.isascii() or not value.isprintable() or " " in value:
             raise ConfigError(f"{named}, which holds a space, a line break or a letter beyond ASCII; remove it")
         secrets[scorer.token_env] = value

@@ -56,7 +56,9 @@ def _of(environ: Mapping[str, str], variable: str, setting: str) -> str:
     token = environ.get(variable, "")
     named = f"control.{setting} names the environment variable {variable}"
     if not token:
-        raise ConfigError(f"{named}, which is not set; export it where the run is launched")
+        raise ConfigError(
+            f"{named}, which is not set; export it where the run is started (a job's: where Ray is, on the head)"
+        )
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(f"{named}, which holds a space, a line break or a letter beyond ASCII; remove it")
     if len(token) < LEAST_CHARACTERS:

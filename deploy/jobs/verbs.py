@@ -135,7 +135,8 @@ def show_status(run: str | None, address: str, *, url: str | None, as_json: bool
         ("ended", _time(job.end_time)),
     ]
     rows += [("exit code", str(job.driver_exit_code))] if job.driver_exit_code is not None else []
-    rows += [("node of the driver", job.driver_node_id or "–"), ("runs", (job.metadata or {}).get(RUNS, "–"))]
+    address_of_driver = job.driver_info.node_ip_address if job.driver_info is not None else "–"
+    rows += [("node of the driver", address_of_driver), ("runs", (job.metadata or {}).get(RUNS, "–"))]
     if job.driver_agent_http_address and not job.status.is_terminal():
         found = CONTROL_AT.findall(printed(client, name).rpartition(BEGINS)[2])
         rows += [("control", f"{found[-1] if found else 'not there yet'} (as its node sees it)")]
