@@ -55,6 +55,7 @@ def test_labels_and_strategy_place_processes_and_those_that_follow_them(machines
     assert "tiny can start, with 2 cautions" in said
 
     watched = seen(machines.run(*SETTINGS))
+    watched.await_status(lambda s: all(pool.active == pool.target for pool in s.pools.values()), "all have a node")
     title = f"/proc/{watched.status().learner.pid}/cmdline"
     assert machines.head.inside("grep", "-q", "LearnerActor", title).wait(timeout=60) == 0, "the learner is on the head"
     (spot,) = set(nodes_of(watched, "reward"))
