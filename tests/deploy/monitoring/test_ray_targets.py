@@ -61,7 +61,7 @@ def test_panels_of_nodes_and_of_members_have_data(watched, until):
     workers = next(dashboard for dashboard in DASHBOARDS if dashboard.title == "Workers")
     for query in (query for row in workers.rows for panel in row.panels for query in panel.queries):
         expr = re.sub(r"\$__rate_interval", "30s", query.expr.replace("$run", "tiny"))
-        until(lambda expr=expr: watched.query(expr), f"{expr} has data", 60)
+        until(lambda expr=expr: watched.query(expr), f"{expr} has data", 240)
 
 
 def test_every_process_has_its_series(watched, until):
@@ -72,4 +72,4 @@ def test_every_process_has_its_series(watched, until):
     def shown():
         return {(labels["role"], labels["slot"]) for labels, _ in watched.query("minichatgpt_memory_bytes > 1e6")}
 
-    until(lambda: shown() == wanted, f"memory of {wanted}", 60)
+    until(lambda: shown() == wanted, f"memory of {wanted}", 240)
