@@ -60,6 +60,8 @@ def test_prometheus_finds_the_nodes_by_the_file_that_ray_writes(watched):
 def test_panels_of_nodes_and_of_members_have_data(watched, until):
     workers = next(dashboard for dashboard in DASHBOARDS if dashboard.title == "Workers")
     for query in (query for row in workers.rows for panel in row.panels for query in panel.queries):
+        if "minichatgpt_autoscaler_" in query.expr:
+            continue  # it is off
         expr = re.sub(r"\$__rate_interval", "30s", query.expr.replace("$run", "tiny"))
         until(lambda expr=expr: watched.query(expr), f"{expr} has data", 240)
 
