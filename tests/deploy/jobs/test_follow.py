@@ -1,5 +1,7 @@
 """The log of a job, from a client that is made to lose its connection; and what the end of a job means."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from ray.job_submission import JobDetails, JobStatus
 
@@ -32,6 +34,12 @@ def job(state, code=None):
     return JobDetails(type="SUBMISSION", submission_id="run", entrypoint="", status=state, driver_exit_code=code)
 
 
+def in_a_thread(dashboard, run, show, *, skip):
+    """Playwright leaves an event loop in the thread of the tests, and there can be one in a thread."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(follow, dashboard, run, show, skip=skip).result()
+
+
 @pytest.fixture
 def seen(monkeypatch):
     monkeypatch.setattr(following, "POLL_S", 0.0)
@@ -40,25 +48,25 @@ def seen(monkeypatch):
 
 def test_a_connection_that_breaks_loses_and_repeats_nothing(seen):
     dashboard = Dashboard(["one\n", "two\n", None], ["one\ntwo\nthr", "ee\n"], states=[JobStatus.SUCCEEDED])
-    assert follow(dashboard, "run", seen.append, skip=0).status == JobStatus.SUCCEEDED
+    assert in_a_thread(dashboard, "run", seen.append, skip=0).status == JobStatus.SUCCEEDED
     assert "".join(seen) == "one\ntwo\nthree\n"
 
 
 def test_the_log_of_an_earlier_job_of_that_name_is_skipped(seen):
     dashboard = Dashboard(["old\nne", "w\n"], ["old\nnew\nend"], states=[JobStatus.RUNNING, JobStatus.FAILED])
-    assert follow(dashboard, "run", seen.append, skip=4).status == JobStatus.FAILED
+    assert in_a_thread(dashboard, "run", seen.append, skip=4).status == JobStatus.FAILED
     assert "".join(seen) == "new\nend"
 
 
 def test_a_record_that_is_deleted_ends_the_showing(seen):
     with pytest.raises(ControlError, match="has been deleted"):
-        follow(Dashboard([], states=[None]), "run", seen.append, skip=0)
+        in_a_thread(Dashboard([], states=[None]), "run", seen.append, skip=0)
 
 
 def test_a_dashboard_that_is_gone_is_not_waited_for_for_ever(seen, monkeypatch):
     monkeypatch.setattr(following, "SILENCE_S", -1.0)
     with pytest.raises(ControlError, match=r"has not answered for .* closed unexpectedly"):
-        follow(Dashboard([None], states=[]), "run", seen.append, skip=0)
+        in_a_thread(Dashboard([None], states=[]), "run", seen.append, skip=0)
 
 
 @pytest.mark.parametrize(
