@@ -52,7 +52,7 @@ def test_a_tracked_run_leaves_the_same_files_and_its_curves_survive_a_stop_and_a
 def test_evaluations_are_in_trackers_once_each_through_a_stop_and_a_loss(
     train, poison, kind, read_tensorboard, read_wandb
 ):
-    pytest.importorskip(f"deploy.{kind}_tracker", reason=f"the extra {kind} is not installed")
+    pytest.importorskip(f"deploy.tracking.{kind}_tracker", reason=f"the extra {kind} is not installed")
     changes = (f"trackers.{kind}={{}}", "evaluate.every_updates=2", EVERY_TWO)
     poison(4)
     train(*changes, before_update=stop_before(5))
