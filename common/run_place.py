@@ -191,7 +191,10 @@ def _listed(url: str) -> dict[str, StoredFile] | None:
     lists, name = _list_of(url)
     if name not in lists.names():
         return None
-    return {file: StoredFile(**facts) for file, facts in json.loads(lists.read(name)).items()}
+    try:
+        return {file: StoredFile(**facts) for file, facts in json.loads(lists.read(name)).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{lists.url}/{name} is no list of files; the stage must run again") from error
 
 
 def _is_here(path: Path, expected: StoredFile) -> bool:

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -129,7 +129,14 @@ class Folder:
             self.fs.put_file(str(path), f"{self.path}/{name}")
 
     def get(self, name: str, path: Path) -> None:
-        """Copy a file to a local path."""
+        """Copy a file to a local path that ends in its name.
+
+        Raises:
+            CheckpointError: it cannot be read; or its name leads out of the folder, which only somebody who wants to
+                write elsewhere on this machine would give a file of a store.
+        """
+        if ".." in PurePosixPath(name).parts or PurePosixPath(name).is_absolute():
+            raise CheckpointError(f"{self.url} names a file {name!r}, which leads out of it; nothing was read")
         with self._access(name, "be read"):
             self.fs.get_file(f"{self.path}/{name}", str(path))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from common.config import RunConfig
-from common.errors import ConfigError
+from deploy.environment_secret import read_secret
 
 
 def scorer_secrets(config: RunConfig, environ: Mapping[str, str]) -> dict[str, str]:
@@ -16,13 +16,6 @@ def scorer_secrets(config: RunConfig, environ: Mapping[str, str]) -> dict[str, s
     for scorer in config.reward_service.scorers:
         if scorer.type != "http" or scorer.token_env is None:
             continue
-        value = environ.get(scorer.token_env, "")
         named = f"scorer {scorer.name!r} sends the token in the environment variable {scorer.token_env}"
-        if not value:
-            raise ConfigError(
-                f"{named}, which is not set; export it where the run is started (a job's: where Ray is, on the head)"
-            )
-        if not value.isascii() or not value.isprintable() or " " in value:
-            raise ConfigError(f"{named}, which holds a space, a line break or a letter beyond ASCII; remove it")
-        secrets[scorer.token_env] = value
+        secrets[scorer.token_env] = read_secret(environ, scorer.token_env, named)
     return secrets

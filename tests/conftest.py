@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import settings
 
 from common.config import RunConfig
@@ -139,3 +140,11 @@ def gguf_name(name: str) -> str:
     words = name.split(".")
     layer = f"blk.{words[2]}." if "layers" in words else ""
     return f"{layer}{parts[words[-2]]}.weight"
+
+
+@pytest.fixture
+def store():
+    """fsspec's object store in memory, empty: files by path."""
+    MemoryFileSystem.store.clear()
+    yield MemoryFileSystem.store
+    MemoryFileSystem.store.clear()

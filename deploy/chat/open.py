@@ -9,6 +9,7 @@ from common.gguf_file import MAGIC
 from common.modeling import load_policy
 from common.text import load_tokenizer
 from deploy.run_folder.address import runs_near
+from deploy.run_folder.at_url import is_url, on_disks_only, spelt
 from deploy.run_folder.files import read_json
 from deploy.run_folder.models import Policy, PolicyName, RunModels
 
@@ -40,6 +41,8 @@ def open_policy(name: str, runs: Path, *, model: PolicyName | None, checkpoint: 
     """
     if model is not None and checkpoint is not None:
         raise ConfigError(f"--model {model} and --checkpoint {checkpoint} name two policies; leave one of them out")
+    if is_url(name):
+        raise ConfigError(f"{spelt(name)}: {on_disks_only(spelt(name))}")
     _refuse_gguf(Path(name))
     folder = find_local(name, runs)
     if folder is None or not (folder / RUN).is_file():

@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from deploy.exit_codes import FINISHED, GUARDED, INTERRUPTED, STOPPED, TERMINATED
 from deploy.jobs.options import DashboardOption, InsecureOption
 from deploy.on_ray.openness import be_explicit
+from deploy.run_folder.at_url import is_url, on_disks_only, spelt
 
 if TYPE_CHECKING:
     from deploy.control.client import RunClient
@@ -27,13 +28,9 @@ app = typer.Typer(rich_markup_mode="rich")
 
 def refuse_url(runs: Path) -> Path:
     """The same folder; raises ConfigError for a URL, which only those who train work on."""
-    if runs.parts and runs.parts[0].endswith(":"):  # of s3://bucket, a Path leaves s3:/bucket
-        url = f"{runs.parts[0]}//{'/'.join(runs.parts[1:])}"
-        raise ConfigError(
-            f"--runs {url}: this command reads run folders on disks only. Work on a copy (`aws s3 cp --recursive "
-            f"{url}/NAME runs/NAME`, then --runs runs); or ask a run that is running by --url, or its cluster by "
-            "--address, where the command has them"
-        )
+    if is_url(str(runs)):
+        url = spelt(str(runs))
+        raise ConfigError(f"--runs {url}: {on_disks_only(f'{url}/NAME')}")
     return runs
 
 

@@ -8,11 +8,11 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from common.errors import ConfigError, ControlError
 from deploy.control.client import RunClient, not_running
 from deploy.control.tokens import TOKEN_NAME, token_in
+from deploy.http_url import http_url
 from deploy.run_folder.address import find_folder, read_address
 from deploy.run_folder.lock import holder_pid, is_held, process_exists
 
@@ -95,15 +95,7 @@ def find_run(name: str, runs: Path, *, token: str | None = None, other: str | No
 
 def checked_url(url: str) -> str:
     """The URL; raises ConfigError if it is not that of a control channel."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError as error:
-        raise ConfigError(f"--url {url!r} is no URL: {error}; legal is one as http://127.0.0.1:9464") from error
-    if "@" in parts.netloc:
-        raise ConfigError("--url holds a user or password; give the token by --token-file or MINICHATGPT_TOKEN")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"--url {url!r} is not of the form http://host:port or https://host")
+    http_url("--url", url, legal="give one as http://127.0.0.1:9464, and its token by --token-file")
     return url.rstrip("/")
 
 

@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 from common.control_config import ControlConfig
 from common.errors import ConfigError, ControlError
+from deploy.environment_secret import read_secret
 
 TOKEN_NAME: Final = "control.token"
 READ_TOKEN_NAME: Final = "read.token"
@@ -53,14 +54,8 @@ def run_tokens(config: ControlConfig, folder: Path, environ: Mapping[str, str]) 
 
 
 def _of(environ: Mapping[str, str], variable: str, setting: str) -> str:
-    token = environ.get(variable, "")
     named = f"control.{setting} names the environment variable {variable}"
-    if not token:
-        raise ConfigError(
-            f"{named}, which is not set; export it where the run is started (a job's: where Ray is, on the head)"
-        )
-    if not token.isascii() or not token.isprintable() or " " in token:
-        raise ConfigError(f"{named}, which holds a space, a line break or a letter beyond ASCII; remove it")
+    token = read_secret(environ, variable, named)
     if len(token) < LEAST_CHARACTERS:
         raise ConfigError(
             f"{named}, which holds {len(token)} characters; a token that cannot be guessed has {LEAST_CHARACTERS} or "

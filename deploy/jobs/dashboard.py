@@ -8,7 +8,6 @@ import logging
 import os
 from pathlib import Path
 from typing import Final, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx2
 import requests
@@ -16,6 +15,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobSubmissionClient
 
 from common.errors import ConfigError
+from deploy.http_url import http_url
 from deploy.on_ray.address import check_token
 from deploy.on_ray.openness import refuse_open
 
@@ -62,16 +62,8 @@ def open_dashboard(address: str, *, insecure: bool) -> Dashboard:
 
 def checked_address(address: str) -> tuple[str, str]:
     """URL without a slash at its end, and host; raises ConfigError if it is not of that form."""
-    legal = "give the head's dashboard, as http://HEAD:8265"
-    try:
-        parts = urlsplit(address)
-        _ = parts.port
-    except ValueError as error:
-        raise ConfigError(f"--address {address!r} is no URL: {error}; {legal}") from error
-    if "@" in parts.netloc:
-        raise ConfigError("--address holds a user or password; Ray takes its token from RAY_AUTH_TOKEN or a file")
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ConfigError(f"--address {address!r} is no dashboard; {legal}")
+    parts = http_url("--address", address, legal="give the head's dashboard, as http://HEAD:8265")
+    assert parts.hostname is not None, "it has been looked at"
     return address.rstrip("/"), parts.hostname
 
 

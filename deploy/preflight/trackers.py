@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from common.config import RunConfig
+from deploy.environment_secret import WHERE
 from deploy.preflight.finding import Finding
 
 KEY = "WANDB_API_KEY"
@@ -39,8 +40,8 @@ def _wandb(mode: str, environ: Mapping[str, str]) -> Finding:
     if mode == "online" and not environ.get(KEY):
         return Finding(
             "trackers.wandb",
-            failure=f'trackers.wandb.mode="online" needs the environment variable {KEY}, which is not set; export it '
-            'where the run is launched, or set mode = "offline"',
+            failure=f'trackers.wandb.mode="online" needs the environment variable {KEY}, which is not set; {WHERE}, or '
+            'set mode = "offline"',
         )
     return Finding("trackers.wandb", f"wandb {wandb.__version__}, {mode}")
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from common.errors import DataError, MiniChatGPTError, RunStopped
 from deploy.exit_codes import FAILED, FINISHED, INTERRUPTED
+from deploy.run_folder.at_url import is_url, on_disks_only, spelt
 from deploy.run_folder.files import write_json
 
 ADDRESS, END = "run.json", "ended.json"
@@ -105,6 +106,8 @@ def read_end(folder: Path) -> RunEnd | None:
 
 def find_folder(name: str, runs: Path) -> Path:
     """The folder of a run that is named by its name or by its folder; raises DataError with those that are there."""
+    if is_url(name):
+        raise DataError(f"{spelt(name)}: {on_disks_only(spelt(name))}")
     folder = Path(name) if Path(name).is_dir() else runs / name
     if not folder.is_dir():
         raise DataError(f"{folder} does not exist; {runs_near(name, runs)}")

@@ -11,8 +11,10 @@ from huggingface_hub import constants
 from common.errors import CheckpointError, ConfigError
 from common.records import ModelPaths
 from common.run_place import (
+    PART,
     Outbox,
     copies,
+    files_in,
     listed_folders,
     local_copy,
     local_models,
@@ -25,12 +27,7 @@ from common.run_place import (
 
 RUN = "memory://runs/tiny"
 
-
-@pytest.fixture(autouse=True)
-def store():
-    MemoryFileSystem.store.clear()
-    yield MemoryFileSystem.store
-    MemoryFileSystem.store.clear()
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture
@@ -44,6 +41,17 @@ def machine(tmp_path, monkeypatch):
     return become
 
 
+def test_a_name_that_leads_out_of_the_folder_is_not_fetched(machine):
+    share(written())
+    path = "/runs/tiny/.files/models/sft.json"
+    text = MemoryFileSystem.store[path].getvalue().decode()
+    MemoryFileSystem.store[path].seek(0)
+    MemoryFileSystem.store[path].write(text.replace("config.json", "../../../out.json").encode())
+    machine("second")
+    with pytest.raises(CheckpointError, match=r"leads out of it; nothing was read"):
+        local_copy(f"{RUN}/models/sft")
+
+
 def written(name="models/sft", text="weights"):
     folder = workplace(RUN) / name
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +62,9 @@ def written(name="models/sft", text="weights"):
 
 
 def texts(folder):
-    return {str(p.relative_to(folder)): p.read_text(encoding="utf-8") for p in Path(folder).rglob("*") if p.is_file()}
+    """Without what others are just fetching, which may be gone at any moment."""
+    names = [name for name in files_in(Path(folder)) if PART not in name]
+    return {name: Path(folder, name).read_text(encoding="utf-8") for name in names}
 
 
 @pytest.mark.usefixtures("machine")

@@ -11,7 +11,8 @@ from deploy.jobs.dashboard import checked_address, open_dashboard
 
 @pytest.mark.parametrize(
     ("address", "reason"),
-    [("10.0.0.1:8265", "is no dashboard"), ("ray://10.0.0.1:10001", "is no dashboard"), ("auto", "is no dashboard"),
+    [("10.0.0.1:8265", "is not of the form"), ("auto", "is not of the form"),
+     ("ray://10.0.0.1:10001", "is not of the form"),
      ("http://host:port", "is no URL"), ("http://me:secret@host:8265", "holds a user or password")],
 )  # fmt: skip
 def test_an_address_of_another_form_shows_the_form(address, reason):

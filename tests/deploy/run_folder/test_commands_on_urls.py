@@ -43,6 +43,16 @@ def test_a_command_that_reads_disks_refuses_a_url_and_says_what_to_do(name, tmp_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "words", [("compare", "s3://bucket/tiny", "demo"), ("chat", "s3://b/tiny"), ("report", "s3://b/x")]
+)
+def test_a_url_in_the_place_of_a_name_is_told_too(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    answer = CliRunner().invoke(app, list(words))
+    assert f"{words[1]}: this command reads run folders on disks only" in str(answer.exception)
+    assert f"aws s3 cp --recursive {words[1]} runs/" in str(answer.exception)
+
+
 def test_preflight_says_that_credentials_are_missing(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path))
 

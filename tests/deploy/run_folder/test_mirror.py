@@ -18,12 +18,7 @@ from deploy.stop_signal import StopSignal
 URL = "memory://runs/tiny"
 DEADLINE_S = 60.0
 
-
-@pytest.fixture(autouse=True)
-def store():
-    MemoryFileSystem.store.clear()
-    yield MemoryFileSystem.store
-    MemoryFileSystem.store.clear()
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture

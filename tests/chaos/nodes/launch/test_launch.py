@@ -48,6 +48,9 @@ def test_an_open_cluster_beyond_loopback_is_refused_by_whatever_way_one_comes(he
         said = head.say(*words, code=1, **changes)
         assert "asks for no token, and 10.77.0.1 is not loopback" in said
         assert "ray get-auth-token --generate" in said
+    by_loopback = head.gcs.replace("10.77.0.1", "127.0.0.1")
+    said = head.say("preflight", "tiny", "--address", by_loopback, "--runs", str(tmp_path), code=1)
+    assert "asks for no token, and 10.77.0.1 is not loopback" in said, "its nodes listen on more than that"
     assert "tiny can start" in head.say(*attach, "--insecure", **token)
 
 
