@@ -11,8 +11,8 @@ from deploy.preflight.finding import Finding, show_amount
 from deploy.preflight.packing import Amounts, Demand, fits
 
 NODE_COMES_S = 300.0
-"""Time that a new node may take: a machine boots and joins within one to three minutes, and pulls an image of several
-GB, CUDA included, in about as long again."""
+"""Time that a new node may take, as an estimate, for none was measured: a machine boots, joins, and pulls an image of
+several GB."""
 
 
 @dataclass(frozen=True, slots=True)
