@@ -1,0 +1,38 @@
+"""The command `bench`. Imports what is heavy after parsing."""
+
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(rich_markup_mode="rich")
+
+EXAMPLES = """
+[bold]Examples[/]
+
+  minichatgpt bench engine --model tiny             tokens per second beside Hugging Face's generate
+
+  minichatgpt bench all --json > bench.json         everything, within a quarter of an hour on two cores
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def bench(
+    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="One or more of the benchmarks, or `all`.")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", help="Shape, folder or hub name; several may be given.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of interleaved work.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+) -> None:
+    """Measure parts of the system, in turns with what else users would take, as shares of what the machine can do."""
+    from deploy.bench import figures, suite
+    from deploy.bench.options import Options
+
+    options = Options(rounds=rounds) if not model else Options(models=tuple(model), rounds=rounds)
+    console = Console(stderr=as_json)
+    roof, measured = suite.run(what, options, console)
+    if as_json:
+        typer.echo(figures.as_json(measured, roof.describe()))
+    else:
+        figures.show(measured, console)

@@ -1,0 +1,13 @@
+"""What a user asks of a benchmark."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of all benchmarks; each reads what concerns it."""
+
+    models: tuple[str, ...] = ("tiny", "smollm2-135m")
+    """Names of deploy/bench/shapes.py, or folders."""
+    rounds: int = 5
+    """Measured rounds of interleaved work; a benchmark whose rounds are long takes fewer."""
