@@ -62,6 +62,11 @@ class Pool:
         self._forgotten: set[int] = set()
         """Calls whose answers count nowhere."""
 
+    @property
+    def num_queued(self) -> int:
+        """Tasks that no member has."""
+        return len(self._queue)
+
     # --- what others want
 
     def resize(self, target: int, now: float) -> list[Action]:

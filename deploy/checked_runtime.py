@@ -1,8 +1,9 @@
 """Starts the place where a run is to run, and lets nobody have it before the preflight has passed."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -15,7 +16,14 @@ from deploy.runtime import Runtime
 from deploy.scorer_secrets import scorer_secrets
 
 
-def open_runtime(config: RunConfig, *, local: bool, address: str | None, insecure: bool = False) -> Runtime:
+def open_runtime(
+    config: RunConfig,
+    *,
+    local: bool,
+    address: str | None,
+    insecure: bool = False,
+    loads: Sequence[Any] | None = None,
+) -> Runtime:
     """One process, a cluster of our own, or one that is there; Ray is imported only where it is used.
 
     Raises:
@@ -33,7 +41,7 @@ def open_runtime(config: RunConfig, *, local: bool, address: str | None, insecur
         be_explicit()
     from deploy.cluster import RayRuntime
 
-    return RayRuntime(config, address=address, insecure=insecure)
+    return RayRuntime(config, address=address, insecure=insecure, loads=loads)
 
 
 def checked_runtime(
@@ -44,6 +52,7 @@ def checked_runtime(
     address: str | None,
     warn: Callable[[str], None],
     insecure: bool = False,
+    loads: Sequence[Any] | None = None,
 ) -> Runtime:
     """A place that can carry the run.
 
@@ -54,11 +63,12 @@ def checked_runtime(
         address: of a running cluster; None: there is none.
         warn: told what may still be in the way.
         insecure: whether a cluster beyond loopback may be open to everybody.
+        loads: what `start_early` returned, where it has started the cluster.
 
     Raises:
         ConfigError: something is in the way; one message per failure. Nothing is left running.
     """
-    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure)
+    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure, loads=loads)
     try:
         raise_failures(config, found)
     except ConfigError:
@@ -73,11 +83,17 @@ def checked_runtime(
 
 
 def examined_runtime(
-    config: RunConfig, folder: Path, *, local: bool, address: str | None, insecure: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    insecure: bool = False,
+    loads: Sequence[Any] | None = None,
 ) -> tuple[Runtime | None, list[Finding]]:
     """The place, None where it cannot be reached, and all that the preflight found."""
     try:
-        runtime = open_runtime(config, local=local, address=address, insecure=insecure)
+        runtime = open_runtime(config, local=local, address=address, insecure=insecure, loads=loads)
     except ConfigError as error:
         return None, examine(config, folder, RuntimeFacts(unreachable=str(error)))
     return runtime, examine(config, folder, runtime.facts())

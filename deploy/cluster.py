@@ -5,10 +5,8 @@ Actors are owned one by one, never restarted by Ray (their state would be gone),
 
 import dataclasses
 import functools
-import logging
 import os
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,15 @@ import ray
 
 from actors.ray_actor import RolloutActor, read_weights
 from common.config import RunConfig
-from common.errors import ConfigError, PhaseTimeoutError
+from common.errors import PhaseTimeoutError
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
 from common.run_place import local_copy, shared, shared_models
-from deploy.on_ray.address import connect
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
 from deploy.on_ray.learner import RayLearner
+from deploy.on_ray.start import start_ray
 from deploy.on_ray.transport import RayTransport
 from deploy.on_ray.waiting import describe_lack
+from deploy.on_ray.warm import await_warm
 from deploy.preflight.placements import demand
 from deploy.preflight.ray_facts import ray_facts
 from deploy.preflight.runtime_facts import RuntimeFacts
@@ -38,8 +37,6 @@ from reward_service.ray_actor import RewardActor
 
 SLICE_S = 0.5
 """Time between two looks at the wish to stop, while a stage runs."""
-SPARE_MEMBERS = 8
-"""Members that a local cluster has room for beyond those it starts with, so that `scale` works."""
 
 
 class RayRuntime:
@@ -49,25 +46,23 @@ class RayRuntime:
         config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles may ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
         insecure: accept a running cluster beyond loopback that asks for no token.
+        loads: of `warm_up`, where Ray has been started already; see `deploy/on_ray/early.py`.
     """
 
     name = "ray"
     are_processes = True
 
-    def __init__(self, config: RunConfig, *, address: str | None = None, insecure: bool = False) -> None:
-        if ray.is_initialized():
-            raise ConfigError("Ray is already in use by this process; call ray.shutdown() first")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
-            if "RAY_AUTH_MODE" not in os.environ:
-                raise ConfigError("call deploy.on_ray.environment.protect_local_cluster() before importing ray")
-            if there := os.environ.get("RAY_ADDRESS"):
-                raise ConfigError(f"RAY_ADDRESS is {there}; add --address auto to run there, or unset it")
-            # `local`: else Ray would join whatever `ray start` began on this machine
-            ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=False, **common)
-        else:
-            connect(address, insecure=insecure, **common)
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        address: str | None = None,
+        insecure: bool = False,
+        loads: Sequence[Any] | None = None,
+    ) -> None:
+        if loads is None:
+            start_ray(config, address=address, insecure=insecure)
+        self._loads = loads or ()
 
     def facts(self) -> RuntimeFacts:
         """For the preflight."""
@@ -76,6 +71,7 @@ class RayRuntime:
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
         limit = request.config.learner.stage_timeout_s
+        await_warm(self._loads)
         placement, silent_s, has_begun = request.config.learner, 0.0, False
         stream = run_stage.options(**options(placement)).remote(_travelling(request))
         while True:
@@ -109,6 +105,7 @@ class RayRuntime:
         """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         paths = shared_models(paths)
+        await_warm(self._loads)
         transport = RayTransport(
             spawn={
                 "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
@@ -155,13 +152,3 @@ def _travelling(request: StageRequest) -> StageRequest:
     """For a process that may be on another machine."""
     source = None if request.source is None else shared(request.source)
     return dataclasses.replace(request, source=source, folder=shared(request.folder))
-
-
-def local_cpus(config: RunConfig) -> int:
-    """Logical CPUs of a local cluster: the machine's, or as many as the roles and some spare members ask for."""
-    needed = (
-        (config.rollout.workers + SPARE_MEMBERS) * config.rollout.num_cpus
-        + config.reward_service.replicas * config.reward_service.num_cpus
-        + config.learner.num_cpus
-    )
-    return max(os.cpu_count() or 1, int(-(-needed // 1)))

@@ -56,7 +56,10 @@ def supervised(
         note=note,
         keep=keep,
         learner=dict if learner is None else lambda: learner.described,
+        trace=place.trace,
     )
+    if place.trace is not None:
+        members.watch.tell(place.trace.phase)
     try:
         supervisor.resize(workers=config.rollout.workers, replicas=config.reward_service.replicas)
         yield supervisor

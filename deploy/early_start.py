@@ -1,0 +1,78 @@
+"""The start of a run, in which nothing waits for what it does not need.
+
+    main thread    parse ─▶ import ray ─▶ ray.init ─▶ ask for warm processes ─▶ wait ─▶ pipeline: preflight, stages
+    thread                       └─▶ import torch, transformers, the pipeline ────┘
+    warm processes                                         └─▶ import torch, transformers, their role ─▶ idle
+
+Called by `minichatgpt run` for a local cluster; on a cluster that is there the preflight has to say first what is
+missing. Where all stages are done already nothing is started.
+"""
+
+import gc
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from common.config import RunConfig
+from deploy.on_ray.environment import protect_local_cluster
+from deploy.on_ray.openness import refuse_open_local
+
+BEFORE_PPO = ("pretrain", "sft", "reward_model", "judge")
+
+
+def import_pipeline() -> None:
+    """Load what a run needs; what is loaded is never garbage, so no time is spent on looking for it."""
+    gc.disable()
+    import deploy.cluster
+    import deploy.run  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
+
+
+def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: frozenset[str]) -> Sequence[Any] | None:
+    """A local cluster whose processes load their packages while this process loads its own.
+
+    Returns:
+        What `RayRuntime` wants as `loads`; None: nothing was started.
+
+    Raises:
+        ConfigError: the cluster would be open to others.
+    """
+    if not _is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ:
+        return None
+    protect_local_cluster()
+    refuse_open_local(os.environ, insecure=insecure)
+    from deploy.on_ray.start import start_ray  # wholly, before another thread imports Ray too
+
+    with ThreadPoolExecutor(1, thread_name_prefix="imports") as executor:
+        imported = executor.submit(import_pipeline)
+        start_ray(config, address=None, insecure=insecure)  # here: Ray's processes end with the thread that began them
+        from deploy.on_ray.warm import warm_up
+
+        loads = warm_up(config, with_pools=_is_ppo_next(config, folder, again))
+        imported.result()
+    return loads
+
+
+def _record(folder: Path, stage: str) -> Path:
+    return folder / "stages" / f"{stage}.json"
+
+
+def _is_work_left(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
+    """Whether some stage has no record; one whose record is of other inputs starts its cluster later."""
+    stages = [stage for stage in (*BEFORE_PPO, "ppo", "evaluate") if _is_named(config, stage)]
+    return bool(again) or not all(_record(folder, stage).is_file() for stage in stages)
+
+
+def _is_ppo_next(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
+    before = [stage for stage in BEFORE_PPO if _is_named(config, stage)]
+    is_done = all(_record(folder, stage).is_file() for stage in before) and again.isdisjoint(before)
+    return config.ppo is not None and is_done
+
+
+def _is_named(config: RunConfig, stage: str) -> bool:
+    table = getattr(config, stage)
+    return table is not None and (stage not in ("reward_model", "judge") or table.training is not None)
