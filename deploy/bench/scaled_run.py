@@ -1,0 +1,299 @@
+"""One run of the real control plane over simulated members: loop, supervisor, conductor, pools, Ray, recorder, ledger,
+metrics and their scrapes are those of any run; members only wait (simulated.py), and so does the learner.
+
+    train (thread "loop") ─▶ Supervisor ─▶ DispatchTimes ─▶ RayTransport ─▶ hosts
+    this thread: waits for the members, then warms up, takes the costs, waits, takes the costs again, stops the run
+"""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from prometheus_client import CollectorRegistry, generate_latest
+from rich.console import Console
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
+
+from actors.prompts import PromptStream
+from common.config import RunConfig
+from common.errors import PhaseTimeoutError, RunStopped
+from common.metrics import RunMetrics
+from common.records import ChunkHandle, Identity, UpdateReport, WeightsHandle
+from common.run_settings import RunSettings
+from common.supervision import Ledger
+from deploy.bench.latency import Latency
+from deploy.bench.own_cost import Cost, own_cost
+from deploy.bench.simulated import DispatchTimes, HostActor, SimulatedTransport, Worked
+from deploy.cluster import RayRuntime
+from deploy.control.run_controls import RunControls
+from deploy.evaluation.evaluations import NoEvaluations
+from deploy.place import Place
+from deploy.ppo.pools import supervised
+from deploy.ppo.recorder import RunRecorder
+from deploy.ppo.recovery import Lineages
+from deploy.ppo.supervisor import Supervisor
+from deploy.preflight.placements import demand
+from deploy.progress import progress
+from deploy.runtime import Members
+from deploy.stop_signal import StopSignal
+from deploy.stopwatch import Stopwatch
+from learner.loop import train
+
+MEMBERS_PER_HOST = 512
+SCRAPE_EVERY_S = 5.0
+"""As deploy/prometheus/prometheus.yml has it."""
+START_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Of one run, in seconds."""
+
+    warm_up_s: float = 15.0
+    """From when all members take work."""
+    window_s: float = 30.0
+    """Measured, after that."""
+    update_s: float = 0.5
+    """That the learner takes."""
+
+
+@dataclass(slots=True)
+class ScaledRun:
+    """What was measured."""
+
+    workers: int
+    before: Cost
+    """No member yet."""
+    begun: Cost
+    """The window begins."""
+    ended: Cost
+    worked: Sequence[Worked]
+    samples: int
+    """Generated in the window."""
+    updates: int
+    """Trained in the window."""
+    waits_s: Sequence[float]
+    """See DispatchTimes; those in the window."""
+    started_s: float
+    """Until all members took work."""
+    scrape_bytes: int
+    scrape_s: float
+    """Median."""
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @property
+    def wall_s(self) -> float:
+        """Of the window."""
+        return self.ended.at_s - self.begun.at_s
+
+    @property
+    def efficiency(self) -> float:
+        """Ideal over actual time, see scale.py."""
+        return busy_share(self.worked, self.workers, self.begun.at_s, self.ended.at_s)
+
+
+def busy_share(worked: Sequence[Worked], workers: int, begin_s: float, end_s: float) -> float:
+    """Share of the workers' time between two moments in which they were at simulated work as long as it was planned."""
+    busy_s = sum(max(0.0, min(end_s, w.start_s + w.planned_s) - max(begin_s, w.start_s)) for w in worked)
+    return busy_s / workers / (end_s - begin_s)
+
+
+class WaitingLearner:
+    """Implements `common.ports.Learner`: takes handles, fetches nothing, and is done after a fixed time.
+
+    Args:
+        update_s: that time.
+    """
+
+    def __init__(self, update_s: float) -> None:
+        self.step = 0
+        self._update_s = update_s
+        self._chunks: Sequence[ChunkHandle] = ()
+        self._buffer = ray.put(np.zeros(16, np.float32))
+
+    def weights(self) -> WeightsHandle:
+        """Of the present step."""
+        return WeightsHandle(Identity(0, self.step), self._buffer, self.step, ())
+
+    def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
+        """Nothing is lost."""
+        self._chunks = chunks
+        return []
+
+    def update(self, settings: RunSettings) -> UpdateReport:
+        """Wait."""
+        time.sleep(self._update_s)
+        trained = sorted(
+            (draw, sample)
+            for chunk in self._chunks
+            for draw in chunk.draw_indices
+            for sample in range(chunk.samples_per_prompt)
+        )
+        self.step += 1
+        self._chunks = ()
+        metrics = {"score_mean": 0.5, "response_tokens": 1.0}
+        return UpdateReport(self.step, Identity(0, self.step), tuple(trained), metrics, {"train": self._update_s})
+
+    def begin_save(self, url: str) -> "Future[Any]":
+        """No checkpoint is ever due."""
+        raise AssertionError("no checkpoint is due")
+
+
+class FixedSettings:
+    """Implements `common.ports.Steering`: nobody steers."""
+
+    def __init__(self, config: RunConfig) -> None:
+        assert config.ppo is not None, "it is a PPO run"
+        self.settings = RunSettings.of(config.ppo)
+
+    def at(self, step: int) -> RunSettings:
+        """As configured."""
+        return self.settings
+
+
+class NoCheckpoints:
+    """Implements `common.ports.Checkpoints`: their writing is a matter of the learner's node."""
+
+    def due(self, step: int) -> bool:
+        """Never."""
+        return False
+
+    def save(self, learner: Any, rollouts: Any) -> None:
+        """Never asked."""
+
+    def wait(self) -> None:
+        """Nothing is on its way."""
+
+
+def scaled_run(config: RunConfig, runtime: RayRuntime, latency: Latency, timing: Timing, folder: Path) -> ScaledRun:
+    """Run for a while and measure.
+
+    Args:
+        config: of the run; says how many workers and replicas there are.
+        runtime: a Ray cluster.
+        latency: of the members.
+        timing: of warm-up, window and learner.
+        folder: of the run.
+    """
+    workers = config.rollout.workers
+    hosts = [HostActor.remote(latency) for _ in range(-(-workers // MEMBERS_PER_HOST))]
+    judges = HostActor.remote(latency)
+    ray.get([host.worked.remote() for host in (*hosts, judges)], timeout=START_TIMEOUT_S)
+    before = own_cost()
+    transport = SimulatedTransport(
+        {"rollout": hosts, "reward": [judges]},
+        {"rollout": demand("rollout", config.rollout), "reward": demand("reward_service", config.reward_service)},
+        folder / "logs",
+    )
+    watched, watch, stop = DispatchTimes(transport), Stopwatch(), StopSignal()
+    metrics = RunMetrics(CollectorRegistry())
+    place = Place(config, runtime, folder, Console(file=io.StringIO()), stop, RunControls(config.name, stop), metrics)
+    members = Members(watched, None, lambda path, identity: WeightsHandle(identity, None, 0, ()), watch)
+    learner = WaitingLearner(timing.update_s)
+    try:
+        with supervised(
+            place, members, prompts=prompts_of(config), metrics=metrics, ledger=Ledger(), note=lambda note: None,
+            keep=Lineages(folder / "ledger.json").keep,
+        ) as supervisor, ThreadPoolExecutor(2, thread_name_prefix="loop") as threads:  # fmt: skip
+            loop = threads.submit(_train, place, supervisor, learner, watch)
+            began = time.monotonic()
+            _until_active(supervisor, workers, loop)
+            started_s = time.monotonic() - began
+            scrapes = _scrape_for(metrics, timing.warm_up_s)
+            begun, samples, waits, step = own_cost(), watched.answered, len(watched.waits_s), learner.step
+            scrapes = _scrape_for(metrics, timing.window_s)
+            ended, answered, waits_s = own_cost(), watched.answered, watched.waits_s[waits:]
+            updates = learner.step - step
+            ledger = supervisor.ledger()
+            stop.request("measured", 0)
+            loop.result(timeout=START_TIMEOUT_S)
+        worked = [w for host in hosts for w in ray.get(host.worked.remote(), timeout=START_TIMEOUT_S)]
+    finally:
+        transport.close()
+        for host in (*hosts, judges):
+            ray.kill(host)
+    return ScaledRun(
+        workers=workers,
+        before=before,
+        begun=begun,
+        ended=ended,
+        worked=worked,
+        samples=(answered - samples) * config.rollout.chunk_sequences,
+        updates=updates,
+        waits_s=waits_s,
+        started_s=started_s,
+        scrape_bytes=scrapes[-1][0],
+        scrape_s=float(np.median([seconds for _, seconds in scrapes])),
+        ledger=ledger,
+    )
+
+
+def prompts_of(config: RunConfig) -> PromptStream:
+    """Random ids of the lengths that the configuration asks for."""
+    assert config.ppo is not None, "it is a PPO run"
+    random = np.random.default_rng(config.seed)
+    texts = [random.integers(0, 1000, config.ppo.prompt_tokens.max + 1).astype(np.int32) for _ in range(1000)]
+    return PromptStream(
+        texts, prompt_tokens=config.ppo.prompt_tokens, response_tokens=config.ppo.response_tokens, seed=config.seed
+    )
+
+
+def _train(place: Place, supervisor: Supervisor, learner: WaitingLearner, watch: Stopwatch) -> None:
+    """The loop of every run, until somebody stops it."""
+    assert place.config.ppo is not None, "it is a PPO run"
+    steering = FixedSettings(place.config)
+    with progress(place.console) as bar:
+        recorder = RunRecorder(
+            place.folder,
+            tokenizer=PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<unk>": 0}, "<unk>"))),
+            ledger=supervisor.ledger,
+            metrics=place.metrics,
+            watch=watch,
+            pulse=supervisor.lookout.pulse,
+            settings=lambda: steering.settings,
+            bar=(bar, bar.add_task("ppo", total=None, message="")),
+            saw=lambda report: None,
+            track=lambda row, samples: None,
+            cycled=lambda cycle: None,
+            note=lambda event, text: None,
+        )
+        try:
+            train(
+                learner=learner,
+                rollouts=supervisor,
+                recorder=recorder,
+                steering=steering,
+                evaluations=NoEvaluations(),
+                checkpoints=NoCheckpoints(),
+                config=place.config.ppo,
+            )
+        except RunStopped:
+            supervisor.abandon()
+
+
+def _until_active(supervisor: Supervisor, workers: int, loop: "Future[None]") -> None:
+    end = time.monotonic() + START_TIMEOUT_S
+    while (active := supervisor.describe()["rollout"]["active"]) < workers:
+        if loop.done():
+            loop.result()
+        if time.monotonic() > end:
+            raise PhaseTimeoutError(f"{active} of {workers} simulated workers take work after {START_TIMEOUT_S:g} s")
+        time.sleep(0.25)
+
+
+def _scrape_for(metrics: RunMetrics, seconds: float) -> list[tuple[int, float]]:
+    """Wait, and do meanwhile what Prometheus does; bytes and seconds of each scrape."""
+    end, scrapes = time.monotonic() + seconds, []
+    while (now := time.monotonic()) < end:
+        start = time.perf_counter()
+        text = generate_latest(metrics.registry)
+        scrapes.append((len(text), time.perf_counter() - start))
+        time.sleep(min(SCRAPE_EVERY_S, end - now))
+    return scrapes
