@@ -16,6 +16,7 @@ import numpy as np
 
 from common.errors import ConfigError, DataError, LearnerLostError, MemberFailedError, MiniChatGPTError
 from common.member import Held, Member, Slot
+from common.openings import Openings
 from common.pool_actions import Action, Counted, Departed, Failed, Kill, Note, Orphaned, Send, Start
 from common.ports import Call, MemberKey, Method, Reply, Role
 from common.records import Identity
@@ -42,6 +43,8 @@ class Roster:
         self.slots: dict[str, Slot] = {}
         self.calls: dict[int, tuple[MemberKey, Held]] = {}
         """Calls that were sent and not answered, those of lost members included."""
+        self.openings = Openings(limits.depth)
+        """Active members that have room for work."""
         self._ids = call_ids
         self._lives: Counter[str] = Counter()
         """Lives that began under a name: never counted anew, so that late replies find the life that they are of."""
@@ -83,7 +86,7 @@ class Roster:
     def publish(self, weights: Any, now: float) -> list[Action]:
         """Weights for members to come; those that wait for their first ones are told at once."""
         self._weights = weights
-        waiting = [m for m in self.members() if m.state == "syncing" and not m.held]
+        waiting = [m for m in self.members() if m.state == "syncing" and not m.asked]
         return [action for member in waiting for action in self._sync(member, now)]
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
@@ -113,7 +116,8 @@ class Roster:
         if method == "heartbeat":
             member.beat_call, member.beat_sent_at = call.call_id, now
         else:
-            member.held[call.call_id] = held
+            member.hold(held)
+            self.openings.look(member)
         return Send(call)
 
     # --- what happens
@@ -124,7 +128,8 @@ class Roster:
         slot = self.slots.get(key.slot)
         if slot is None or slot.member is None or slot.member.key != key:
             return held, None, None
-        slot.member.held.pop(reply.call_id, None)
+        slot.member.let_go(reply.call_id)
+        self.openings.look(slot.member)
         if reply.error is None:
             slot.member.beat_at = now
             if reply.stats is not None and reply.stats.identity is not None:
@@ -228,6 +233,7 @@ class Roster:
         else:
             member.weights = Identity.of(answer["identity"])
         member.enter("active", now)
+        self.openings.look(member)
         where = f" on node {member.node[:8]}" if member.node else ""
         return [Note("active", slot.name, f"{member.key} takes work{where}")]
 
@@ -241,7 +247,8 @@ class Roster:
         error: BaseException | None = None,
     ) -> list[Action]:
         slot.member = None
-        held = sorted(member.held.values(), key=lambda h: h.call_id)
+        self.openings.close(member)
+        held = sorted(member.work.values(), key=lambda h: h.call_id)
         tasks = tuple(h.task_id for h in held if h.task_id is not None)
         return [Kill(member.key, dump), Orphaned(tasks, blamed, error)]
 
@@ -253,6 +260,7 @@ class Roster:
         if member.state != "active":
             return [*self._end_life(slot, member), *self._remove(slot)]
         member.enter("draining", now)
+        self.openings.look(member)
         note = Note("drain", slot.name, f"{member.key} finishes {member.load()} calls and leaves")
         return [note, *self.leave_if_idle(slot)]
 
@@ -289,7 +297,7 @@ class Roster:
         if member.state == "starting" and not member.is_unplaced and age > limits.start_s:
             wrong = f"not ready within {limits.start_s:g} s (start_timeout_s)"
             return [self._late("start"), *self.lose(slot, member, "start", wrong, now)]
-        if member.state == "syncing" and any(now - h.since > limits.sync_s for h in member.held.values()):
+        if member.state == "syncing" and any(now - h.since > limits.sync_s for h in member.asked.values()):
             phase = "probe" if self.role == "reward" else "adopt"
             wrong = f"no answer within {limits.sync_s:g} s (sync_timeout_s)"
             return [self._late(phase), *self.lose(slot, member, phase, wrong, now, dump=True)]

@@ -12,7 +12,7 @@ def config_of(workers: int, *, staleness: int, chunks_per_worker: int) -> RunCon
     config = load_config(TINY, [
         "model.max_tokens=4096", f"rollout.workers={workers}", f"rollout.chunk_sequences={CHUNK}", "rollout.num_cpus=0.0001",
         "reward_service.num_cpus=0.001", "learner.num_cpus=0.1",
-        f"reward_service.replicas={max(2, workers // 16)}", f"ppo.trajectories_per_update={workers * chunks_per_worker * CHUNK}",
+        f"reward_service.replicas={max(2, workers // 16)}", f"ppo.trajectories_per_update={int(workers * chunks_per_worker) * CHUNK}",
         "ppo.updates=1000000", "ppo.prompt_tokens={ min = 16, max = 64 }", "ppo.response_tokens={ min = 512, max = 1536 }",
     ])
     return config if not staleness else config.model_copy(update={"ppo": config.ppo.model_copy(update={"max_staleness": staleness})})

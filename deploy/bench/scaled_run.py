@@ -21,16 +21,16 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from actors.prompts import PromptStream
 from common.config import RunConfig
 from common.errors import PhaseTimeoutError, RunStopped
 from common.metrics import RunMetrics
 from common.records import ChunkHandle, Identity, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
 from common.supervision import Ledger
-from deploy.bench.latency import Latency
+from deploy.bench.latency import Latency, Worked, busy_share, samples_of
 from deploy.bench.own_cost import Cost, own_cost
-from deploy.bench.simulated import DispatchTimes, HostActor, SimulatedTransport, Worked
+from deploy.bench.random_prompts import prompts_of
+from deploy.bench.simulated import DispatchTimes, HostActor, SimulatedTransport
 from deploy.cluster import RayRuntime
 from deploy.control.run_controls import RunControls
 from deploy.evaluation.evaluations import NoEvaluations
@@ -99,12 +99,6 @@ class ScaledRun:
         return busy_share(self.worked, self.workers, self.begun.at_s, self.ended.at_s)
 
 
-def busy_share(worked: Sequence[Worked], workers: int, begin_s: float, end_s: float) -> float:
-    """Share of the workers' time between two moments in which they were at simulated work as long as it was planned."""
-    busy_s = sum(max(0.0, min(end_s, w.start_s + w.planned_s) - max(begin_s, w.start_s)) for w in worked)
-    return busy_s / workers / (end_s - begin_s)
-
-
 class WaitingLearner:
     """Implements `common.ports.Learner`: takes handles, fetches nothing, and is done after a fixed time.
 
@@ -130,16 +124,11 @@ class WaitingLearner:
     def update(self, settings: RunSettings) -> UpdateReport:
         """Wait."""
         time.sleep(self._update_s)
-        trained = sorted(
-            (draw, sample)
-            for chunk in self._chunks
-            for draw in chunk.draw_indices
-            for sample in range(chunk.samples_per_prompt)
-        )
+        trained = samples_of(self._chunks)
         self.step += 1
         self._chunks = ()
         metrics = {"score_mean": 0.5, "response_tokens": 1.0}
-        return UpdateReport(self.step, Identity(0, self.step), tuple(trained), metrics, {"train": self._update_s})
+        return UpdateReport(self.step, Identity(0, self.step), trained, metrics, {"train": self._update_s})
 
     def begin_save(self, url: str) -> "Future[Any]":
         """No checkpoint is ever due."""
@@ -232,16 +221,6 @@ def scaled_run(config: RunConfig, runtime: RayRuntime, latency: Latency, timing:
         scrape_bytes=scrapes[-1][0],
         scrape_s=float(np.median([seconds for _, seconds in scrapes])),
         ledger=ledger,
-    )
-
-
-def prompts_of(config: RunConfig) -> PromptStream:
-    """Random ids of the lengths that the configuration asks for."""
-    assert config.ppo is not None, "it is a PPO run"
-    random = np.random.default_rng(config.seed)
-    texts = [random.integers(0, 1000, config.ppo.prompt_tokens.max + 1).astype(np.int32) for _ in range(1000)]
-    return PromptStream(
-        texts, prompt_tokens=config.ppo.prompt_tokens, response_tokens=config.ppo.response_tokens, seed=config.seed
     )
 
 

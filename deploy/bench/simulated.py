@@ -12,7 +12,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import ray
@@ -30,21 +30,12 @@ from common.records import (
     WeightsHandle,
 )
 from common.vitals import describe, heartbeat
-from deploy.bench.latency import Latency
+from deploy.bench.latency import Latency, Worked
 from deploy.on_ray.transport import RayTransport
 from deploy.preflight.packing import Demand
 
 CALLS_OF_A_HOST = 8192
 """Calls that one host may hold at once: two and a heartbeat of each of its members, and room to spare."""
-
-
-class Worked(NamedTuple):
-    """One simulated generation."""
-
-    start_s: float
-    """Of the monotonic clock, which all processes of a machine share."""
-    planned_s: float
-    """The simulated latency, whatever the host's own work added to it."""
 
 
 class Host:

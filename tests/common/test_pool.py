@@ -155,11 +155,27 @@ def test_a_wrong_configuration_is_no_reason_to_try_again():
 
 def test_work_goes_to_the_least_loaded_and_waits_where_all_are_full():
     bench = Bench(members=2)
-    bench.submit(*range(5))
+    bench.submit(*range(7))
     assert [c.member.slot for c in bench.calls("generate")] == ["worker-0", "worker-1"] * 2
     first = bench.calls("generate", "worker-1")[0]
     bench.answer(first)
     assert [c.argument for c in bench.calls("generate", "worker-1")] == [3, 4]
+
+
+def test_a_second_call_is_held_back_where_another_member_may_be_done_first():
+    bench = Bench(members=3)
+    bench.submit(*range(5))
+    assert sorted(c.argument for c in bench.calls("generate")) == [0, 1, 2], "two wait, and three may want them"
+    bench.answer(*bench.calls("generate", "worker-2"))
+    assert [c.argument for c in bench.calls("generate", "worker-2")] == [3]
+    bench.answer(*bench.calls("generate", "worker-2"))
+    assert [c.argument for c in bench.calls("generate", "worker-2")] == [4]
+
+
+def test_a_member_of_its_own_has_its_next_call_before_it_is_done():
+    bench = Bench(members=1)
+    bench.submit(*range(3))
+    assert [c.argument for c in bench.calls("generate")] == [0, 1]
 
 
 def test_an_answer_brings_payload_stats_and_who_gave_it():
@@ -319,8 +335,8 @@ def test_a_hung_member_is_told_from_a_slow_one_by_its_deadline_and_dumped_before
 def test_only_what_a_hung_member_was_at_is_to_blame():
     bench = Bench(members=2, request_s=60.0, max_attempts=1)
     bench.submit("poison", "b", "behind", "d")
-    for call in bench.calls("generate", "worker-1"):
-        bench.answer(call)
+    while calls := bench.calls("generate", "worker-1"):
+        bench.answer(calls[0])
     bench.pass_time(61)
     assert len(bench.kinds(GaveUp)) == 1
     assert [c.argument for c in bench.calls("generate", "worker-1")] == ["behind"]
