@@ -73,7 +73,12 @@ class Pool:
         return self._absorb(self.roster.resize(target, now), now)
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """New weights; they ride on the requests, and only members that wait for their first ones are told."""
+        """New weights; they ride on the requests, those that wait to be sent included, and only members that wait for
+        their first ones are told.
+        """
+        for task in (self.tasks[task_id] for task_id in self._queue):
+            if task.sent == 0 and isinstance(task.argument, GenerateRequest):
+                task.argument = replace(task.argument, weights=weights)
         return self.roster.publish(weights, now)
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
@@ -84,11 +89,12 @@ class Pool:
         """These members, of whatever pool, have no node yet, for want of what is said."""
         return self.roster.place(unplaced, now)
 
-    def submit(self, method: Method, argument: Any, now: float) -> int:
-        """Queue work; returns the id under which `Done`, `LostArgument` or `GaveUp` will come."""
+    def submit(self, method: Method, argument: Any, now: float, *, ahead: bool = False) -> int:
+        """Queue work, `ahead` of all that waits; returns the id under which `Done`, `LostArgument` or `GaveUp` comes."""
         task_id = next(self._ids)
         self.tasks[task_id] = Task(task_id, method, argument, queued_at=now)
         self._queue[task_id] = None
+        self._queue.move_to_end(task_id, last=not ahead)
         return task_id
 
     def forget(self, task_id: int) -> None:
