@@ -20,8 +20,9 @@ from common.errors import ConfigError, WeightsMismatchError
 from common.member import Held, Member, Slot
 from common.pool_actions import Action, Counted, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
 from common.ports import MemberKey, Method, Reply, Role
+from common.reasons import weights_lost, words
 from common.records import GenerateRequest, Stats
-from common.roster import Roster, weights_lost, words
+from common.roster import Roster
 from common.supervision import Limits
 
 

@@ -12,18 +12,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from common.errors import ConfigError, DataError, LearnerLostError, MemberFailedError, MiniChatGPTError
+from common.errors import ConfigError, DataError, MemberFailedError
 from common.member import Held, Member, Slot
 from common.openings import Openings
 from common.pool_actions import Action, Counted, Departed, Failed, Kill, Note, Orphaned, Send, Start
 from common.ports import Call, MemberKey, Method, Reply, Role
+from common.reasons import differs, weights_lost, words
 from common.records import Identity
 from common.supervision import Limits, RestartBudget
 
-PROBE_TOLERANCE = 1e-3
-"""By how much a new replica's score of the probe text may differ from the first replica's."""
+BEATS_PER_S = 50.0
+"""Heartbeats that a pool asks for in a second, at most: asking costs the driver as much as handing out work."""
 SLOT = {"rollout": "worker", "reward": "replica"}
 
 
@@ -228,7 +227,7 @@ class Roster:
             numbers = dict(answer)
             if self._probe is None:
                 self._probe = numbers
-            elif wrong := _differs(numbers, self._probe):
+            elif wrong := differs(numbers, self._probe):
                 return self.lose(slot, member, "probe", wrong, now)
         else:
             member.weights = Identity.of(answer["identity"])
@@ -323,24 +322,9 @@ class Roster:
     def _beat_due(self, member: Member, now: float) -> bool:
         if member.state == "starting" or member.beat_call is not None or self.limits.heartbeat_s == float("inf"):
             return False
-        return now - max(member.beat_at, member.beat_sent_at) >= self.limits.heartbeat_every_s
+        return now - max(member.beat_at, member.beat_sent_at) >= self._beat_every_s()
 
-
-def weights_lost(error: BaseException) -> LearnerLostError:
-    """The published weights were in the store of a node that is gone: the learner must publish anew."""
-    return LearnerLostError(f"the published weights are lost, with the learner's node as it seems: {words(error)}")
-
-
-def words(error: BaseException) -> str:
-    """An error in words; errors of ours say all in their message."""
-    return str(error) if isinstance(error, MiniChatGPTError) else f"{type(error).__name__}: {error}"
-
-
-def _differs(numbers: dict[str, float], first: dict[str, float]) -> str:
-    """Empty if a new replica scores the probe text as the first one did."""
-    if numbers.keys() != first.keys():
-        return f"scores the probe text by {sorted(numbers)}, the first replica by {sorted(first)}"
-    for name, value in numbers.items():
-        if not np.isclose(value, first[name], rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
-            return f"scores the probe text {value:g} by {name}, the first replica {first[name]:g}"
-    return ""
+    def _beat_every_s(self) -> float:
+        """In a large pool less often, but so that a member's silence still stands out against its deadline."""
+        limits = self.limits
+        return max(limits.heartbeat_every_s, min(len(self.slots) / BEATS_PER_S, limits.heartbeat_s / 2))

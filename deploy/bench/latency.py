@@ -40,7 +40,7 @@ class Worked(NamedTuple):
 
 
 def busy_share(worked: Sequence[Worked], workers: int, begin_s: float, end_s: float) -> float:
-    """Share of the workers' time between two moments in which they were at simulated work, as long as it was planned."""
+    """Share of the workers' time between two moments in which they were at work, as long as it was planned."""
     busy_s = sum(max(0.0, min(end_s, w.start_s + w.planned_s) - max(begin_s, w.start_s)) for w in worked)
     return busy_s / workers / (end_s - begin_s)
 

@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ def cpu_by_thread() -> dict[str, float]:
     """CPU seconds of each thread that lives: Python's by their own names, others by those that the system knows."""
     names = {thread.native_id: thread.name for thread in threading.enumerate() if not thread.name.startswith("Dummy")}
     tick_s = 1 / os.sysconf("SC_CLK_TCK")
-    spent: Counter[str] = Counter()
+    spent: defaultdict[str, float] = defaultdict(float)
     for task in _TASKS.iterdir() if _TASKS.is_dir() else ():
         try:
             comm, _, rest = (task / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")

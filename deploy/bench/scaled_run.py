@@ -7,7 +7,7 @@ metrics and their scrapes are those of any run; members only wait (simulated.py)
 
 import io
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,9 +56,9 @@ START_TIMEOUT_S = 120.0
 class Timing:
     """Of one run, in seconds."""
 
-    warm_up_s: float = 15.0
+    warm_up_s: float = 12.0
     """From when all members take work."""
-    window_s: float = 30.0
+    window_s: float = 25.0
     """Measured, after that."""
     update_s: float = 0.5
     """That the learner takes."""
@@ -195,7 +195,7 @@ def scaled_run(config: RunConfig, runtime: RayRuntime, latency: Latency, timing:
             began = time.monotonic()
             _until_active(supervisor, workers, loop)
             started_s = time.monotonic() - began
-            scrapes = _scrape_for(metrics, timing.warm_up_s)
+            _scrape_for(metrics, timing.warm_up_s)
             begun, samples, waits, step = own_cost(), watched.answered, len(watched.waits_s), learner.step
             scrapes = _scrape_for(metrics, timing.window_s)
             ended, answered, waits_s = own_cost(), watched.answered, watched.waits_s[waits:]

@@ -55,6 +55,10 @@ class Host:
         """Weights are not fetched: their travel is measured by `bench publish`."""
         return {"identity": str(handle.identity)}
 
+    async def prefetch(self, slot: str, handle: WeightsHandle) -> dict[str, str]:
+        """As `adopt`."""
+        return {"identity": str(handle.identity)}
+
     async def probe(self, slot: str) -> dict[str, float]:
         """All judges agree."""
         return {"simulated": 0.0}
@@ -140,6 +144,7 @@ class VirtualMember:
         self._actor_id = host._actor_id
         self.ready = Remote(host.ready, slot)
         self.adopt = Remote(host.adopt, slot)
+        self.prefetch = Remote(host.prefetch, slot)
         self.probe = Remote(host.probe, slot)
         self.generate = Remote(host.generate, slot)
         self.score = Remote(host.score, slot)

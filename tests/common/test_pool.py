@@ -610,3 +610,36 @@ def test_restarts_resizes_and_deadlines_are_counted():
     assert [(counted.what, counted.label) for counted in bench.kinds(Counted)] == [
         ("resizes", ""), ("restarts", ""), ("timeouts", "generate"), ("restarts", ""),
     ]  # fmt: skip
+
+
+# --- many members
+
+
+def beats_of_each(members, seconds, **limits):
+    """A beat is answered a quarter of a second after it was asked for."""
+    bench = Bench(members=members, **limits)
+    bench.pass_time(seconds, step=0.25)
+    beats, rest = divmod(len([send for send in bench.kinds(Send) if send.call.method == "heartbeat"]), members)
+    assert not rest
+    return beats
+
+
+def test_a_large_pool_asks_for_signs_of_life_less_often_and_a_small_one_as_configured():
+    assert beats_of_each(2, 18.0) == 8, "one in 2.25 s"
+    assert beats_of_each(200, 18.0) == 4, "one in 4.25 s"
+
+
+def test_however_large_a_pool_is_a_silent_member_is_asked_twice_within_its_deadline():
+    assert beats_of_each(1000, 16.0, heartbeat_s=10.0) == 3, "one in 5.25 s"
+
+
+def test_what_is_forgotten_counts_nowhere_whichever_of_its_calls_is_answered():
+    bench = Bench(members=2, request_s=60.0)
+    (task,) = bench.submit("prompts")
+    (first,) = bench.calls("generate")
+    bench.answer(first, error=ValueError("no"))
+    (again,) = bench.calls("generate")
+    bench.pool.forget(task)
+    bench.answer(again)
+    assert not bench.kinds(Done, Duplicate)
+    assert not bench.pool._forgotten
