@@ -150,14 +150,14 @@ class Pool:
     def dispatch(self, now: float) -> list[Action]:
         """Hand queued tasks to the least loaded members that have room; first come, first served.
 
-        A member that is at work gets another call only where enough stays queued for all others: bound to a member
-        earlier than that, a task waits behind a long one while those who are done idle.
+        A member that is at work gets another call only where enough stays queued for all others, those that are to
+        come included: bound to a member earlier than that, a task waits behind a long one while others idle.
         """
         openings = self.roster.openings
         actions: list[Action] = []
         sent: list[int] = []
         for task_id in self._queue:
-            idle = len(self._queue) - len(sent) < openings.num_active
+            idle = len(self._queue) - len(sent) < self.roster.target
             if not openings.have_room(idle=idle):
                 break
             member = openings.choose(self.tasks[task_id].avoid, idle=idle)

@@ -59,8 +59,8 @@ def measure(options: Options, roof: Roofline) -> list[Figure]:
     return [*figures, Figure("scale.full.samples_per_s", full.samples / full.wall_s, "samples/s", note=note)]
 
 
-def config_of(workers: int) -> RunConfig:
-    """Of a run with so many workers."""
+def config_of(workers: int, *changes: str) -> RunConfig:
+    """Of a run with so many workers; changes as `--set` takes them."""
     chunks = {"workers": workers, "chunk_sequences": SAMPLES_PER_CALL, "num_cpus": 1e-4}
     return load_config(
         CONFIG,
@@ -75,6 +75,7 @@ def config_of(workers: int) -> RunConfig:
             "ppo.prompt_tokens={ min = 16, max = 64 }",
             "ppo.response_tokens={ min = 512, max = 1536 }",
             "model.max_tokens=2048",
+            *changes,
         ],
     )
 

@@ -356,7 +356,8 @@ def test_a_member_without_a_sign_of_life_is_killed_alone_and_its_work_moves():
     assert bench.now - start >= 20
     assert [k.member.slot for k in bench.kinds(Kill)] == [deaf]
     assert "no sign of life" in bench.notes()[-1]
-    assert {c.argument for c in bench.calls("generate", "worker-1")} == {"a", "b"}
+    bench.answer(*bench.calls("generate", "worker-1"))
+    assert [c.argument for c in bench.calls("generate", "worker-1")] == ["a"]
 
 
 def test_a_member_that_says_nothing_but_answers_work_is_alive():
