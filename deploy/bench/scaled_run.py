@@ -5,6 +5,7 @@ metrics and their scrapes are those of any run; members only wait (simulated.py)
     this thread: waits for the members, then warms up, takes the costs, waits, takes the costs again, stops the run
 """
 
+import functools
 import io
 import time
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from common.config import RunConfig
 from common.errors import PhaseTimeoutError, RunStopped
 from common.metrics import RunMetrics
+from common.ports import Call
 from common.records import ChunkHandle, Identity, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
 from common.supervision import Ledger
@@ -191,6 +193,7 @@ def scaled_run(config: RunConfig, runtime: RayRuntime, latency: Latency, timing:
             place, members, prompts=prompts_of(config), metrics=metrics, ledger=Ledger(), note=lambda note: None,
             keep=Lineages(folder / "ledger.json").keep,
         ) as supervisor, ThreadPoolExecutor(2, thread_name_prefix="loop") as threads:  # fmt: skip
+            watched.queued_at_s = functools.partial(_queued_at_s, supervisor)
             loop = threads.submit(_train, place, supervisor, learner, watch)
             began = time.monotonic()
             _until_active(supervisor, workers, loop)
@@ -255,6 +258,14 @@ def _train(place: Place, supervisor: Supervisor, learner: WaitingLearner, watch:
             )
         except RunStopped:
             supervisor.abandon()
+
+
+def _queued_at_s(supervisor: Supervisor, call: Call) -> float:
+    """In the supervisor's thread, whose clock is the monotonic one."""
+    pool = supervisor.conductor.rollout
+    _, held = pool.roster.calls[call.call_id]
+    assert held.task_id is not None, "it is work"
+    return pool.tasks[held.task_id].queued_at
 
 
 def _until_active(supervisor: Supervisor, workers: int, loop: "Future[None]") -> None:

@@ -11,7 +11,7 @@ answers with records of the real size.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -180,7 +180,8 @@ class SimulatedTransport(RayTransport):
 
 
 class DispatchTimes:
-    """Stands between supervisor and transport, and times how long a worker that has answered is without a request.
+    """Stands between supervisor and transport, and times how long a worker that has answered is without a request
+    although there is one for it.
 
     Args:
         transport: carries the calls.
@@ -191,7 +192,10 @@ class DispatchTimes:
         self.answered = 0
         """Chunks that were generated."""
         self.waits_s: list[float] = []
-        """From a reply's arrival in this process until the next request to that worker has left."""
+        """From a reply's arrival in this process, or from when work was queued if that is later, until the next request
+        to that worker has left."""
+        self.queued_at_s: Callable[[Call], float] = lambda call: 0.0
+        """When what a call asks for was queued, by the monotonic clock; called in the thread that sends it."""
         self._asked: dict[int, MemberKey] = {}
         self._answered_at: dict[MemberKey, float] = {}
 
@@ -202,7 +206,7 @@ class DispatchTimes:
             member = self._asked.pop(reply.call_id, None)
             if member is not None:
                 self.answered += 1
-                self._answered_at[member] = time.perf_counter()
+                self._answered_at[member] = time.monotonic()
             receiver(reply)
 
         self.transport.receive(arrived)
@@ -213,7 +217,7 @@ class DispatchTimes:
             self._asked[call.call_id] = call.member
         self.transport.send(call)
         if call.method == "generate" and (at := self._answered_at.pop(call.member, None)) is not None:
-            self.waits_s.append(time.perf_counter() - at)
+            self.waits_s.append(time.monotonic() - max(at, self.queued_at_s(call)))
 
     def start(self, member: MemberKey, *, avoid: str) -> None:
         """As the transport does."""

@@ -1,4 +1,4 @@
-"""The benchmark of the control plane: its figures by hand, its schedule in simulated time, its clock around a transport."""
+"""The benchmark of the control plane: figures by hand, the schedule in simulated time, the clock around a transport."""
 
 import threading
 import time
@@ -9,7 +9,7 @@ from common.ports import Call, MemberKey, Reply
 from deploy.bench.free_control import FreeControl
 from deploy.bench.latency import Latency, Worked, busy_share
 from deploy.bench.own_cost import own_cost
-from deploy.bench.scale import config_of, schedule_share
+from deploy.bench.scale import config_of
 from deploy.bench.simulated import DispatchTimes, generated
 
 
@@ -87,12 +87,13 @@ def test_the_time_from_an_answer_to_the_next_request_is_that_of_the_same_worker(
     times.send(Call(3, other, "generate"))
     assert (times.answered, times.waits_s) == (0, [])
     wire.answer(Reply(1))
-    before = time.perf_counter()
+    before = time.monotonic()
     times.send(Call(4, other, "generate"))
     assert not times.waits_s
+    times.queued_at_s = lambda call: before  # work came after the answer: the wait for it is none of the dispatch's
     times.send(Call(5, one, "generate"))
     assert times.answered == 1
-    assert 0 <= times.waits_s[0] <= time.perf_counter() - before + 1.0
+    assert 0 <= times.waits_s[0] <= time.monotonic() - before
     assert len(heard) == 2
 
 
