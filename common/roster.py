@@ -68,14 +68,13 @@ class Roster:
         for slot in [s for s in self.slots.values() if s.given_up]:
             actions += self._remove(slot)
         staying = [s for s in self.slots.values() if not s.is_leaving]
-        for slot in sorted(staying, key=lambda s: (s.member is not None and s.member.state == "active", -s.index)):
-            if len(staying) <= target:
-                break
-            staying.remove(slot)
+        staying.sort(key=lambda s: (s.member is not None and s.member.state == "active", -s.index))
+        excess = max(0, len(staying) - target)
+        for slot in staying[:excess]:
             actions += self._let_go(slot, now)
         taken = {slot.index for slot in self.slots.values()}
         free = (i for i in itertools.count() if i not in taken)
-        for _ in range(target - len(staying)):
+        for _ in range(target - len(staying)):  # none where some are let go
             name = f"{SLOT[self.role]}-{next(free)}"
             slot = Slot(name, RestartBudget(self.limits.max_restarts, self.limits.restart_window_s))
             self.slots[name] = slot
