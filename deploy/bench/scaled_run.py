@@ -8,9 +8,10 @@ metrics and their scrapes are those of any run; members only wait (simulated.py)
 import functools
 import io
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,13 @@ from common.config import RunConfig
 from common.errors import PhaseTimeoutError, RunStopped
 from common.metrics import RunMetrics
 from common.ports import Call
-from common.records import ChunkHandle, Identity, UpdateReport, WeightsHandle
-from common.run_settings import RunSettings
+from common.records import WeightsHandle
 from common.supervision import Ledger
-from deploy.bench.latency import Latency, Worked, busy_share, samples_of
+from deploy.bench.latency import Latency, Worked, busy_share
 from deploy.bench.own_cost import Cost, own_cost
 from deploy.bench.random_prompts import prompts_of
 from deploy.bench.simulated import DispatchTimes, HostActor, SimulatedTransport
+from deploy.bench.stand_ins import FixedSettings, NoCheckpoints, WaitingLearner
 from deploy.cluster import RayRuntime
 from deploy.control.run_controls import RunControls
 from deploy.evaluation.evaluations import NoEvaluations
@@ -66,7 +67,7 @@ class Timing:
     """That the learner takes."""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ScaledRun:
     """What was measured."""
 
@@ -88,7 +89,7 @@ class ScaledRun:
     scrape_bytes: int
     scrape_s: float
     """Median."""
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: Ledger
 
     @property
     def wall_s(self) -> float:
@@ -101,68 +102,6 @@ class ScaledRun:
         return busy_share(self.worked, self.workers, self.begun.at_s, self.ended.at_s)
 
 
-class WaitingLearner:
-    """Implements `common.ports.Learner`: takes handles, fetches nothing, and is done after a fixed time.
-
-    Args:
-        update_s: that time.
-    """
-
-    def __init__(self, update_s: float) -> None:
-        self.step = 0
-        self._update_s = update_s
-        self._chunks: Sequence[ChunkHandle] = ()
-        self._buffer = ray.put(np.zeros(16, np.float32))
-
-    def weights(self) -> WeightsHandle:
-        """Of the present step."""
-        return WeightsHandle(Identity(0, self.step), self._buffer, self.step, ())
-
-    def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
-        """Nothing is lost."""
-        self._chunks = chunks
-        return []
-
-    def update(self, settings: RunSettings) -> UpdateReport:
-        """Wait."""
-        time.sleep(self._update_s)
-        trained = samples_of(self._chunks)
-        self.step += 1
-        self._chunks = ()
-        metrics = {"score_mean": 0.5, "response_tokens": 1.0}
-        return UpdateReport(self.step, Identity(0, self.step), trained, metrics, {"train": self._update_s})
-
-    def begin_save(self, url: str) -> "Future[Any]":
-        """No checkpoint is ever due."""
-        raise AssertionError("no checkpoint is due")
-
-
-class FixedSettings:
-    """Implements `common.ports.Steering`: nobody steers."""
-
-    def __init__(self, config: RunConfig) -> None:
-        assert config.ppo is not None, "it is a PPO run"
-        self.settings = RunSettings.of(config.ppo)
-
-    def at(self, step: int) -> RunSettings:
-        """As configured."""
-        return self.settings
-
-
-class NoCheckpoints:
-    """Implements `common.ports.Checkpoints`: their writing is a matter of the learner's node."""
-
-    def due(self, step: int) -> bool:
-        """Never."""
-        return False
-
-    def save(self, learner: Any, rollouts: Any) -> None:
-        """Never asked."""
-
-    def wait(self) -> None:
-        """Nothing is on its way."""
-
-
 def scaled_run(config: RunConfig, runtime: RayRuntime, latency: Latency, timing: Timing, folder: Path) -> ScaledRun:
     """Run for a while and measure.
 
@@ -173,58 +112,71 @@ def scaled_run(config: RunConfig, runtime: RayRuntime, latency: Latency, timing:
         timing: of warm-up, window and learner.
         folder: of the run.
     """
-    workers = config.rollout.workers
-    hosts = [HostActor.remote(latency) for _ in range(-(-workers // MEMBERS_PER_HOST))]
+    with _hosts(config, latency) as (hosts, judges):
+        before = own_cost()
+        transport = SimulatedTransport(
+            {"rollout": hosts, "reward": [judges]},
+            {"rollout": demand("rollout", config.rollout), "reward": demand("reward_service", config.reward_service)},
+            folder / "logs",
+        )
+        try:
+            measured = _run(config, runtime, DispatchTimes(transport), timing, folder)
+        finally:
+            transport.close()
+        worked = [w for host in hosts for w in ray.get(host.worked.remote(), timeout=START_TIMEOUT_S)]
+    return replace(measured, before=before, worked=worked)
+
+
+@contextmanager
+def _hosts(config: RunConfig, latency: Latency) -> Iterator[tuple[list[Any], Any]]:
+    """Of workers, and of judges, once they answer."""
+    hosts = [HostActor.remote(latency) for _ in range(-(-config.rollout.workers // MEMBERS_PER_HOST))]
     judges = HostActor.remote(latency)
-    ray.get([host.worked.remote() for host in (*hosts, judges)], timeout=START_TIMEOUT_S)
-    before = own_cost()
-    transport = SimulatedTransport(
-        {"rollout": hosts, "reward": [judges]},
-        {"rollout": demand("rollout", config.rollout), "reward": demand("reward_service", config.reward_service)},
-        folder / "logs",
-    )
-    watched, watch, stop = DispatchTimes(transport), Stopwatch(), StopSignal()
-    metrics = RunMetrics(CollectorRegistry())
+    try:
+        ray.get([host.worked.remote() for host in (*hosts, judges)], timeout=START_TIMEOUT_S)
+        yield hosts, judges
+    finally:
+        for host in (*hosts, judges):
+            ray.kill(host)
+
+
+def _run(config: RunConfig, runtime: RayRuntime, watched: DispatchTimes, timing: Timing, folder: Path) -> ScaledRun:
+    """All that the driver does; `before` and `worked` are for others to fill in."""
+    watch, stop, metrics = Stopwatch(), StopSignal(), RunMetrics(CollectorRegistry())
     place = Place(config, runtime, folder, Console(file=io.StringIO()), stop, RunControls(config.name, stop), metrics)
     members = Members(watched, None, lambda path, identity: WeightsHandle(identity, None, 0, ()), watch)
     learner = WaitingLearner(timing.update_s)
-    try:
-        with supervised(
-            place, members, prompts=prompts_of(config), metrics=metrics, ledger=Ledger(), note=lambda note: None,
-            keep=Lineages(folder / "ledger.json").keep,
-        ) as supervisor, ThreadPoolExecutor(2, thread_name_prefix="loop") as threads:  # fmt: skip
-            watched.queued_at_s = functools.partial(_queued_at_s, supervisor)
-            loop = threads.submit(_train, place, supervisor, learner, watch)
-            began = time.monotonic()
-            _until_active(supervisor, workers, loop)
+    with supervised(
+        place, members, prompts=prompts_of(config), metrics=metrics, ledger=Ledger(), note=lambda note: None,
+        keep=Lineages(folder / "ledger.json").keep,
+    ) as supervisor, ThreadPoolExecutor(1, thread_name_prefix="loop") as thread:  # fmt: skip
+        watched.queued_at_s = functools.partial(_queued_at_s, supervisor)
+        began = time.monotonic()
+        loop = thread.submit(_train, place, supervisor, learner, watch)
+        try:
+            _until_active(supervisor, config.rollout.workers, loop)
             started_s = time.monotonic() - began
             _scrape_for(metrics, timing.warm_up_s)
             begun, samples, waits, step = own_cost(), watched.answered, len(watched.waits_s), learner.step
             scrapes = _scrape_for(metrics, timing.window_s)
-            ended, answered, waits_s = own_cost(), watched.answered, watched.waits_s[waits:]
-            updates = learner.step - step
-            ledger = supervisor.ledger()
+            measured = ScaledRun(
+                workers=config.rollout.workers,
+                before=begun,
+                begun=begun,
+                ended=own_cost(),
+                worked=(),
+                samples=(watched.answered - samples) * config.rollout.chunk_sequences,
+                updates=learner.step - step,
+                waits_s=watched.waits_s[waits:],
+                started_s=started_s,
+                scrape_bytes=scrapes[-1][0],
+                scrape_s=float(np.median([seconds for _, seconds in scrapes])),
+                ledger=supervisor.ledger(),
+            )
+        finally:
             stop.request("measured", 0)
-            loop.result(timeout=START_TIMEOUT_S)
-        worked = [w for host in hosts for w in ray.get(host.worked.remote(), timeout=START_TIMEOUT_S)]
-    finally:
-        transport.close()
-        for host in (*hosts, judges):
-            ray.kill(host)
-    return ScaledRun(
-        workers=workers,
-        before=before,
-        begun=begun,
-        ended=ended,
-        worked=worked,
-        samples=(answered - samples) * config.rollout.chunk_sequences,
-        updates=updates,
-        waits_s=waits_s,
-        started_s=started_s,
-        scrape_bytes=scrapes[-1][0],
-        scrape_s=float(np.median([seconds for _, seconds in scrapes])),
-        ledger=ledger,
-    )
+        loop.result(timeout=START_TIMEOUT_S)
+    return measured
 
 
 def _train(place: Place, supervisor: Supervisor, learner: WaitingLearner, watch: Stopwatch) -> None:
