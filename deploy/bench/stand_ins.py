@@ -1,5 +1,5 @@
-"""What the loop of a run meets in `bench scale` in the place of a learner, of an operator and of checkpoints: nothing that
-takes the driver's time.
+"""What the loop of a run meets in `bench scale` in the place of a learner, of an operator and of checkpoints: nothing
+that takes the driver's time.
 """
 
 import time
