@@ -1,5 +1,6 @@
-"""What the conductor remembers of a batch and of each of its chunks while they are on their way. What is asked for ahead
-of learning is in `stream.py`.
+"""What the conductor remembers of a batch and of each of its chunks while they are on their way.
+
+What is asked for ahead of learning is in `stream.py`.
 """
 
 from collections import deque

@@ -181,8 +181,8 @@ class Conductor:
         return self._boundary
 
     def roll_back(self, state: Mapping[str, Any], now: float) -> list[Action]:
-        """Go back to a checkpoint: its cursor, and all later work is of a dead lineage. What was on its way comes first,
-        once weights are published.
+        """Go back to a checkpoint: its cursor, and all later work is of a dead lineage. What was on its way then comes
+        first, once weights are published.
         """
         self.abandon()
         self.prompts.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from actors.prompts import PromptStream
 from common.metrics import RunMetrics
@@ -12,6 +13,10 @@ from deploy.ppo.chunk_flow import ChunkFlow
 from deploy.ppo.conductor import Conductor
 from deploy.ppo.supervisor import Supervisor
 from deploy.runtime import Members
+
+DEPTH_OF_OBJECTS = 1 << 30
+"""Calls that an object holds where generation runs ahead: all of them, so that which weights a chunk is of follows from
+when it was admitted, and not from the pace of threads."""
 
 
 @contextmanager
@@ -36,6 +41,8 @@ def supervised(
         budget_s=config.reward_service.budget_s,
         are_processes=processes,
     )
+    if config.ppo.max_staleness > 0 and not processes:
+        rollout, reward = (replace(limits, depth=DEPTH_OF_OBJECTS) for limits in (rollout, reward))
     conductor = Conductor(
         ChunkFlow(
             config,

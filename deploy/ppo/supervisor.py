@@ -131,9 +131,7 @@ class Supervisor:
         """One response to each given prompt outside of training, evaluated; what cannot be judged is missing. By
         `weights`; None: by the published ones.
         """
-        return self._wait_for_batch(
-            lambda now: self.conductor.begin_given(prompts, now, top_p=top_p, weights=weights)
-        )
+        return self._wait_for_batch(lambda now: self.conductor.begin_given(prompts, now, top_p=top_p, weights=weights))
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""
