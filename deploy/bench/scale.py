@@ -117,7 +117,7 @@ def figures_of(run: ScaledRun, schedule: float) -> list[Figure]:
         ),
         Figure(
             f"{name}.driver_memory_per_sample", (run.ended.rss_bytes - run.begun.rss_bytes) / samples, "bytes",
-            lower_is_better=True, note="that stays once it is trained on",
+            lower_is_better=True, note="growth within the window; over a longer one it levels off",
         ),
         Figure(
             f"{name}.scrape", 1e3 * run.scrape_s, "ms", lower_is_better=True, note=f"{run.scrape_bytes / 1e3:.0f} kB"
