@@ -41,7 +41,8 @@ def test_a_node_that_dies_with_its_workers_costs_no_sample(machines, seen, undis
     outcome.assert_whole(UPDATES)
     outcome.assert_same_bytes(undisturbed(*SETTINGS), UPDATES)
     lost = [next(word for word in text.split() if word.startswith("worker-")) for text in watched.events("restart")]
-    assert sorted(lost) == slots
+    # Once each, or more often: until Ray misses the node, it may place those that follow there too.
+    assert set(lost) == set(slots), watched.events("restart")
     assert_workers_went_on_elsewhere(watched, node, left=len(slots))
 
 
