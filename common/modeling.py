@@ -13,8 +13,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from common.errors import ConfigError
 from common.hub import loading
-from common.logprobs import gather_response, token_logprobs
+from common.logprobs import live_slots, token_logprobs
 from common.model_config import FreshModel
+from common.narrow_head import head_at
 from common.placement_config import DType
 from common.text import tokenizer_eos_ids
 
@@ -130,7 +131,7 @@ def freeze_below(policy: PreTrainedModel, trainable_layers: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """What one pass says of the response tokens; gradients flow through all but padding."""
+    """What one pass says of the response tokens; gradients flow through all but padding, which holds zeros."""
 
     logprobs: Tensor
     """[B, R] of the response tokens."""
@@ -152,14 +153,21 @@ class PolicyWithValueHead(nn.Module):
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__()
         self.policy = without_dropout(policy)
+        self._narrows = policy.get_output_embeddings() is not None
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
     def forward(
-        self, input_ids: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, num_slots: int, temperature: float
+        self,
+        input_ids: Tensor,
+        prompt_lengths: Tensor,
+        response_lengths: Tensor,
+        num_slots: int,
+        temperature: float,
+        num_live: int | None = None,
     ) -> PolicyOutput:
-        """One pass for logprobs, entropy and values.
+        """One pass for logprobs, entropy and values, with logits of response tokens only.
 
         Right padding needs no attention mask: under causal attention no live position sees what follows it.
 
@@ -169,17 +177,36 @@ class PolicyWithValueHead(nn.Module):
             response_lengths: [B] int64.
             num_slots: R, the padded number of response tokens.
             temperature: of the distribution that was sampled from.
+            num_live: response tokens of all rows; None: counted.
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :].expand_as(input_ids)
-        out = self.policy(input_ids=input_ids, position_ids=positions, use_cache=False, output_hidden_states=True)
-        hidden = out.hidden_states[-1]
-        response_ids = gather_response(input_ids, prompt_lengths + 1, num_slots)
-        logits = gather_response(out.logits, prompt_lengths, num_slots)
-        logprobs, entropy = token_logprobs(logits, response_ids, temperature)
-        values = self._value(gather_response(hidden, prompt_lengths, num_slots))
-        last = prompt_lengths + response_lengths - 1
-        last_values = self._value(hidden[torch.arange(len(last), device=last.device), last])
-        return PolicyOutput(logprobs, entropy, values, last_values)
+        rows, slots = live_slots(response_lengths, num_live)
+        before = prompt_lengths[rows] - 1 + slots  # the state before each response token
+        hidden, logits = self._states_and_logits(input_ids, rows, before)
+        logprobs, entropy = token_logprobs(logits, input_ids[rows, before + 1], temperature)
+        ends = torch.arange(len(prompt_lengths), device=input_ids.device)
+        last_values = self._value(hidden[ends, prompt_lengths + response_lengths - 1])
+
+        def padded(flat: Tensor) -> Tensor:
+            return flat.new_zeros(len(ends), num_slots).index_put((rows, slots), flat)
+
+        values = self._value(hidden[rows, before])
+        return PolicyOutput(padded(logprobs), padded(entropy), padded(values), last_values)
+
+    def _states_and_logits(self, input_ids: Tensor, rows: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """States before the output head, [B, T, H], and logits at the given places, [n, V]."""
+        arguments = {
+            "input_ids": input_ids,
+            "position_ids": torch.arange(input_ids.shape[1], device=input_ids.device)[None, :].expand_as(input_ids),
+            "use_cache": False,
+        }
+        with head_at(self.policy, rows, positions) as seen:
+            out = self.policy(**arguments, output_hidden_states=not self._narrows)
+        if self._narrows and seen:
+            return seen[0], out.logits[0]
+        if self._narrows:  # the model has a head and does not call it
+            self._narrows = False
+            return self._states_and_logits(input_ids, rows, positions)
+        return out.hidden_states[-1], out.logits[rows, positions]
 
     def _value(self, hidden: Tensor) -> Tensor:
         """[..., H] to [...] float32, whatever the trunk's precision."""

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from common.checkpoint import ShardFiles, read_shard, write_shard
 from common.config import RunConfig
 from common.errors import CheckpointError
+from common.freed_memory import keep_freed_memory
 from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype, save_policy
 from common.records import (
     JudgementChunk,
@@ -208,6 +209,8 @@ def build_learner(config: RunConfig, paths: ModelPaths, folder: Path) -> Learner
     seed_everything(mix(config.seed, 9))
     tokenizer = load_tokenizer(paths.policy)
     accelerator = build_accelerator(config)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     dtype = resolve_dtype(config.learner.dtype, accelerator.device, serves=False)
     model = PolicyWithValueHead(load_policy(paths.policy, dtype=dtype))
     probe = permutation(len(tokenizer), config.seed, _PROBE)[: PROBE_ROWS * PROBE_TOKENS]
