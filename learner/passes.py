@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from common.frozen_trunk import FrozenTrunk
 from common.modeling import PolicyOutput, PolicyWithValueHead
+from common.packed_rows import Layout
 from common.padding import mask_of
 from common.ppo_config import PPOConfig
 from learner.batch import Batch
@@ -34,8 +35,10 @@ class TrunkStates:
     starts: Tensor
     """[B] int64, where each row begins."""
 
-    def rows(self, index: Tensor, width: int) -> Tensor:
-        """[b, T, H] of the chosen rows; padding holds states of other rows."""
+    def rows(self, index: Tensor, width: int, layout: Layout | None) -> Tensor:
+        """Of the chosen rows: [b, T, H], padding holding states of other rows, or packed [1, n, H]."""
+        if layout is not None:
+            return self.states[self.starts[index][layout.rows] + layout.positions][None]
         places = self.starts[index][:, None] + torch.arange(width, device=index.device)
         return self.states[places.clamp(max=len(self.states) - 1)]
 
@@ -55,6 +58,7 @@ class Passes:
         self._config = config
         self._trunk = None
         self._kept: TrunkStates | None = None
+        plain.pack()
         if config.trainable_layers is not None:
             self._trunk = FrozenTrunk.of(plain.policy, config.trainable_layers)
             if self._trunk is None:
@@ -70,7 +74,7 @@ class Passes:
                 part = batch.rows(index)
                 outs.append(self._plain(*_arguments(part, temperature)))
                 if seen:
-                    states.append(seen.pop()[mask_of(part.lengths, part.input_ids.shape[1])])
+                    states.append(self._live(seen.pop(), part))
         if states:
             order = torch.cat(cuts)
             lengths = batch.lengths[order]
@@ -120,7 +124,13 @@ class Passes:
     def _from_the_cut(self, index: Tensor, part: Batch) -> AbstractContextManager[None]:
         if self._trunk is None or self._kept is None:
             return nullcontext()
-        return self._trunk.replaced(self._kept.rows(index, part.input_ids.shape[1]))
+        width = part.input_ids.shape[1]
+        return self._trunk.replaced(self._kept.rows(index, width, self._plain.layout(part.lengths, width)))
+
+    def _live(self, states: Tensor, part: Batch) -> Tensor:
+        """[n, H] of [B, T, H] or packed [1, n, H]."""
+        width = part.input_ids.shape[1]
+        return states[mask_of(part.lengths, width)] if self._plain.layout(part.lengths, width) is None else states[0]
 
 
 def _arguments(part: Batch, temperature: float) -> tuple[Tensor, Tensor, Tensor, int, float]:

@@ -22,7 +22,12 @@ from torch import Tensor
 
 from common.errors import CorruptWeightsError
 from common.masked import whiten
-from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
+from common.modeling import (
+    PolicyOutput,
+    PolicyWithValueHead,
+    add_embedding_gradient_in_place,
+    freeze_below,
+)
 from common.ppo_config import PPOConfig
 from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
@@ -79,6 +84,8 @@ class PPOLearner:
         )
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
+        if accelerator.num_processes == 1:  # several exchange gradients that must be dense from the start
+            add_embedding_gradient_in_place(self.plain.policy)
         self.passes = Passes(self.model, self.plain, config)
         self.flat = FlatCopy(self.plain.policy)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
@@ -282,7 +289,11 @@ class PPOLearner:
             for parameter in self.plain.policy.parameters():
                 parameter.grad = None
         parameters = [p for p in self.plain.parameters() if p.grad is not None]
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        self.accelerator.unscale_gradients()
+        total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(total)
+        if norm > self.config.max_grad_norm:  # else nothing is to be scaled, and a pass over all gradients is saved
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, total)
         if math.isfinite(loss) and math.isfinite(norm):
             changed = self._settings.learning_rate / self.config.optimizer.lr
             set_rate(self.optimizers, learning_rate_scale(self.step, self.config) * changed)

@@ -198,8 +198,10 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """Device and processes of the learner, from its placement."""
+    """Device and processes of the learner, from its placement; on a CPU, this process keeps what it frees."""
     device = resolve_device(config.learner.device, config.learner.num_gpus)
+    if device.type == "cpu":
+        keep_freed_memory()
     return Accelerator(cpu=device.type == "cpu")
 
 
@@ -209,8 +211,6 @@ def build_learner(config: RunConfig, paths: ModelPaths, folder: Path) -> Learner
     seed_everything(mix(config.seed, 9))
     tokenizer = load_tokenizer(paths.policy)
     accelerator = build_accelerator(config)
-    if accelerator.device.type == "cpu":
-        keep_freed_memory()
     dtype = resolve_dtype(config.learner.dtype, accelerator.device, serves=False)
     model = PolicyWithValueHead(load_policy(paths.policy, dtype=dtype))
     probe = permutation(len(tokenizer), config.seed, _PROBE)[: PROBE_ROWS * PROBE_TOKENS]

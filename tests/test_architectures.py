@@ -118,6 +118,9 @@ def test_logprobs_at_the_responses_are_those_of_the_whole_forward(kind):
         PROMPTS, [np.arange(20, 20 + n, dtype=np.int32) for n in (3, 9, 1, 5)]
     )
     found = logprobs_of(model, batch)
+    model.pack()
+    torch.testing.assert_close(logprobs_of(model, batch), found, atol=1e-5, rtol=0)
+    assert (model.layout(prompts + responses, ids.shape[1]) is not None) == ("soft-capped" not in kind)
     with torch.no_grad():
         for i, (prompt, response) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True)):
             log_p = (model.policy(input_ids=ids[i : i + 1, : prompt + response]).logits[0] / 0.8).log_softmax(-1)
