@@ -86,7 +86,9 @@ class Pool:
         return self.roster.place(unplaced, now)
 
     def submit(self, method: Method, argument: Any, now: float, *, ahead: bool = False) -> int:
-        """Queue work, `ahead` of all that waits; returns the id under which `Done`, `LostArgument` or `GaveUp` comes."""
+        """Queue work, `ahead` of all that waits or behind it; returns the id under which `Done`, `LostArgument` or
+        `GaveUp` will come.
+        """
         task_id = next(self._ids)
         self.tasks[task_id] = Task(task_id, method, argument, queued_at=now)
         if ahead:
