@@ -125,6 +125,8 @@ class Roster:
         if slot is None or slot.member is None or slot.member.key != key:
             return held, None, None
         slot.member.held.pop(reply.call_id, None)
+        if held.task_id is not None:
+            slot.member.worked_until = now
         if reply.error is None:
             slot.member.beat_at = now
             if reply.stats is not None and reply.stats.identity is not None:

@@ -1,7 +1,7 @@
 """Members and a learner that sleep for as long as their work would take, and answer with records of the real kind.
 
-What is between them is that of real runs: conductor, pools, supervisor thread, loop. Used by `bench overlap`, which looks
-at how long steps take apart from what depends on models.
+What is between them is that of real runs: conductor, pools, supervisor thread, loop. Used by `bench overlap`, which
+looks at how long steps take, without what depends on models.
 """
 
 import threading
