@@ -17,7 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure as Canvas
 from prometheus_client import CollectorRegistry
@@ -31,6 +30,7 @@ from common.config_file import load_config
 from common.metrics import RunMetrics
 from common.modeling import PolicyWithValueHead
 from common.records import Judgement, JudgementChunk, RolloutChunk, Stats, UpdateReport
+from common.seeds import seed_everything
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
 from deploy.bench.overlap import TINY, Standing
@@ -100,7 +100,7 @@ def curve(staleness: int, seed: int) -> list[float]:
     """The mean score of each update of one run."""
     config = load_config(TINY, _changes(staleness, seed))
     assert config.ppo is not None, "tiny has a PPO stage"
-    torch.manual_seed(seed)
+    seed_everything(seed)
     policy, watch, scores = LlamaForCausalLM(_shape()), Stopwatch(), Scores(config)
     with (
         tempfile.TemporaryDirectory() as folder,
