@@ -2,7 +2,8 @@
 
 The loop, the supervisor's thread, conductor, pools and ledger of real runs over members and a learner that sleep
 (sleepers.py): a batch takes its workers as long as an update takes the learner. Taking turns, a step costs both; ahead
-by one update, the longer of the two, so that the ratio would be 2 if nothing else took time.
+by one update, the longer of the two, so that the ratio would be 2 if nothing else took time. Where chunks take
+different times (lognormal), taking turns also means to wait for the slowest one.
 """
 
 import statistics
@@ -38,8 +39,10 @@ WORKERS, CHUNKS_PER_WORKER = 4, 2
 UPDATE_S = 0.4
 """That the learner takes, and that a batch takes the workers."""
 SCORE_S = 0.002
-UPDATES, WARM_UP = 10, 2
+UPDATES, WARM_UP = 9, 2
 """Of one run; the first ones, in which the pipeline fills, are not measured."""
+SIGMA = 0.8
+"""Of the logarithm of a chunk's seconds where chunks differ, as `bench scale` has it."""
 MUST = 1.8
 
 
@@ -72,31 +75,49 @@ class Standing:
 
 
 def measure(options: Options, roof: Roofline) -> list[Figure]:
-    """Steps per second by staleness, in turns."""
+    """Seconds of a step by staleness, in turns: where all chunks take as long, and where they do not."""
     rounds = max(1, min(3, options.rounds))
-    runs = [{staleness: seconds_per_step(staleness) for staleness in (0, 1)} for _ in range(rounds)]
-    ratio = statistics.median(run[0] / run[1] for run in runs)
-    figures = [
-        Figure(
-            f"overlap.staleness_{staleness}.step_s",
-            statistics.median(run[staleness] for run in runs),
-            "s",
-            share=UPDATE_S / statistics.median(run[staleness] for run in runs),
-            limit="the learner's update alone",
-            lower_is_better=True,
-        )
-        for staleness in (0, 1)
-    ]
+    even = [{staleness: seconds_per_step(staleness, sigma=0.0) for staleness in (0, 1)} for _ in range(rounds)]
+    uneven = [{staleness: seconds_per_step(staleness, sigma=SIGMA) for staleness in (0, 1, 2)}]
     note = f"a batch takes its workers {UPDATE_S:g} s, an update the learner {UPDATE_S:g} s"
-    return [*figures, Figure("overlap.speedup", ratio, "x", share=ratio / 2, limit="2", must=MUST, note=note)]
+    return [
+        *_steps("even", even),
+        Figure("overlap.even.speedup", _speedup(even, 1), "x", _speedup(even, 1) / 2, "twice", must=MUST, note=note),
+        *_steps("uneven", uneven),
+        *(
+            Figure(f"overlap.uneven.speedup_{staleness}", _speedup(uneven, staleness), "x", note="lognormal times")
+            for staleness in (1, 2)
+        ),
+    ]
 
 
-def seconds_per_step(staleness: int) -> float:
-    """Mean over the updates of one run, without the first."""
+def _speedup(runs: list[dict[int, float]], staleness: int) -> float:
+    return statistics.median(run[0] / run[staleness] for run in runs)
+
+
+def _steps(case: str, runs: list[dict[int, float]]) -> list[Figure]:
+    """Seconds of a step, beside those of the update alone."""
+    medians = {staleness: statistics.median(run[staleness] for run in runs) for staleness in runs[0]}
+    return [
+        Figure(f"overlap.{case}.staleness_{staleness}", seconds, "s/step", UPDATE_S / seconds, "the update alone",
+               lower_is_better=True)
+        for staleness, seconds in medians.items()
+    ]  # fmt: skip
+
+
+def seconds_per_step(staleness: int, *, sigma: float) -> float:
+    """Mean over the updates of one run, without the first.
+
+    Args:
+        staleness: of the run.
+        sigma: of the logarithm of a chunk's seconds; 0: all take as long.
+    """
     config = load_config(TINY, _changes(staleness))
     assert config.ppo is not None, "tiny has a PPO stage"
     learner, still = SleepingLearner(UPDATE_S), Standing(config.ppo)
-    transport = SleepingTransport(generate_s=UPDATE_S / CHUNKS_PER_WORKER, score_s=SCORE_S)
+    mean_s = UPDATE_S / CHUNKS_PER_WORKER
+    factors = np.random.default_rng(0).lognormal(-(sigma**2) / 2, sigma, size=UPDATES * WORKERS * CHUNKS_PER_WORKER)
+    transport = SleepingTransport(generate_s=lambda index: mean_s * float(factors[index]), score_s=SCORE_S)
     with closing(transport), closing(supervisor_of(config, transport)) as supervisor:
         supervisor.resize(workers=WORKERS, replicas=1)
         train(

@@ -37,12 +37,13 @@ class SleepingTransport:
     """Members that are names: each carries out one call at a time, in the order in which they came.
 
     Args:
-        generate_s: seconds that a chunk takes.
+        generate_s: seconds that a chunk takes, by its index.
         score_s: seconds that judging it takes.
     """
 
-    def __init__(self, *, generate_s: float, score_s: float) -> None:
-        self._seconds = {"generate": generate_s, "score": score_s}
+    def __init__(self, *, generate_s: Callable[[int], float], score_s: float) -> None:
+        self._generate_s = generate_s
+        self._score_s = score_s
         self._turns: defaultdict[MemberKey, threading.Lock] = defaultdict(threading.Lock)
         self._receiver: Callable[[Reply], None] = lambda reply: None
         self._executor = ThreadPoolExecutor(THREADS, thread_name_prefix="sleepers")
@@ -64,9 +65,16 @@ class SleepingTransport:
             self._receiver(Reply(call.call_id, {"node": "here", "identity": str(held)}))
             return
         with self._turns[call.member]:
-            time.sleep(self._seconds[call.method])
-        payload, stats = _generated(call.argument) if call.method == "generate" else _scored(call.argument)
-        self._receiver(Reply(call.call_id, payload, stats))
+            reply = self._generate(call) if call.method == "generate" else self._score(call)
+        self._receiver(reply)
+
+    def _generate(self, call: Call) -> Reply:
+        time.sleep(self._generate_s(call.argument.chunk_index))
+        return Reply(call.call_id, *_generated(call.argument))
+
+    def _score(self, call: Call) -> Reply:
+        time.sleep(self._score_s)
+        return Reply(call.call_id, *_scored(call.argument))
 
     def kill(self, member: MemberKey, *, dump: bool) -> None:
         """What it is at runs out."""
