@@ -49,6 +49,8 @@ class Member:
     """What it said of itself when it was ready: node, pid, threads."""
     weights: Identity | None = None
     """Of the weights that it last used."""
+    worked_until: float = 0.0
+    """When it answered its last work."""
     beat_at: float = 0.0
     """Last sign of life."""
     beat_call: int | None = None
@@ -86,6 +88,11 @@ class Member:
         before, self.is_unplaced = self.is_waiting, is_unplaced
         self.is_waiting = is_unplaced and now - self.since > WAITING_AFTER_S
         return self.is_waiting and not before
+
+    def working_s(self, now: float) -> float:
+        """For how long it has been at its oldest work; 0 where it has none."""
+        oldest = self.oldest()
+        return 0.0 if oldest is None else max(0.0, now - max(oldest.since, self.worked_until))
 
     def oldest(self) -> Held | None:
         """The work that it is at; what else it holds waits behind."""
@@ -128,6 +135,7 @@ class Slot:
             "weights": str(member.weights) if member and member.weights is not None else "",
             "identity": member.weights if member else None,
             "held": member.load() if member else 0,
+            "working_s": member.working_s(now) if member else 0.0,
             "restarts": self.budget.total,
             "heartbeat_age_s": now - member.beat_at if member and member.state != "starting" else None,
             "last_error": self.given_up or self.last_error,

@@ -91,7 +91,9 @@ class Pool:
         return self.roster.place(unplaced, now)
 
     def submit(self, method: Method, argument: Any, now: float, *, ahead: bool = False) -> int:
-        """Queue work, `ahead` of what waits; returns the id of which `Done`, `LostArgument` or `GaveUp` will tell."""
+        """Queue work, `ahead` of all that waits or behind it; returns the id under which `Done`, `LostArgument` or
+        `GaveUp` will come.
+        """
         task_id = next(self._ids)
         self.tasks[task_id] = Task(task_id, method, argument, queued_at=now)
         self._queue[task_id] = None

@@ -128,6 +128,8 @@ class Roster:
             return held, None, None
         slot.member.let_go(reply.call_id)
         self.openings.look(slot.member)
+        if held.task_id is not None:
+            slot.member.worked_until = now
         if reply.error is None:
             slot.member.beat_at = now
             if reply.stats is not None and reply.stats.identity is not None:

@@ -3,8 +3,8 @@
 Calls are carried out one after the other by one thread, so that results do not depend on its pace. An object cannot
 be killed or hang apart from the rest: deadlines hold only between calls, and there are no heartbeats.
 
-Where generation runs ahead of learning (`ppo.max_staleness`), members and learner take turns all the same, for they would
-fight for the same threads: samples are as old as elsewhere, and nothing is faster.
+Where generation runs ahead of learning (`ppo.max_staleness`), members and learner take turns all the same, for they
+would fight for the same threads: samples are as old as elsewhere, and nothing is faster.
 """
 
 import os

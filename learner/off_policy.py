@@ -62,7 +62,8 @@ def staleness_measures(proximal: Tensor, behaviour: Tensor, mask: Tensor, *, age
 
     `fresh_kl` and `stale_kl` are KL(behaviour || proximal) in nats per token, by k3. Of samples that the present
     weights generated there is none but for rounding: what is seen is how far worker and learner compute apart. Of older
-    ones it is how far the policy has moved meanwhile. Each is left out where there are no such samples.
+    ones it is how far the policy has moved meanwhile. Each is left out where there are no such samples; so is
+    `logprob_gap_max`, the largest difference of the former.
 
     Args:
         proximal: [B, R] float, logprobs of the learner before the update.
@@ -85,4 +86,6 @@ def staleness_measures(proximal: Tensor, behaviour: Tensor, mask: Tensor, *, age
         chosen = mask & rows[:, None]
         if chosen.any():
             measures[name] = float(kl[chosen].mean())
+            if name == "fresh_kl":
+                measures["logprob_gap_max"] = float(log_weights[chosen].abs().max())
     return measures

@@ -81,8 +81,9 @@ def build_targets(
     measured |= {
         "kl_coef": kl_coef,
         "advantage_std": float(masked_var(advantages, mask).sqrt()),
-        "logprob_gap_max": float(_live_max((old.logprobs - batch.behaviour_logprobs).abs(), mask)),
     }
+    if config.max_staleness == 0:  # else off_policy.py says it, of the samples by the same weights
+        measured["logprob_gap_max"] = float(_live_max((old.logprobs - batch.behaviour_logprobs).abs(), mask))
     if config.samples_per_prompt > 1:
         measured["zero_std_group_share"] = float(zero_std_share(scores, config.samples_per_prompt))
     if ref_logprobs is not None:

@@ -27,7 +27,7 @@ def test_measures_tell_rounding_apart_from_staleness():
     expected = {
         "staleness_mean": 1.5, "staleness_max": 3.0, "importance_max": math.e,
         "importance_mean": (1 + 1 + math.exp(0.5) + 2) / 4, "importance_truncated_fraction": 0.25,
-        "fresh_kl": 0.0, "stale_kl": (math.exp(0.5) - 1 - 0.5 + math.e - 1 - 1) / 2,
+        "fresh_kl": 0.0, "logprob_gap_max": 0.0, "stale_kl": (math.exp(0.5) - 1 - 0.5 + math.e - 1 - 1) / 2,
     }  # fmt: skip
     assert seen == pytest.approx(expected, abs=1e-6)
     assert "stale_kl" not in staleness_measures(proximal, proximal, mask, ages=torch.tensor([0, 0]), cap=2.0)

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from common.errors import ConfigError
+from common.errors import ConfigError, RollBack
 from deploy.control.run_status import SettingsRequest
+from deploy.replay.replay import replay
+from deploy.run_folder.recorded_run import open_recorded
 from learner.trajectory_file import read_trajectories
 
 AHEAD = ("ppo.max_staleness=1",)
@@ -79,3 +81,46 @@ def test_the_temperature_stays_for_samples_are_on_their_way_with_it(train):
     run = train(*AHEAD, "ppo.updates=3", before_update=order).ok()
     assert seen == [2]
     assert [row["settings"]["learning_rate"] == 1e-5 for row in run.rows()] == [False, False, True]
+
+
+def test_a_lost_learner_costs_no_draw_and_no_draw_is_trained_twice(train, poison):
+    poison(5)
+    run = train(*AHEAD, "ppo.checkpoint_every=2").ok()
+    assert "learner_lost" in {event for event, _ in run.events()}
+    assert sorted(draws_of(run)) == list(range(UPDATES * BATCH))
+    assert {row["identity"].split(".")[0] for row in run.rows()[-2:]} == {"1"}
+    ledger = run.ledger()
+    assert ledger["trained"] == UPDATES * BATCH
+    assert ledger["rolled_back"] == ledger["dispatched"] - ledger["trained"] > 0
+
+
+def test_after_a_guard_rails_rollback_neither_trained_nor_waiting_prompts_come_again(train):
+    def harm(controls, update):
+        if update == 5 and not done:
+            done.append(update)
+            raise RollBack("a test", before_step=3)
+
+    done = []
+    run = train(*AHEAD, "ppo.checkpoint_every=2", before_update=harm).ok()
+    draws = draws_of(run)
+    asked = BATCH * 5  # five updates' worth were sent before the end of the fourth
+    assert sorted(draws[: 2 * BATCH]) == list(range(2 * BATCH))
+    assert sorted(draws[2 * BATCH :]) == list(range(asked, asked + 4 * BATCH))
+
+
+def test_updates_of_older_samples_are_replayed_to_the_last_bit(once):
+    found = replay(open_recorded(once(*AHEAD).folder, from_step=0), 4, lambda done, total, text: None)
+    assert found.is_same
+    assert len(found.updates) == 4
+
+
+def test_chunks_that_no_update_ends_with_are_parted_between_groups(train):
+    run = train(*AHEAD, "ppo.samples_per_prompt=4", "rollout.chunk_sequences=12", "ppo.trajectories_per_update=16").ok()
+    samples = [
+        (int(draw), int(k))
+        for columns in columns_of(run)
+        for draw, k in zip(columns["draw_index"], columns["sample_index"], strict=True)
+    ]
+    assert sorted(samples) == [(draw, k) for draw in range(UPDATES * 4) for k in range(4)]
+    for columns in columns_of(run):
+        assert columns["sample_index"].tolist() == [0, 1, 2, 3] * 4, "a group is trained in one update"
