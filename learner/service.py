@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from common.checkpoint import ShardFiles, read_shard, write_shard
 from common.config import RunConfig
 from common.errors import CheckpointError
+from common.freed_memory import keep_freed_memory
 from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype, save_policy
 from common.records import (
     JudgementChunk,
@@ -33,7 +34,8 @@ from learner.optimizers import pack_state, unpack_state
 from learner.ppo import PPOLearner
 from learner.trajectory_file import trajectory_path, write_trajectories
 
-Payload = tuple[RolloutChunk, JudgementChunk, ReferenceChunk | None]
+Payload = tuple[RolloutChunk, JudgementChunk, ReferenceChunk | None, tuple[int, ...]]
+"""What a chunk's handle refers to, and the draws that the handle stands for."""
 
 _PROBE = 8
 PROBE_ROWS, PROBE_TOKENS = 4, 12
@@ -88,7 +90,12 @@ class LearnerService:
             )
         trajectories = [t for payload in payloads for t in join(*payload)]
         samples = self.learner.config.samples_per_prompt
-        ordered = in_order(trajectories, expected=self.learner.identity, samples_per_prompt=samples)
+        ordered = in_order(
+            trajectories,
+            expected=self.learner.identity,
+            max_staleness=self.learner.config.max_staleness,
+            samples_per_prompt=samples,
+        )
         path = trajectory_path(self.folder / "trajectories", self.learner.step + 1)
         write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
         self._outbox.put(path)
@@ -197,8 +204,10 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """Device and processes of the learner, from its placement."""
+    """Device and processes of the learner, from its placement; on a CPU, this process keeps what it frees."""
     device = resolve_device(config.learner.device, config.learner.num_gpus)
+    if device.type == "cpu":
+        keep_freed_memory()
     return Accelerator(cpu=device.type == "cpu")
 
 
