@@ -1,9 +1,9 @@
 """Starts the place where a run is to run, and lets nobody have it before the preflight has passed."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -15,6 +15,9 @@ from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.runtime import Runtime
 from deploy.scorer_secrets import scorer_secrets
 
+if TYPE_CHECKING:
+    from deploy.on_ray.early_actors import EarlyActors
+
 
 def open_runtime(
     config: RunConfig,
@@ -22,7 +25,7 @@ def open_runtime(
     local: bool,
     address: str | None,
     insecure: bool = False,
-    loads: Sequence[Any] | None = None,
+    early: "EarlyActors | None" = None,
 ) -> Runtime:
     """One process, a cluster of our own, or one that is there; Ray is imported only where it is used.
 
@@ -41,7 +44,7 @@ def open_runtime(
         be_explicit()
     from deploy.cluster import RayRuntime
 
-    return RayRuntime(config, address=address, insecure=insecure, loads=loads)
+    return RayRuntime(config, address=address, insecure=insecure, early=early)
 
 
 def checked_runtime(
@@ -52,7 +55,7 @@ def checked_runtime(
     address: str | None,
     warn: Callable[[str], None],
     insecure: bool = False,
-    loads: Sequence[Any] | None = None,
+    early: "EarlyActors | None" = None,
 ) -> Runtime:
     """A place that can carry the run.
 
@@ -63,12 +66,12 @@ def checked_runtime(
         address: of a running cluster; None: there is none.
         warn: told what may still be in the way.
         insecure: whether a cluster beyond loopback may be open to everybody.
-        loads: what `start_early` returned, where it has started the cluster.
+        early: what `start_early` returned, where it has started the cluster.
 
     Raises:
         ConfigError: something is in the way; one message per failure. Nothing is left running.
     """
-    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure, loads=loads)
+    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure, early=early)
     try:
         raise_failures(config, found)
     except ConfigError:
@@ -89,11 +92,11 @@ def examined_runtime(
     local: bool,
     address: str | None,
     insecure: bool = False,
-    loads: Sequence[Any] | None = None,
+    early: "EarlyActors | None" = None,
 ) -> tuple[Runtime | None, list[Finding]]:
     """The place, None where it cannot be reached, and all that the preflight found."""
     try:
-        runtime = open_runtime(config, local=local, address=address, insecure=insecure, loads=loads)
+        runtime = open_runtime(config, local=local, address=address, insecure=insecure, early=early)
     except ConfigError as error:
         return None, examine(config, folder, RuntimeFacts(unreachable=str(error)))
     return runtime, examine(config, folder, runtime.facts())

@@ -107,7 +107,7 @@ def run(
     folder, stages = workplace(runs) / settings.name, frozenset(again or ())
     try:
         is_ours = not local and address is None
-        loads = start_early(settings, folder, insecure=insecure, again=stages) if is_ours else None
+        early = start_early(settings, folder, insecure=insecure, again=stages) if is_ours else None
         from deploy.run import run_pipeline
 
         run_pipeline(
@@ -117,7 +117,7 @@ def run(
             address=address,
             again=stages,
             insecure=insecure,
-            loads=loads,
+            early=early,
             with_trace=trace,
         )
     except KeyboardInterrupt:

@@ -6,10 +6,9 @@ Actors are owned one by one, never restarted by Ray (their state would be gone),
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 
@@ -19,11 +18,11 @@ from common.errors import PhaseTimeoutError
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
 from common.run_place import local_copy, shared, shared_models
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
+from deploy.on_ray.early_actors import EarlyActors
 from deploy.on_ray.learner import RayLearner
 from deploy.on_ray.start import start_ray
 from deploy.on_ray.transport import RayTransport
 from deploy.on_ray.waiting import describe_lack
-from deploy.on_ray.warm import await_warm
 from deploy.preflight.placements import demand
 from deploy.preflight.ray_facts import ray_facts
 from deploy.preflight.runtime_facts import RuntimeFacts
@@ -46,7 +45,7 @@ class RayRuntime:
         config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles may ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
         insecure: accept a running cluster beyond loopback that asks for no token.
-        loads: of `warm_up`, where Ray has been started already; see `deploy/on_ray/early.py`.
+        early: actors that have been asked for, where Ray has been started already; see `deploy/early_start.py`.
     """
 
     name = "ray"
@@ -58,11 +57,11 @@ class RayRuntime:
         *,
         address: str | None = None,
         insecure: bool = False,
-        loads: Sequence[Any] | None = None,
+        early: EarlyActors | None = None,
     ) -> None:
-        if loads is None:
+        if early is None:
             start_ray(config, address=address, insecure=insecure)
-        self._loads = loads or ()
+        self._early = early or EarlyActors({})
 
     def facts(self) -> RuntimeFacts:
         """For the preflight."""
@@ -71,7 +70,6 @@ class RayRuntime:
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
         limit = request.config.learner.stage_timeout_s
-        await_warm(self._loads)
         placement, silent_s, has_begun = request.config.learner, 0.0, False
         stream = run_stage.options(**options(placement)).remote(_travelling(request))
         while True:
@@ -105,12 +103,19 @@ class RayRuntime:
         """Start the learner; workers and replicas start when the supervisor asks for them. All end with the block."""
         logs, watch, secrets = folder / "logs", Stopwatch(), scorer_secrets(config, os.environ)
         paths = shared_models(paths)
-        await_warm(self._loads)
         transport = RayTransport(
             spawn={
-                "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
-                "reward": lambda slot, avoid: spawn(
-                    RewardActor, config.reward_service, config, paths, secrets, avoid=avoid
+                "rollout": lambda slot, avoid: self._early.take(
+                    slot,
+                    avoid,
+                    paths,
+                    lambda: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
+                ),
+                "reward": lambda slot, avoid: self._early.take(
+                    slot,
+                    avoid,
+                    paths,
+                    lambda: spawn(RewardActor, config.reward_service, config, paths, secrets, avoid=avoid),
                 ),
             },
             demands={
@@ -124,7 +129,12 @@ class RayRuntime:
         try:
             if with_learner:
                 learner = RayLearner(
-                    lambda avoid: spawn(LearnerActor, config.learner, config, paths, shared(folder), avoid=avoid),
+                    lambda avoid: self._early.take(
+                        "learner",
+                        avoid,
+                        paths,
+                        lambda: spawn(LearnerActor, config.learner, config, paths, shared(folder), avoid=avoid),
+                    ),
                     config,
                     watch=watch,
                     stop=stop,
@@ -133,6 +143,7 @@ class RayRuntime:
             yield Members(transport, learner, weights_of, watch)
         finally:
             transport.close()
+            self._early.end()
             if learner is not None:
                 learner.close()
 

@@ -2,10 +2,10 @@
 
 import functools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 from prometheus_client import CollectorRegistry
@@ -32,6 +32,9 @@ from deploy.stop_signal import StopSignal, handle_signals
 from deploy.trace.run_trace import RunTrace
 from deploy.trace.trace_file import TRACE, TraceFile
 
+if TYPE_CHECKING:
+    from deploy.on_ray.early_actors import EarlyActors
+
 
 def run_pipeline(
     config: RunConfig,
@@ -41,7 +44,7 @@ def run_pipeline(
     address: str | None,
     again: frozenset[str],
     insecure: bool = False,
-    loads: Sequence[Any] | None = None,
+    early: "EarlyActors | None" = None,
     with_trace: bool = False,
 ) -> None:
     """Run the pipeline, then write and show summary and report.
@@ -53,7 +56,7 @@ def run_pipeline(
         address: of a running cluster.
         again: stages to run even if they are done.
         insecure: whether a cluster beyond loopback may be open to everybody.
-        loads: what `start_early` returned, where it has started the cluster.
+        early: what `start_early` returned, where it has started the cluster.
         with_trace: write trace.json into the folder.
 
     Raises:
@@ -74,7 +77,7 @@ def run_pipeline(
     def start_runtime() -> Runtime:
         warn = functools.partial(_warn, console)
         runtime = checked_runtime(
-            config, folder, local=local, address=address, warn=warn, insecure=insecure, loads=loads
+            config, folder, local=local, address=address, warn=warn, insecure=insecure, early=early
         )
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
