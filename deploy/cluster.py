@@ -61,11 +61,11 @@ class RayRuntime:
     ) -> None:
         if early is None:
             start_ray(config, address=address, insecure=insecure)
-        self._early = early or EarlyActors({})
+        self._early = early or EarlyActors()
 
     def facts(self) -> RuntimeFacts:
         """For the preflight."""
-        return ray_facts()
+        return self._early.facts or ray_facts()
 
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""

@@ -42,7 +42,7 @@ def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: froze
     Raises:
         ConfigError: the cluster would be open to others, or a scorer's token is not set.
     """
-    if not _is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ:
+    if not is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ:
         return None
     secrets = scorer_secrets(config, os.environ)
     protect_local_cluster()
@@ -53,8 +53,8 @@ def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: froze
     with ThreadPoolExecutor(1, thread_name_prefix="imports") as executor:
         imported = executor.submit(import_pipeline)
         start_ray(config, address=None, insecure=insecure)  # here: Ray's processes end with the thread that began them
-        is_next = _is_ppo_next(config, folder, again)
-        early = spawn_early(config, secrets, shared(folder.absolute())) if is_next else EarlyActors({})
+        is_next = is_ppo_next(config, folder, again)
+        early = spawn_early(config, secrets, shared(folder.absolute())) if is_next else EarlyActors()
         imported.result()
     return early
 
@@ -63,13 +63,14 @@ def _record(folder: Path, stage: str) -> Path:
     return folder / "stages" / f"{stage}.json"
 
 
-def _is_work_left(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
+def is_work_left(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
     """Whether some stage has no record; one whose record is of other inputs starts its cluster later."""
     stages = [stage for stage in (*BEFORE_PPO, "ppo", "evaluate") if _is_named(config, stage)]
     return bool(again) or not all(_record(folder, stage).is_file() for stage in stages)
 
 
-def _is_ppo_next(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
+def is_ppo_next(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
+    """Whether PPO is to be run, and all that it starts from has a record."""
     before = [stage for stage in BEFORE_PPO if _is_named(config, stage)]
     is_done = all(_record(folder, stage).is_file() for stage in before) and again.isdisjoint(before)
     return config.ppo is not None and is_done and ("ppo" in again or not _record(folder, "ppo").is_file())

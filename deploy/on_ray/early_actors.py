@@ -11,11 +11,14 @@ from actors.ray_actor import RolloutActor
 from common.config import RunConfig
 from common.records import ModelPaths
 from deploy.on_ray.calls import spawn
+from deploy.preflight.ray_facts import ray_facts
+from deploy.preflight.runtime_facts import RuntimeFacts
 from learner.ray_actor import LearnerActor
 from reward_service.ray_actor import RewardActor
 
 NOT_YET = ModelPaths("", None, None)
 """Models of an actor that waits for `start_from`."""
+EMPTY: Mapping[str, Any] = {}
 
 
 class EarlyActors:
@@ -23,10 +26,12 @@ class EarlyActors:
 
     Args:
         actors: handles.
+        facts: of the cluster before they took their share of it, for the preflight; None: nobody took any.
     """
 
-    def __init__(self, actors: Mapping[str, Any]) -> None:
+    def __init__(self, actors: Mapping[str, Any] = EMPTY, facts: RuntimeFacts | None = None) -> None:
         self._actors = dict(actors)
+        self.facts = facts
 
     def take(self, slot: str, avoid: str, paths: ModelPaths, fresh: Callable[[], Any]) -> Any:
         """The actor of a slot, which is told its models; a fresh one where there is none, or another node is wanted."""
@@ -50,10 +55,11 @@ def spawn_early(config: RunConfig, secrets: Mapping[str, str], folder: str) -> E
         secrets: of scorers.
         folder: of the run, as other processes see it.
     """
+    facts = ray_facts()
     actors = {"learner": spawn(LearnerActor, config.learner, config, NOT_YET, folder)}
     for number in range(config.rollout.workers):
         slot = f"worker-{number}"
         actors[slot] = spawn(RolloutActor, config.rollout, config, NOT_YET, slot)
     for number in range(config.reward_service.replicas):
         actors[f"replica-{number}"] = spawn(RewardActor, config.reward_service, config, NOT_YET, secrets)
-    return EarlyActors(actors)
+    return EarlyActors(actors, facts)

@@ -72,7 +72,7 @@ def test_a_trace_is_drawn(traced: Path, tmp_path: Path) -> None:
     assert (tmp_path / "trace.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_replies_that_arrive_together_share_the_time_between_them(tmp_path: Path) -> None:
+def test_work_whose_replies_arrive_together_does_not_overlap(tmp_path: Path) -> None:
     now = [0.0]
     trace = RunTrace(TraceFile(tmp_path / "trace.json", clock=lambda: now[0], told=print))
     for call_id in (1, 2):
