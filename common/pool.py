@@ -69,7 +69,7 @@ class Pool:
         return self._absorb(self.roster.resize(target, now), now)
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """New weights; they ride on the requests, and only members that wait for their first ones are told."""
+        """New weights; they ride on the requests. See `Roster.publish` for who is told before."""
         return self.roster.publish(weights, now)
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:

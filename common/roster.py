@@ -81,10 +81,14 @@ class Roster:
         return actions
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """Weights for members to come; those that wait for their first ones are told at once."""
+        """Weights for members to come; those that wait for their first ones are told at once, and those that work if they
+        may fetch beside it: a call each.
+        """
         self._weights = weights
         waiting = [m for m in self.members() if m.state == "syncing" and not m.held]
-        return [action for member in waiting for action in self._sync(member, now)]
+        ahead = self.active() if self.limits.prefetches else []
+        synced = [action for member in waiting for action in self._sync(member, now)]
+        return [*synced, *(self.call(member, "prefetch", weights, now) for member in ahead)]
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """These nodes are about to go: their members are replaced elsewhere, and no restart is counted."""
@@ -144,6 +148,8 @@ class Roster:
             case "heartbeat":
                 member.beat_call = None
                 member.last_beat = dict(reply.payload)
+                return []
+            case "prefetch":
                 return []
             case "ready":
                 member.described = dict(reply.payload)

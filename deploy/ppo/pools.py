@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from actors.prompts import PromptStream
 from common.metrics import RunMetrics
@@ -36,6 +37,7 @@ def supervised(
         budget_s=config.reward_service.budget_s,
         are_processes=processes,
     )
+    rollout = replace(rollout, prefetches=config.ppo.max_staleness > 0 and processes)
     conductor = Conductor(
         ChunkFlow(
             config,
