@@ -8,10 +8,10 @@ import torch
 
 from actors.build import build_worker
 from common.config import RunConfig
+from common.flat_parameters import Buffer
 from common.records import GenerateRequest, Identity, ModelPaths, RolloutChunk, Stats, WeightsHandle
 from common.run_place import local_copy, local_models
 from common.vitals import describe, heartbeat, stacks
-from common.flat_parameters import Buffer
 from common.weights import detached, weights_of
 
 FETCH_TIMEOUT_S = 120.0

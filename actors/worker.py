@@ -210,7 +210,9 @@ class RolloutWorker:
             self._rest_hash = None
             return
         if not handle.rest_hashes:
-            raise WeightsMismatchError(f"published weights lack {sorted(missing)[0]!r} ({len(missing)} tensors missing)")
+            raise WeightsMismatchError(
+                f"published weights lack {sorted(missing)[0]!r} ({len(missing)} tensors missing)"
+            )
         dtype = str(policy.get_parameter(missing[0]).dtype).removeprefix("torch.")
         expected = handle.rest_hashes.get(dtype)
         if self._rest_hash is None:

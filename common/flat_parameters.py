@@ -127,7 +127,11 @@ class FlatParameters:
         """The longest pieces that lie alike on both sides, what fills the gaps of alignment included."""
         run: Run | None = None
         for spec, place in sorted(self._matched(manifest), key=lambda pair: pair[0].offset):
-            if run is not None and run.stretch == place.stretch and spec.offset - run.source == place.offset - run.target:
+            if (
+                run is not None
+                and run.stretch == place.stretch
+                and spec.offset - run.source == place.offset - run.target
+            ):
                 if spec.offset - run.source - run.size < ALIGNED:
                     run = run._replace(size=spec.offset - run.source + place.size)
                     continue

@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from common.errors import ConfigError, WeightsMismatchError
 from common.member import Held, Member, Slot
 from common.pool_actions import Action, Counted, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
@@ -22,6 +24,9 @@ from common.ports import MemberKey, Method, Reply, Role
 from common.records import GenerateRequest, Stats
 from common.roster import Roster, weights_lost, words
 from common.supervision import Limits
+
+RECENT = 256
+"""Answered tasks whose waits a status tells of."""
 
 
 @dataclass(slots=True)
@@ -61,6 +66,8 @@ class Pool:
         self._queue: deque[int] = deque()
         self._forgotten: set[int] = set()
         """Calls whose answers count nowhere."""
+        self._waited: deque[float] = deque(maxlen=RECENT)
+        """Seconds that the last tasks were queued."""
 
     # --- what others want
 
@@ -132,6 +139,7 @@ class Pool:
             "active": len(self.roster.active()),
             "queued": len(queued_at),
             "queue_age_s": now - min(queued_at, default=now),
+            "queue_wait_p95_s": float(np.quantile(self._waited, 0.95)) if self._waited else 0.0,
             "slots": [slot.describe(now) for slot in self.roster.slots.values()],
         }
 
@@ -173,6 +181,7 @@ class Pool:
         del self.tasks[task_id]
         self._unqueue(task_id)  # it may have been queued again, in vain
         queued_s, took_s = max(0.0, held.since - task.queued_at), now - held.since
+        self._waited.append(queued_s)
         return [Done(task_id, held.method, self.role, name, reply.payload, reply.stats, queued_s, took_s)]
 
     def _on_error(

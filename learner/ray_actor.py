@@ -11,11 +11,11 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
+from common.flat_parameters import Buffer
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.run_place import local_copy, local_models, workplace
 from common.run_settings import RunSettings
 from common.vitals import describe, heartbeat, stacks
-from common.flat_parameters import Buffer
 from common.weights import detached
 from learner.service import Payload, build_learner
 from learner.stages import StageRequest

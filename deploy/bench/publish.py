@@ -13,15 +13,18 @@ from typing import Any
 
 import torch
 
+from common.modeling import freeze_below
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline
+from deploy.bench.shapes import model_of
 from deploy.on_ray.environment import THREADS, protect_local_cluster
 
 WORKERS = 2
 WARM_UP = 4
 """Rounds: a store is warm once each place that its buffers take in turn has been written."""
 NAIVE_ROUNDS = 2
+TOP_LAYERS = 2
 STORE_COPIES = 6
 """Size of the object store in buffers."""
 WAIT_S = 240.0
@@ -60,9 +63,8 @@ def _model(name: str, rounds: int, threads: int) -> list[Figure]:
     import ray  # reads its environment when it is loaded
 
     from deploy.bench.publish_actors import Publisher, Subscriber
-    from deploy.bench.shapes import model_of
 
-    size = 4 * sum(p.numel() for p in model_of(name).parameters())
+    size, part = _sizes(name)
     ray.init(
         address="local", num_cpus=WORKERS + 1, include_dashboard=False, log_to_driver=False, logging_level="error",
         object_store_memory=max(STORE_COPIES * size, 1 << 28),
@@ -77,9 +79,17 @@ def _model(name: str, rounds: int, threads: int) -> list[Figure]:
             measured.append(course.publish())
             if number < NAIVE_ROUNDS + 1:
                 naive.append(course.naive())
-        return _figures(name, measured[WARM_UP:], naive[1:], course.calls / len(measured), size)
+        return _figures(name, measured[WARM_UP:], naive[1:], course.calls / len(measured), part, size)
     finally:
         ray.shutdown()
+
+
+def _sizes(name: str) -> tuple[int, float]:
+    """Bytes of all parameters, and the share of them that travels where only the top layers are trained."""
+    model = model_of(name)
+    whole = sum(p.numel() for p in model.parameters())
+    freeze_below(model, TOP_LAYERS)
+    return 4 * whole, sum(p.numel() for p in model.parameters() if p.requires_grad) / whole
 
 
 class _Course:
@@ -125,7 +135,9 @@ class _Course:
         return method.remote(*arguments)
 
 
-def _figures(name: str, rounds: Sequence[Round], naive: Sequence[float], calls: float, size: int) -> list[Figure]:
+def _figures(
+    name: str, rounds: Sequence[Round], naive: Sequence[float], calls: float, part: float, size: int
+) -> list[Figure]:
     def figure(what: str, seconds: Sequence[float], must: float | None = None, note: str = "") -> list[Figure]:
         copies = statistics.median(s / r.copy for s, r in zip(seconds, rounds, strict=True))
         value = Figure(f"publish.{name}.{what}", copies, "copies", must=must, lower_is_better=True, note=note)
@@ -133,14 +145,15 @@ def _figures(name: str, rounds: Sequence[Round], naive: Sequence[float], calls: 
 
     must = 3.0 if size >= LARGE_BYTES else None
     whole = [r.total for r in rounds]
+    over = statistics.median(naive) / statistics.median(whole)
     return [
         *[f for part in PARTS for f in figure(part, [r.parts.get(part, 0.0) for r in rounds])],
-        *figure("moved", [r.without_hash() for r in rounds], must, f"learner to {WORKERS} workers, without hash and pack"),
+        *figure("moved", [r.without_hash() for r in rounds], must, f"to {WORKERS} workers, without hash and pack"),
         *figure("hashed", [r.parts["hash"] + r.parts["verify"] for r in rounds], note="learner's and workers' hash"),
         *figure("total", whole),
         Figure(f"publish.{name}.calls", calls, "calls", must=1.0 + WORKERS, lower_is_better=True),
+        Figure(f"publish.{name}.speedup", over, "x", note="over a dictionary of torch tensors"),
         Figure(
-            f"publish.{name}.speedup", statistics.median(naive) / statistics.median(whole), "x",
-            note="over a dictionary of torch tensors",
+            f"publish.{name}.top_{TOP_LAYERS}_layers", part, "share", note="of the bytes, if only these are trained"
         ),
-    ]  # fmt: skip
+    ]

@@ -61,9 +61,7 @@ def _compare(
     service = Mixture(
         [Term(ModelScorer("reward_model", classifier), 1.0)], policy_tokenizer, budget_s=60.0, probe_budget_s=60.0
     )
-    rows = [
-        np.concatenate([p.token_ids, r.response_ids]) for p, r in zip(chunk.prompts, chunk.rollouts, strict=True)
-    ]
+    rows = [np.concatenate([p.token_ids, r.response_ids]) for p, r in zip(chunk.prompts, chunk.rollouts, strict=True)]
     ready = _batches(encode_for_classifier(tokenizer, decode_all(policy_tokenizer, rows), MAX_TOKENS), tokenizer)
 
     @torch.inference_mode()
@@ -80,9 +78,7 @@ def _compare(
     ]
 
 
-def _batches(
-    rows: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(rows: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Padded ids and masks, shortest first."""
     ordered = sorted(rows, key=len)
     batches = []

@@ -224,3 +224,12 @@ def test_the_hash_of_the_rest_tells_values_names_and_precision(llama):
     assert rest_hash(model, sent) != rest_hash(twin, sent)
     assert rest_hash(model, sent) != rest_hash(model, sent - {min(sent)})
     assert rest_hash(model, sent, torch.bfloat16) == rest_hash(llama().bfloat16(), sent)
+
+
+def test_a_model_that_is_laid_out_is_saved_and_read_as_any_other(llama, tmp_path):
+    model = llama()
+    FlatParameters(distinct_parameters(model))
+    model.save_pretrained(tmp_path / "flat")
+    llama().save_pretrained(tmp_path / "plain")
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("flat", "plain")]
+    assert files[0] == files[1]
