@@ -83,7 +83,7 @@ class RolloutWorker:
         return dict(arrived.seconds)
 
     def adopt(self, handle: WeightsHandle) -> dict[str, Any]:
-        """Make the handle's weights this worker's own before its first prompt; says which it holds, and seconds by phase.
+        """Make the handle's weights this worker's own before its first prompt; says which, and seconds by phase.
 
         Raises:
             WeightsMismatchError: the weights that arrived are not those that were published.
@@ -210,9 +210,7 @@ class RolloutWorker:
             self._rest_hash = None
             return
         if not handle.rest_hashes:
-            raise WeightsMismatchError(
-                f"published weights lack {sorted(missing)[0]!r} ({len(missing)} tensors missing)"
-            )
+            raise WeightsMismatchError(f"published weights lack {missing[0]!r} ({len(missing)} tensors missing)")
         dtype = str(policy.get_parameter(missing[0]).dtype).removeprefix("torch.")
         expected = handle.rest_hashes.get(dtype)
         if self._rest_hash is None:

@@ -127,14 +127,9 @@ class FlatParameters:
         """The longest pieces that lie alike on both sides, what fills the gaps of alignment included."""
         run: Run | None = None
         for spec, place in sorted(self._matched(manifest), key=lambda pair: pair[0].offset):
-            if (
-                run is not None
-                and run.stretch == place.stretch
-                and spec.offset - run.source == place.offset - run.target
-            ):
-                if spec.offset - run.source - run.size < ALIGNED:
-                    run = run._replace(size=spec.offset - run.source + place.size)
-                    continue
+            if run is not None and _continues(run, spec, place):
+                run = run._replace(size=spec.offset - run.source + place.size)
+                continue
             if run is not None:
                 yield run
             run = Run(place.stretch, spec.offset, place.offset, place.size)
@@ -158,6 +153,12 @@ class FlatParameters:
             staged = self._staging[: len(piece)]
             np.copyto(staged.numpy(), piece)
             target[start : start + len(piece)].copy_(staged.to(target.device))
+
+
+def _continues(run: Run, spec: TensorSpec, place: Place) -> bool:
+    """Whether a tensor comes next in the buffer and in the stretch, with no other between."""
+    lies_alike = run.stretch == place.stretch and spec.offset - run.source == place.offset - run.target
+    return lies_alike and spec.offset - run.source - run.size < ALIGNED
 
 
 def _zeros(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

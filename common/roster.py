@@ -81,14 +81,11 @@ class Roster:
         return actions
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """Weights for members to come; those that wait for their first ones are told at once, and those that work if they
-        may fetch beside it: a call each.
-        """
+        """Weights for members to come; told at once are those that wait for them, or may fetch them beside work."""
         self._weights = weights
         waiting = [m for m in self.members() if m.state == "syncing" and not m.held]
-        ahead = self.active() if self.limits.prefetches else []
-        synced = [action for member in waiting for action in self._sync(member, now)]
-        return [*synced, *(self.call(member, "prefetch", weights, now) for member in ahead)]
+        ahead = [self.call(m, "prefetch", weights, now) for m in self.active() if self.limits.prefetches]
+        return [action for member in waiting for action in self._sync(member, now)] + ahead
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """These nodes are about to go: their members are replaced elsewhere, and no restart is counted."""

@@ -122,7 +122,7 @@ class Limits:
     depth: int = 2
     """Calls that a member holds at once: one being worked on, one waiting, so that it never idles between them."""
     prefetches: bool = False
-    """Whether members are told of new weights at once, to fetch them beside their work; else they meet them on requests."""
+    """Whether members are told of new weights at once, to fetch them beside work; else they meet them on requests."""
 
     @classmethod
     def of(

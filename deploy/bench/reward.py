@@ -1,7 +1,7 @@
 """Benchmark `reward`: a chunk of rollouts through all of a reward replica's work, beside its bare classifier.
 
-The service decodes ids, joins texts, tokenises, sorts by length, pads, computes, and writes records. The bare model gets
-the same texts as padded batches of like length that are ready before the clock runs.
+The service decodes ids, joins texts, tokenises, sorts by length, pads, computes, and writes records. The bare model
+gets the same texts as padded batches of like length that are ready before the clock runs.
 """
 
 import itertools
