@@ -91,6 +91,9 @@ class SamplingEngine:
         self.eos_ids = np.array(sorted(eos_ids))
         self.device = next(policy.parameters()).device
 
+    def renew(self) -> None:
+        """The policy's parameters were written to: nothing is derived from them here."""
+
     @torch.inference_mode()
     def sample(
         self,

@@ -152,9 +152,11 @@ WEIGHTS: Final = (
     Metric("published_time_seconds", "gauge", "seconds", "When they were published, Unix time.", ""),
     Metric("published_bytes", "gauge", "bytes", "Size of the published weights.", ""),
     Metric("publish_seconds", "histogram", "seconds",
-           "Publishing by part. take: the learner copies and hashes; fetch: a worker gets the buffer; verify: it "
-           "hashes it; load: it copies it into its model; probe: it compares logprobs, where there is a probe; pause: "
-           "all the time in which it does not generate for that.",
+           "Publishing by part. take: the learner hashes its weights and hands them to the object store; fetch: a "
+           "worker gets the buffer; verify: it hashes it; load: it copies it into its model; pack: the engine prepares "
+           "itself; probe: it compares logprobs, where there is a probe, and once the frozen rest; pause: all the time "
+           "in which it does not generate for that. With ppo.max_staleness above 0 it fetches and verifies beside its "
+           "work, and wait is what it still waits for that.",
            "Pause is a large share of an update.", labels=("part",), buckets=SECONDS),
     Metric("weights_step", "gauge", "updates", "Update behind the weights that a worker holds.",
            "It stays behind published_step while the worker is active.", labels=("slot",)),

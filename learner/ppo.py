@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -33,7 +34,7 @@ from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHan
 from common.run_settings import RunSettings
 from learner.batch import Batch, in_order
 from learner.early_stop import went_too_far
-from learner.flat_copy import FlatCopy
+from learner.flat_policy import FlatPolicy
 from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
 from learner.off_policy import decouple
@@ -85,10 +86,10 @@ class PPOLearner:
         )
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
+        self.flat = FlatPolicy(self.plain.policy)
         if accelerator.num_processes == 1:  # several exchange gradients that must be dense from the start
             add_embedding_gradient_in_place(self.plain.policy)
         self.passes = Passes(self.model, self.plain, config)
-        self.flat = FlatCopy(self.plain.policy)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
     @staticmethod
@@ -101,15 +102,21 @@ class PPOLearner:
         """Which weights these are."""
         return Identity(self.lineage, self.step)
 
-    @torch.no_grad()
     def weights(self) -> WeightsHandle:
-        """A copy of the policy as it is now, without the value head.
+        """A copy of the policy as it is now, without the value head; see `lend_weights`."""
+        lent = self.lend_weights()
+        return replace(lent, ref=lent.ref.copy())
+
+    @torch.no_grad()
+    def lend_weights(self) -> WeightsHandle:
+        """The policy as it is now, in a buffer that is valid until the next update: what may change and no more.
 
         Raises:
             CorruptWeightsError: it is not finite, and must not be published.
         """
-        self.check_finite()
-        flat = self.flat.take()
+        if not self.flat.is_current:  # else the update that made it has looked
+            self.check_finite()
+        flat = self.flat.lend()
         probe = None
         if self.probe_ids is not None and self.step % self.config.probe_every == 0:
             ids = self.probe_ids.to(self.accelerator.device)
@@ -117,7 +124,7 @@ class PPOLearner:
             width = ids.shape[1] - 1
             out = self.plain(ids, ones, ones * width, width, 1.0)
             probe = Probe(self.probe_ids.int().numpy(), out.logprobs.cpu().numpy())
-        return WeightsHandle(self.identity, flat.buffer, flat.hash, flat.manifest, probe)
+        return WeightsHandle(self.identity, flat.buffer, flat.hash, flat.manifest, probe, flat.rest_hashes)
 
     def update(self, trajectories: Sequence[Trajectory], settings: RunSettings | None = None) -> UpdateReport:
         """Train on trajectories once.
