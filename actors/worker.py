@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from actors.engine import SamplingEngine
 from common.errors import WeightsMismatchError
-from common.logprobs import token_logprobs
 from common.records import GenerateRequest, Identity, Probe, Rollout, RolloutChunk, Stats, WeightsHandle
 from common.seeds import sample_seed
 from common.weights import Buffer, buffer_hash, load_flat
@@ -46,7 +44,8 @@ class RolloutWorker:
             WeightsMismatchError: the weights that arrived are not those that were published.
         """
         self._adopt(handle)
-        return {"identity": str(self.identity)}
+        why = f": {self.engine.reason}" if self.engine.reason else ""
+        return {"identity": str(self.identity), "engine": f"{self.engine.path}{why}"}
 
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
         """Sample `samples_per_prompt` responses to each prompt of the request.
@@ -98,6 +97,7 @@ class RolloutWorker:
             identity=self.identity,
             weights_hash=self.weights_hash,
             probe_gap=self.probe_gap,
+            engine=self.engine.path,
         )
 
     def _adopt(self, handle: WeightsHandle) -> dict[str, float]:
@@ -117,6 +117,8 @@ class RolloutWorker:
         self.identity = None  # until all is copied and has passed the probe, the model is of no version
         load_flat(self.engine.policy, buffer, handle.manifest)
         loaded = time.perf_counter()
+        self.engine.renew()
+        packed = time.perf_counter()
         if handle.probe is not None:
             self._check_probe(handle.probe, handle)
         self.identity, self.weights_hash = handle.identity, handle.hash
@@ -124,16 +126,13 @@ class RolloutWorker:
             "fetch": fetched - start,
             "verify": verified - fetched,
             "load": loaded - verified,
-            "probe": time.perf_counter() - loaded,
+            "pack": packed - loaded,
+            "probe": time.perf_counter() - packed,
         }
 
-    @torch.inference_mode()
     def _check_probe(self, probe: Probe, handle: WeightsHandle) -> None:
-        """Compare this model's logprobs with the learner's: catches what a hash of the buffer cannot."""
-        ids = torch.from_numpy(probe.token_ids.astype(np.int64)).to(self.engine.device)
-        logits = self.engine.policy(input_ids=ids, use_cache=False).logits[:, :-1]
-        mine, _ = token_logprobs(logits, ids[:, 1:], 1.0)
-        self.probe_gap = float(np.abs(mine.cpu().numpy() - probe.logprobs).max())
+        """Compare the engine's logprobs with the learner's: catches what a hash of the buffer cannot, stale copies too."""
+        self.probe_gap = float(np.abs(self.engine.logprobs(probe.token_ids) - probe.logprobs).max())
         precisions = {spec.dtype for spec in handle.manifest} | {str(p.dtype) for p in self.engine.policy.parameters()}
         reduced = not precisions <= {"float32", "torch.float32"}  # then the gap is reported and not judged
         if not reduced and not self.probe_gap <= PROBE_TOLERANCE:

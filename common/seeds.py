@@ -22,6 +22,18 @@ def mix(*parts: int) -> int:
     return state
 
 
+def _mix_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[N] uint64 `mix(a, b)` of each pair; unsigned integers of numpy wrap as those of `mix` do."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    state = np.full(len(first), golden)
+    for parts in (first, second):
+        state = state + parts.astype(np.uint64) + golden
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return state
+
+
 def sample_seed(run_seed: int, draw_index: int, sample_index: int) -> int:
     """Seed of one sample's noise: the same whoever generates it, and however often."""
     return mix(run_seed, 1, draw_index, sample_index)
@@ -64,7 +76,7 @@ def uniform_noise(seeds: np.ndarray, positions: np.ndarray, num_values: int, dev
     Returns:
         [B, V] float32 in (0, 1]; near 0 it resolves 2^-33, so that rare tokens keep their share.
     """
-    keys = np.array([mix(int(s), int(p)) for s, p in zip(seeds, positions, strict=True)], dtype=np.uint64)
+    keys = _mix_pairs(seeds, positions)
     low = torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)).to(device)
     high = torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(device)
     index = torch.arange(num_values, dtype=torch.int32, device=device) * -1640531527  # 0x9E3779B9

@@ -43,13 +43,13 @@ def request_of(weights, draws=DRAWS, **changes):
     return GenerateRequest(prompts=tuple(prompt_of(d) for d in draws), weights=weights, **settings | changes)
 
 
-def worker_of(model, fetched=None):
+def worker_of(model, fetched=None, **engine):
     def fetch(handle):
         if fetched is not None:
             fetched.append(handle.identity)
         return handle.ref
 
-    return RolloutWorker(SamplingEngine(model, frozenset({EOS})), fetch=fetch, name="worker-7")
+    return RolloutWorker(SamplingEngine(model, frozenset({EOS}), **engine), fetch=fetch, name="worker-7")
 
 
 def tokens(chunk):
@@ -94,7 +94,7 @@ def test_stats_count_what_the_chunk_holds(llama):
 @pytest.mark.parametrize("fill", [1, 3, 11])
 def test_fill_rows_are_thrown_away_and_change_nothing(llama, fill):
     handle = handle_of(llama())
-    worker = worker_of(llama())
+    worker = worker_of(llama(), kind="generic")
     bare, _ = worker.generate(request_of(handle))
     widths = []
     hook = worker.engine.policy.register_forward_pre_hook(
