@@ -9,21 +9,25 @@ Legend: N tokens of a pass, B running rows and J joining ones, H query heads, K 
 W width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn.functional import scaled_dot_product_attention, silu
 from transformers import LlamaForCausalLM, MistralForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
+from actors.cuda_graphs import CUDAGraphs
 from actors.kv_cache import CacheShape, KVCache
 from actors.packed_linear import PackedLinear, why_not_packed
 from actors.rows import Index
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary frequencies that do not change with the length of the text."""
+GRAPHED_ROWS, GRAPHED_TOKENS = 16, 64
+"""On CUDA, rows and width of a step are rounded up to multiples of these, so that few graphs serve all steps."""
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
 
@@ -78,7 +82,7 @@ class _Tokens:
     positions: Tensor
     """[N] int64."""
     num_running: int
-    """B."""
+    """B, with the rows that only fill up the step."""
     width: int
     """Positions that running rows attend to: those of the longest."""
     mask: Tensor | None
@@ -113,6 +117,9 @@ class LlamaDecoder:
         self._head = PackedLinear(packs=packs)
         self._turns = torch.zeros(0)
         self._cache: KVCache | None = None
+        self._graphs = CUDAGraphs() if weight.device.type == "cuda" else None
+        self.rounding = (1, 1) if self._graphs is None else (GRAPHED_ROWS, GRAPHED_TOKENS)
+        """Multiples to which rows and width of a step are rounded up."""
         self.load()
 
     @torch.no_grad()
@@ -137,17 +144,20 @@ class LlamaDecoder:
 
     def cache_of(self, rows: int, tokens: int) -> KVCache:
         """A cache without content, in the memory of the last call where that is large enough."""
+        tokens = _rounded(tokens, self.rounding[1])
         if self._cache is None or self._cache.rows < rows or self._cache.tokens < tokens:
             self._cache = None  # let go of the old one first
             self._cache = KVCache(self.shape, rows, tokens)
+            if self._graphs is not None:
+                self._graphs.forget()
         else:
             self._cache.clear()
-        if len(self._turns) < tokens:
-            self._turns = self._turns_of(tokens)
+        if len(self._turns) < self._cache.tokens:
+            self._turns = self._turns_of(self._cache.tokens)
         return self._cache
 
     def _turns_of(self, tokens: int) -> Tensor:
-        """[tokens, D / 2] complex64: by how much each pair of numbers is turned at each position, as the model has it."""
+        """[tokens, D / 2] complex64: by how much each pair is turned at each position, as the model has it."""
         positions = torch.arange(tokens, device=self.device)[None]
         cos, sin = self.policy.model.rotary_emb(torch.zeros(1, device=self.device), positions)
         half = self.head_dim // 2
@@ -157,9 +167,30 @@ class LlamaDecoder:
         self, cache: KVCache, tokens: npt.NDArray[np.int64], positions: Index, prompts: list[npt.NDArray[np.int64]]
     ) -> Tensor:
         """See `RaggedDecoder`."""
-        read = self._arrange(tokens, positions, prompts)
-        hidden = self._hidden(cache, read)
-        return self._head(hidden[read.last])
+        if prompts:
+            return self._logits(cache, self._arrange(tokens, positions, prompts))
+        read = self._arrange(*self._filled_up(cache, tokens, positions), prompts)
+        if self._graphs is None or read.mask is None:
+            return self._logits(cache, read)[: len(tokens)]
+        inputs = (read.ids, read.slots, read.positions, read.mask, read.last)
+
+        def compute(held: Sequence[Tensor]) -> Tensor:
+            ids, slots, places, mask, last = held
+            again = replace(read, ids=ids, slots=slots, positions=places, mask=mask, last=last)
+            return self._logits(cache, again)
+
+        return self._graphs.run((read.num_running, read.width), inputs, compute)[: len(tokens)]
+
+    def _filled_up(
+        self, cache: KVCache, tokens: npt.NDArray[np.int64], positions: Index
+    ) -> tuple[npt.NDArray[np.int64], Index]:
+        """As many rows as `rounding` has them: what is added writes to the beginning of slots that are free."""
+        missing = min(_rounded(len(tokens), self.rounding[0]), cache.rows) - len(tokens)
+        return np.pad(tokens, (0, missing)), np.pad(positions, (0, missing))
+
+    def _logits(self, cache: KVCache, read: _Tokens) -> Tensor:
+        """[B + J, V]."""
+        return self._head(self._hidden(cache, read)[read.last])
 
     def read(self, ids: npt.NDArray[np.int64]) -> Tensor:
         """Texts [J, n] from their beginning, all but the last column in one pass: [J, n, V] logits of all tokens."""
@@ -174,9 +205,9 @@ class LlamaDecoder:
         self, tokens: npt.NDArray[np.int64], positions: Index, prompts: list[npt.NDArray[np.int64]]
     ) -> _Tokens:
         running, lengths = len(tokens), np.array([len(p) for p in prompts], dtype=np.int64)
-        width = int(positions.max()) + 1 if running else 0
+        width = _rounded(int(positions.max()) + 1, self.rounding[1]) if running else 0
         mask = None
-        if running and int(positions.min()) + 1 < width:
+        if running and (self._graphs is not None or int(positions.min()) + 1 < width):
             behind = np.arange(width)[None, :] > positions[:, None]
             mask = self._on_device(np.where(behind, -np.inf, 0.0)).to(self.shape.dtype)[:, None, None, :]
         slots = np.concatenate((np.arange(running), running + np.repeat(np.arange(len(prompts)), lengths)))
@@ -207,7 +238,7 @@ class LlamaDecoder:
             cache.write(number, read.slots, read.positions, keys_values)
             x = x + layer.out(self._attended(cache, number, qkv[:, : self.num_heads], read))
             gate, up = layer.gate_up(_normed(x, source.post_attention_layernorm)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate).mul_(up))
+            x = x + layer.down(silu(gate).mul_(up))
         return _normed(x, self.policy.model.norm)
 
     def _attended(self, cache: KVCache, layer: int, queries: Tensor, read: _Tokens) -> Tensor:
@@ -224,7 +255,7 @@ class LlamaDecoder:
         keys, values = cache.read(layer, 0, read.num_running, read.width)
         grouped = queries.unflatten(1, (self.kv_heads, -1))
         mask = None if read.mask is None else read.mask.expand(-1, 1, grouped.shape[2], -1)
-        found = F.scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scaling)
+        found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scaling)
         return found.reshape(read.num_running, -1)
 
     def _attended_by_prompts(self, cache: KVCache, layer: int, queries: Tensor, read: _Tokens) -> Tensor:
@@ -234,14 +265,22 @@ class LlamaDecoder:
         places = read.slots[first:] - first, read.positions[first:]
         padded = queries.new_zeros((read.num_joining, read.prompt_width, *queries.shape[1:]))
         padded[places] = queries
-        found = F.scaled_dot_product_attention(
+        found = scaled_dot_product_attention(
             padded.transpose(1, 2), keys, values, is_causal=True, scale=self.scaling, enable_gqa=True
         )
         return found.transpose(1, 2)[places].flatten(1)
 
 
+def _rounded(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
 def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    return F.rms_norm(x, (x.shape[-1],), norm.weight, norm.variance_epsilon)
+    """RMS norm in float32; reads x once less than torch's own."""
+    wide = x.float()
+    squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
+    scale = squares.div_(x.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
+    return (wide * scale).to(x.dtype).mul_(norm.weight)
 
 
 def _turn(heads: Tensor, turns: Tensor) -> None:

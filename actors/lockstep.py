@@ -75,9 +75,7 @@ def sample_in_lockstep(policy: PreTrainedModel, rows: Rows, which: Index) -> Non
         position += 1
 
 
-def _draw(
-    rows: Rows, which: Index, logits: Tensor, is_drawn: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
+def _draw(rows: Rows, which: Index, logits: Tensor, is_drawn: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
     """Draw and note a token of each of the given rows, whose logits are those where `is_drawn`."""
     if not len(which):
         return np.zeros(0, dtype=np.int64)

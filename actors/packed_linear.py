@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.nn.functional import linear
 
 ROWS = 64
 """Rows for which the order of the weights is chosen; other numbers of rows work, and nearly as fast."""
@@ -31,7 +31,7 @@ def why_not_packed(device: torch.device, dtype: torch.dtype) -> str:
         packed = _product(x, _pack(weight), bias)
     except (AttributeError, RuntimeError) as error:
         return f"oneDNN's packed product does not work here: {error}"
-    gap = float((packed - F.linear(x, weight, bias)).abs().max())
+    gap = float((packed - linear(x, weight, bias)).abs().max())
     return "" if gap <= PROBE_TOLERANCE else f"oneDNN's packed product is {gap:.2g} off"
 
 
@@ -66,7 +66,7 @@ class PackedLinear:
         assert self._weight is not None, "weights are loaded before the first product"
         if self._packs:
             return _product(x, self._weight, self._bias)
-        return F.linear(x, self._weight, self._bias)
+        return linear(x, self._weight, self._bias)
 
 
 def _kept(held: Tensor | None, new: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class Rows:
         self.ids[rows, slots] = tokens
         self.logprobs[rows, slots] = logprobs
         self.num_new[rows] = slots + 1
-        ends = np.isin(tokens, self.drawing.eos_ids)
+        ends = (tokens[:, None] == self.drawing.eos_ids).any(axis=1)
         self.state[rows] = np.where(ends, STOPPED, np.where(slots + 1 == self.limits[rows], FULL, RUNNING))
 
     def last_tokens(self, rows: Index) -> npt.NDArray[np.int64]:

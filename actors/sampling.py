@@ -15,7 +15,7 @@ from torch import Tensor
 from common.logprobs import distribution
 from common.seeds import uniform_noise
 
-BLOCK = 256
+BLOCK = 128
 """Tokens of one block; the last one has what is left. Decides, with the seed, which token is drawn."""
 LATEST = 32.0
 """Where a uniform number rounds to 1, its exponential would be infinite, and ties with tokens of probability 0."""

@@ -44,8 +44,12 @@ class RolloutWorker:
             WeightsMismatchError: the weights that arrived are not those that were published.
         """
         self._adopt(handle)
+        return {"identity": str(self.identity)}
+
+    def describe(self) -> dict[str, str]:
+        """How it generates, and why not by the faster way."""
         why = f": {self.engine.reason}" if self.engine.reason else ""
-        return {"identity": str(self.identity), "engine": f"{self.engine.path}{why}"}
+        return {"engine": f"{self.engine.path}{why}"}
 
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
         """Sample `samples_per_prompt` responses to each prompt of the request.
@@ -131,7 +135,7 @@ class RolloutWorker:
         }
 
     def _check_probe(self, probe: Probe, handle: WeightsHandle) -> None:
-        """Compare the engine's logprobs with the learner's: catches what a hash of the buffer cannot, stale copies too."""
+        """Compare the engine's logprobs with the learner's: catches what a hash cannot, and copies that are stale."""
         self.probe_gap = float(np.abs(self.engine.logprobs(probe.token_ids) - probe.logprobs).max())
         precisions = {spec.dtype for spec in handle.manifest} | {str(p.dtype) for p in self.engine.policy.parameters()}
         reduced = not precisions <= {"float32", "torch.float32"}  # then the gap is reported and not judged

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common.errors import ConfigError
+from deploy.bench import engine
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline, measure_roofline
 
 Benchmark = Callable[[Options, Roofline], list[Figure]]
 
-BENCHMARKS: dict[str, Benchmark] = {}
+BENCHMARKS: dict[str, Benchmark] = {"engine": engine.measure}
 """By the word of the command line, in the order of `all`."""
 
 
