@@ -5,14 +5,14 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common.errors import ConfigError
-from deploy.bench import engine
+from deploy.bench import engine, learner
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline, measure_roofline
 
 Benchmark = Callable[[Options, Roofline], list[Figure]]
 
-BENCHMARKS: dict[str, Benchmark] = {"engine": engine.measure}
+BENCHMARKS: dict[str, Benchmark] = {"engine": engine.measure, "learner": learner.measure}
 """By the word of the command line, in the order of `all`."""
 
 
