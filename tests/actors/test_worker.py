@@ -88,7 +88,17 @@ def test_stats_count_what_the_chunk_holds(llama):
     assert stats.response_tokens == sum(len(r.response_ids) for r in chunk.rollouts)
     assert stats.response_lengths == tuple(len(r.response_ids) for r in chunk.rollouts)
     assert stats.stops == sum(r.finish == "stop" for r in chunk.rollouts)
-    assert set(stats.seconds) >= {"fetch", "verify", "load", "generate"}
+    assert set(stats.seconds) >= {"fetch", "verify", "load", "pack", "generate"}
+
+
+@pytest.mark.parametrize(("kind", "path"), [("auto", ("llama", "llama_packed")), ("generic", ("generic",))])
+def test_a_worker_says_which_way_it_generates_and_why_not_a_faster_one(llama, kind, path):
+    worker = worker_of(llama(), kind=kind)
+    _, stats = worker.generate(request_of(handle_of(llama())))
+    assert stats.engine in path
+    told = worker.describe()["engine"]
+    assert told.startswith(stats.engine)
+    assert (": " in told) == (stats.engine != "llama_packed")
 
 
 @pytest.mark.parametrize("fill", [1, 3, 11])
