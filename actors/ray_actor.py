@@ -37,7 +37,7 @@ class RolloutActor:
         torch.set_num_threads(config.rollout.num_threads)
         self._worker = build_worker(config, local_models(paths), fetch=fetch, name=name)
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
+        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip) | self._worker.describe()
 
     def adopt(self, handle: WeightsHandle) -> dict[str, Any]:
         """Hold these weights before the first prompt."""

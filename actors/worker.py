@@ -14,12 +14,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
 from actors.engine import SamplingEngine
 from common.errors import WeightsMismatchError
 from common.flat_parameters import Buffer, FlatParameters
-from common.logprobs import token_logprobs
 from common.records import GenerateRequest, Identity, Probe, Rollout, RolloutChunk, Stats, WeightsHandle
 from common.seeds import sample_seed
 from common.weights import buffer_hash, distinct_parameters, rest_hash
@@ -91,6 +89,11 @@ class RolloutWorker:
         seconds, _ = self._adopt(handle)
         return {"identity": str(self.identity), "seconds": seconds}
 
+    def describe(self) -> dict[str, str]:
+        """How it generates, and why not by the faster way."""
+        why = f": {self.engine.reason}" if self.engine.reason else ""
+        return {"engine": f"{self.engine.path}{why}"}
+
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
         """Sample `samples_per_prompt` responses to each prompt of the request.
 
@@ -142,6 +145,7 @@ class RolloutWorker:
             identity=self.identity,
             weights_hash=self.weights_hash,
             probe_gap=self.probe_gap,
+            engine=self.engine.path,
         )
 
     def _adopt(self, handle: WeightsHandle) -> tuple[dict[str, float], Mapping[str, float]]:
@@ -218,17 +222,13 @@ class RolloutWorker:
         if self._rest_hash != expected:
             raise WeightsMismatchError(
                 f"{self.name}: weights {handle.identity} leave out {len(missing)} frozen tensors, as {missing[0]!r}, "
-                f"which must be those that the learner started from; here ({dtype}) they differ. Let all nodes read the "
-                "same model folder: was it changed or replaced while the run went on?"
+                f"which must be those that the learner started from; here ({dtype}) they differ. Let all nodes read "
+                "the same model folder: was it changed or replaced while the run went on?"
             )
 
-    @torch.inference_mode()
     def _check_probe(self, probe: Probe, handle: WeightsHandle) -> None:
-        """Compare this model's logprobs with the learner's: catches what a hash of the buffer cannot."""
-        ids = torch.from_numpy(probe.token_ids.astype(np.int64)).to(self.engine.device)
-        logits = self.engine.policy(input_ids=ids, use_cache=False).logits[:, :-1]
-        mine, _ = token_logprobs(logits, ids[:, 1:], 1.0)
-        self.probe_gap = float(np.abs(mine.cpu().numpy() - probe.logprobs).max())
+        """Compare the engine's logprobs with the learner's: catches what a hash cannot, and copies that are stale."""
+        self.probe_gap = float(np.abs(self.engine.logprobs(probe.token_ids) - probe.logprobs).max())
         precisions = {spec.dtype for spec in handle.manifest} | {str(p.dtype) for p in self.engine.policy.parameters()}
         reduced = not precisions <= {"float32", "torch.float32"}  # then the gap is reported and not judged
         if not reduced and not self.probe_gap <= PROBE_TOLERANCE:

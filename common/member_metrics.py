@@ -96,6 +96,8 @@ class MemberMetrics:
             self.families.observe("publish_seconds", seconds, part)
         if paused:
             self.families.observe("publish_seconds", sum(paused.values()), "pause")
+        if stats.engine is not None:
+            self.families.inc("engine_tokens", stats.engine, by=stats.response_tokens)
         if done.slot in self._slots:
             self.families.inc("generated_tokens", done.slot, by=stats.response_tokens)
             self.families.inc("prompt_tokens", done.slot, by=stats.prompt_tokens)

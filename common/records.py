@@ -23,6 +23,7 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
 Finish = Literal["stop", "length"]
+EnginePath = Literal["generic", "llama", "llama_packed"]
 
 
 class Identity(NamedTuple):
@@ -144,6 +145,8 @@ class Stats:
     """Largest difference from the learner's logprobs on the probe prompts, in nats."""
     unscored: tuple[Unscored, ...] = ()
     """Rollouts of the chunk that have no score."""
+    engine: EnginePath | None = None
+    """Which way of the sampling engine generated: the model's own forward, our decoder, or that with packed weights."""
 
 
 @dataclass(frozen=True, slots=True)

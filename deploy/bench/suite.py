@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common.errors import ConfigError
-from deploy.bench import learner, overlap, publish, reward, scale
+from deploy.bench import engine, learner, overlap, publish, reward, scale
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline, measure_roofline
@@ -13,6 +13,7 @@ from deploy.bench.roofline import Roofline, measure_roofline
 Benchmark = Callable[[Options, Roofline], list[Figure]]
 
 BENCHMARKS: dict[str, Benchmark] = {
+    "engine": engine.measure,
     "learner": learner.measure,
     "reward": reward.measure,
     "publish": publish.measure,

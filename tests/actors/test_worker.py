@@ -46,13 +46,13 @@ def request_of(weights, draws=DRAWS, **changes):
     return GenerateRequest(prompts=tuple(prompt_of(d) for d in draws), weights=weights, **settings | changes)
 
 
-def worker_of(model, fetched=None):
+def worker_of(model, fetched=None, **engine):
     def fetch(handle):
         if fetched is not None:
             fetched.append(handle.identity)
         return handle.ref
 
-    return RolloutWorker(SamplingEngine(model, frozenset({EOS})), fetch=fetch, name="worker-7")
+    return RolloutWorker(SamplingEngine(model, frozenset({EOS}), **engine), fetch=fetch, name="worker-7")
 
 
 def tokens(chunk):
@@ -91,13 +91,23 @@ def test_stats_count_what_the_chunk_holds(llama):
     assert stats.response_tokens == sum(len(r.response_ids) for r in chunk.rollouts)
     assert stats.response_lengths == tuple(len(r.response_ids) for r in chunk.rollouts)
     assert stats.stops == sum(r.finish == "stop" for r in chunk.rollouts)
-    assert set(stats.seconds) >= {"fetch", "verify", "load", "generate"}
+    assert set(stats.seconds) >= {"fetch", "verify", "load", "pack", "generate"}
+
+
+@pytest.mark.parametrize(("kind", "path"), [("auto", ("llama", "llama_packed")), ("generic", ("generic",))])
+def test_a_worker_says_which_way_it_generates_and_why_not_a_faster_one(llama, kind, path):
+    worker = worker_of(llama(), kind=kind)
+    _, stats = worker.generate(request_of(handle_of(llama())))
+    assert stats.engine in path
+    told = worker.describe()["engine"]
+    assert told.startswith(stats.engine)
+    assert (": " in told) == (stats.engine != "llama_packed")
 
 
 @pytest.mark.parametrize("fill", [1, 3, 11])
 def test_fill_rows_are_thrown_away_and_change_nothing(llama, fill):
     handle = handle_of(llama())
-    worker = worker_of(llama())
+    worker = worker_of(llama(), kind="generic")
     bare, _ = worker.generate(request_of(handle))
     widths = []
     hook = worker.engine.policy.register_forward_pre_hook(
