@@ -1,5 +1,7 @@
 """The command `bench`. Imports what is heavy after parsing."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +15,8 @@ EXAMPLES = """
   minichatgpt bench engine --model tiny             tokens per second beside Hugging Face's generate
 
   minichatgpt bench all --json > bench.json         everything, within a quarter of an hour on two cores
+
+  minichatgpt bench peers --model tiny --steps 5    a step of PPO beside TRL's, each in an environment of its own
 """
 
 
@@ -22,14 +26,19 @@ def bench(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Shape, folder or hub name; several may be given.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of interleaved work.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", "--steps", min=1, help="Measured rounds of interleaved work.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where `peers` keeps its environments, some 4 GB.")
+    ] = None,
 ) -> None:
     """Measure parts of the system, in turns with what else users would take, as shares of what the machine can do."""
     from deploy.bench import figures, suite
     from deploy.bench.options import Options
 
-    options = Options(rounds=rounds) if not model else Options(models=tuple(model), rounds=rounds)
+    options = Options(rounds=rounds, cache=cache)
+    if model:
+        options = replace(options, models=tuple(model))
     console = Console(stderr=as_json)
     roof, measured = suite.run(what, options, console)
     if as_json:
