@@ -3,8 +3,11 @@
 Legend: B sequences, T tokens of a padded sequence, R response slots, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def log_distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
@@ -19,7 +22,7 @@ def log_distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> 
         [..., V] float32 (float64 stays) natural logarithms of probabilities.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    log_p = torch.log_softmax(wide / temperature, dim=-1)
+    log_p = torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1)
     return log_p if top_p >= 1 else nucleus(log_p, top_p)
 
 
@@ -56,6 +59,23 @@ def response_positions(prompt_lengths: Tensor, num_slots: int) -> Tensor:
     return prompt_lengths[:, None] - 1 + slots[None, :]
 
 
+def live_slots(response_lengths: Tensor, num_live: int | None = None) -> tuple[Tensor, Tensor]:
+    """Row and slot of every response token, rows in order.
+
+    Args:
+        response_lengths: [B] int64.
+        num_live: their sum, n, where the caller knows it; None: computed.
+
+    Returns:
+        [n] int64 rows 0 … B - 1, and [n] int64 slots 0 … R - 1.
+    """
+    count = int(response_lengths.sum()) if num_live is None else num_live
+    rows = torch.arange(len(response_lengths), device=response_lengths.device)
+    rows = rows.repeat_interleave(response_lengths, output_size=count)
+    starts = response_lengths.cumsum(0) - response_lengths
+    return rows, torch.arange(count, device=rows.device) - starts[rows]
+
+
 def gather_response(per_position: Tensor, prompt_lengths: Tensor, num_slots: int) -> Tensor:
     """Pick each response token's position out of a padded tensor.
 
@@ -72,6 +92,34 @@ def gather_response(per_position: Tensor, prompt_lengths: Tensor, num_slots: int
     return per_position[rows, index]
 
 
+class _TokenLogprobs(torch.autograd.Function):
+    """Of all that a softmax over a vocabulary makes, one tensor as large as the logits is kept, and one made back."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """See `token_logprobs`."""
+        log_p = log_distribution(logits, temperature)
+        logprobs = log_p.gather(-1, ids[..., None]).squeeze(-1)
+        p = log_p.exp()
+        entropy = -torch.linalg.vecdot(p, log_p)
+        ctx.save_for_backward(p, ids, entropy)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_logprobs: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, None, None]:
+        """Of logprob by logits: (one-hot - p) / T; of entropy by logits: -p (log p + entropy) / T."""
+        p, ids, entropy = ctx.saved_tensors
+        slope = torch.zeros_like(entropy) if of_logprobs is None else of_logprobs / ctx.temperature
+        gradient = p * -slope[..., None]
+        gradient.scatter_add_(-1, ids[..., None], slope[..., None])
+        if of_entropy is not None:
+            gradient -= (of_entropy / ctx.temperature)[..., None] * (torch.xlogy(p, p) + p * entropy[..., None])
+        return gradient.to(ctx.dtype), None, None
+
+
 def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Logprobs of the given tokens and the entropy of their distributions.
 
@@ -83,9 +131,7 @@ def token_logprobs(logits: Tensor, ids: Tensor, temperature: float) -> tuple[Ten
     Returns:
         logprobs [...] and entropy [...], in nats; gradients flow through both.
     """
-    log_p = log_distribution(logits, temperature)
-    logprobs = log_p.gather(-1, ids[..., None]).squeeze(-1)
-    entropy = -(log_p.exp() * log_p).sum(-1)
+    logprobs, entropy = _TokenLogprobs.apply(logits, ids, temperature)  # type: ignore[no-untyped-call]
     return logprobs, entropy
 
 

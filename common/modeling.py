@@ -3,9 +3,10 @@
 Legend: B sequences, T tokens of a padded sequence, R response slots, H width, V vocabulary.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +14,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from common.errors import ConfigError
 from common.hub import loading
-from common.logprobs import gather_response, token_logprobs
+from common.logprobs import live_slots, token_logprobs
 from common.model_config import FreshModel
+from common.narrow_head import head_at
+from common.packed_rows import Layout, PackedRows
 from common.placement_config import DType
 from common.text import tokenizer_eos_ids
 
@@ -128,9 +131,20 @@ def freeze_below(policy: PreTrainedModel, trainable_layers: int) -> None:
         parameter.requires_grad_(id(parameter) not in left_alone)
 
 
+def add_embedding_gradient_in_place(policy: PreTrainedModel) -> None:
+    """Where embeddings and output head are one matrix, add the rows that a batch looked up to the head's gradient.
+
+    Else the look-up makes a gradient of its own as large as the matrix, nearly all of it zeros, and autograd adds both
+    into a third. The sum stays dense as long as the head has a part in the loss.
+    """
+    table, head = policy.get_input_embeddings(), policy.get_output_embeddings()
+    if isinstance(table, nn.Embedding) and head is not None and table.weight is head.weight:
+        table.sparse = True
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
-    """What one pass says of the response tokens; gradients flow through all but padding."""
+    """What one pass says of the response tokens; gradients flow through all but padding, which holds zeros."""
 
     logprobs: Tensor
     """[B, R] of the response tokens."""
@@ -152,14 +166,22 @@ class PolicyWithValueHead(nn.Module):
     def __init__(self, policy: PreTrainedModel) -> None:
         super().__init__()
         self.policy = without_dropout(policy)
+        self._packing: PackedRows | None = None
+        self._narrows = policy.get_output_embeddings() is not None
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
         nn.init.zeros_(self.value_head.bias)
 
     def forward(
-        self, input_ids: Tensor, prompt_lengths: Tensor, response_lengths: Tensor, num_slots: int, temperature: float
+        self,
+        input_ids: Tensor,
+        prompt_lengths: Tensor,
+        response_lengths: Tensor,
+        num_slots: int,
+        temperature: float,
+        num_live: int | None = None,
     ) -> PolicyOutput:
-        """One pass for logprobs, entropy and values.
+        """One pass for logprobs, entropy and values, with logits of response tokens only.
 
         Right padding needs no attention mask: under causal attention no live position sees what follows it.
 
@@ -169,17 +191,56 @@ class PolicyWithValueHead(nn.Module):
             response_lengths: [B] int64.
             num_slots: R, the padded number of response tokens.
             temperature: of the distribution that was sampled from.
+            num_live: response tokens of all rows; None: counted.
         """
-        positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :].expand_as(input_ids)
-        out = self.policy(input_ids=input_ids, position_ids=positions, use_cache=False, output_hidden_states=True)
-        hidden = out.hidden_states[-1]
-        response_ids = gather_response(input_ids, prompt_lengths + 1, num_slots)
-        logits = gather_response(out.logits, prompt_lengths, num_slots)
-        logprobs, entropy = token_logprobs(logits, response_ids, temperature)
-        values = self._value(gather_response(hidden, prompt_lengths, num_slots))
-        last = prompt_lengths + response_lengths - 1
-        last_values = self._value(hidden[torch.arange(len(last), device=last.device), last])
-        return PolicyOutput(logprobs, entropy, values, last_values)
+        lengths = prompt_lengths + response_lengths
+        rows, slots = live_slots(response_lengths, num_live)
+        before = prompt_lengths[rows] - 1 + slots  # the state before each response token
+        layout = self.layout(lengths, input_ids.shape[1])
+        row_of = torch.arange(len(lengths), device=lengths.device)
+        start_of = torch.zeros_like(row_of)
+        if layout is not None:
+            row_of, start_of = start_of, lengths.cumsum(0) - lengths
+        places = row_of[rows], start_of[rows] + before
+        hidden, logits = self._states_and_logits(input_ids, layout, *places)
+        logprobs, entropy = token_logprobs(logits, input_ids[rows, before + 1], temperature)
+
+        def padded(flat: Tensor) -> Tensor:
+            return flat.new_zeros(len(lengths), num_slots).index_put((rows, slots), flat)
+
+        values, last_values = self._value(hidden[places]), self._value(hidden[row_of, start_of + lengths - 1])
+        return PolicyOutput(padded(logprobs), padded(entropy), padded(values), last_values)
+
+    def pack(self) -> None:
+        """From now on compute ragged rows without padding, if the architecture allows it."""
+        self._packing = PackedRows.of(self.policy)
+
+    def layout(self, lengths: Tensor, width: int) -> Layout | None:
+        """Where the tokens of packed rows stand; None where the rows are not packed, as where all are of one length."""
+        if self._packing is None:
+            return None
+        num_tokens = int(lengths.sum())
+        return None if num_tokens == len(lengths) * width else Layout.of(lengths, width, num_tokens)
+
+    def _states_and_logits(
+        self, input_ids: Tensor, layout: Layout | None, rows: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """States before the output head, [B, T, H] or packed [1, N, H], and logits at the given of them, [n, V]."""
+        every = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :].expand_as(input_ids)
+        arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": every}
+        opened: AbstractContextManager[None] = nullcontext()
+        if layout is not None and self._packing is not None:
+            packed_ids = input_ids[layout.rows, layout.positions][None]
+            arguments = {"input_ids": packed_ids, "position_ids": layout.positions[None], "layout": layout}
+            opened = self._packing.open()
+        with opened, head_at(self.policy, rows, positions) as seen:
+            out = self.policy(**arguments, use_cache=False, output_hidden_states=not self._narrows)
+        if self._narrows and seen:
+            return seen[0], out.logits[0]
+        if self._narrows:  # the model has a head and does not call it
+            self._narrows = False
+            return self._states_and_logits(input_ids, layout, rows, positions)
+        return out.hidden_states[-1], out.logits[rows, positions]
 
     def _value(self, hidden: Tensor) -> Tensor:
         """[..., H] to [...] float32, whatever the trunk's precision."""

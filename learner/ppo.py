@@ -19,11 +19,15 @@ from functools import partial
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.func import functional_call
 
 from common.errors import CorruptWeightsError
 from common.masked import whiten
-from common.modeling import PolicyOutput, PolicyWithValueHead, freeze_below
+from common.modeling import (
+    PolicyOutput,
+    PolicyWithValueHead,
+    add_embedding_gradient_in_place,
+    freeze_below,
+)
 from common.ppo_config import PPOConfig
 from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHandle
 from common.run_settings import RunSettings
@@ -33,7 +37,8 @@ from learner.flat_copy import FlatCopy
 from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
 from learner.optimizers import build_optimizers, set_rate
-from learner.packing import by_sequences, by_tokens, minibatches, widen
+from learner.packing import minibatches
+from learner.passes import Passes
 from learner.schedule import learning_rate_scale
 from learner.score_shaping import ScoreShaping
 from learner.tally import Tally, extremes, score_metrics
@@ -79,6 +84,9 @@ class PPOLearner:
         )
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
+        if accelerator.num_processes == 1:  # several exchange gradients that must be dense from the start
+            add_embedding_gradient_in_place(self.plain.policy)
+        self.passes = Passes(self.model, self.plain, config)
         self.flat = FlatCopy(self.plain.policy)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
@@ -135,6 +143,7 @@ class PPOLearner:
         targets, measured = self._targets(batch)
         prepared = time.perf_counter()
         tally = self._train_or_restore(batch, targets, measured)
+        self.passes.forget()
         trained = time.perf_counter()
         is_finite = tally.steps > 0
         self.step += 1 if is_finite else 0
@@ -159,6 +168,8 @@ class PPOLearner:
         """Raise CorruptWeightsError if a weight or a number of the optimizer state is NaN or infinite."""
         states = [v for o in self.optimizers for slots in o.state.values() for v in slots.values()]
         numbers = [p.detach() for p in self.plain.parameters()] + [v for v in states if v.is_floating_point()]
+        if math.isfinite(float(torch.nn.utils.get_total_norm(numbers))):  # many times faster than the largest one
+            return
         largest = float(torch.nn.utils.get_total_norm(numbers, math.inf))
         if not math.isfinite(largest):
             raise CorruptWeightsError(
@@ -182,35 +193,16 @@ class PPOLearner:
     @torch.no_grad()
     def _targets(self, batch: Batch) -> tuple[Targets, dict[str, float]]:
         """Everything that stays fixed over the epochs, and what is measured on the way."""
-        old = self._forward_all(batch)
+        temperature = self._settings.temperature
+        old = self.passes.first(batch, temperature)
         refs = batch.ref_logprobs
-        if self.config.reference == "shared_trunk":
-            refs = self._forward_all(batch, weights=self._ref_weights).logprobs
+        if self._ref_weights is not None:
+            refs = self.passes.reference(batch, temperature, self._ref_weights)
         scores, scores_seen = self.scores.shape(batch.scores, batch.is_truncated)
         targets, measured = build_targets(
             batch, old, scores=scores, ref_logprobs=refs, kl_coef=self.controller.coef, config=self.config
         )
         return targets, scores_seen | measured
-
-    def _forward_all(self, batch: Batch, weights: dict[str, Tensor] | None = None) -> PolicyOutput:
-        """One pass over all rows in microbatches; `weights` replace the trained layers' own."""
-        slots = batch.num_slots
-        cuts = self._microbatches(batch.lengths, self.config.microbatch_sequences or self.config.minibatch_sequences)
-        pieces = []
-        for index in cuts:
-            part = batch.rows(index)
-            arguments = (part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots)
-            out = functional_call(self.plain, weights or {}, (*arguments, self._settings.temperature))
-            pieces.append([widen(out.logprobs, slots), widen(out.entropy, slots), widen(out.values, slots),
-                           out.last_values])  # fmt: skip
-        back = torch.argsort(torch.cat(cuts))
-        return PolicyOutput(*(torch.cat(parts)[back] for parts in zip(*pieces, strict=True)))
-
-    def _microbatches(self, lengths: Tensor, size: int) -> list[Tensor]:
-        """Positions of rows in pieces: of like length within the token budget, where there is one, else `size` each."""
-        budget = self.config.microbatch_tokens
-        pieces = by_sequences(len(lengths), size) if budget is None else by_tokens(lengths.cpu(), budget)
-        return [piece.to(self.accelerator.device) for piece in pieces]
 
     def _train(self, batch: Batch, targets: Targets) -> Tally:
         """All epochs, or as many minibatches as the KL allows; returns the sums of what was seen."""
@@ -238,22 +230,30 @@ class PPOLearner:
             advantages = whiten(advantages, mask)
         world = self.accelerator.num_processes
         denominator = self.accelerator.reduce(tokens, "sum") / world  # gradients are averaged over processes
-        pieces = self._microbatches(batch.lengths[index], self.config.microbatch_sequences or len(index))
+        pieces = self.passes.microbatches(batch.lengths[index], self.config.microbatch_sequences or len(index))
         total = torch.zeros((), device=index.device)
         for number, piece in enumerate(pieces):
             with self.accelerator.no_sync(self.model) if number + 1 < len(pieces) else nullcontext():
                 part = batch.rows(index[piece])
                 rows = targets.rows(index[piece], part.num_slots)
-                loss = self._loss(part, rows, advantages[piece, : part.num_slots], denominator, seen)
+                out = self.passes.learning(part, index[piece], self._settings.temperature)
+                loss = self._loss(out, part, rows, advantages[piece, : part.num_slots], denominator, seen)
                 self.accelerator.backward(loss)
             total += loss.detach()
         seen.tokens = int(tokens)
         return float(self.accelerator.reduce(total, "sum")), seen  # so that all processes decide alike
 
-    def _loss(self, part: Batch, rows: Targets, advantages: Tensor, denominator: Tensor, tally: Tally) -> Tensor:
+    def _loss(
+        self,
+        out: PolicyOutput,
+        part: Batch,
+        rows: Targets,
+        advantages: Tensor,
+        denominator: Tensor,
+        tally: Tally,
+    ) -> Tensor:
         """[] the microbatch's share of the minibatch's loss."""
-        config, mask, temperature = self.config, part.response_mask, self._settings.temperature
-        out = self.model(part.input_ids, part.prompt_lengths, part.response_lengths, part.num_slots, temperature)
+        config, mask = self.config, part.response_mask
         loss, seen = policy_loss(
             out.logprobs,
             rows.old_logprobs,
@@ -274,7 +274,8 @@ class PPOLearner:
             if self.step < config.value_warmup_updates:
                 return config.value_coef * critic
             loss = loss + config.value_coef * critic
-        loss = loss - config.entropy_coef * bonus
+        if config.entropy_coef > 0:  # else its gradient would be computed, to be multiplied by 0
+            loss = loss - config.entropy_coef * bonus
         if config.kl_loss_coef > 0:
             assert rows.ref_logprobs is not None, "the configuration demands a reference for a KL loss"
             penalty, penalty_seen = kl_loss(out.logprobs, rows.ref_logprobs, mask, denominator=denominator)
@@ -288,7 +289,11 @@ class PPOLearner:
             for parameter in self.plain.policy.parameters():
                 parameter.grad = None
         parameters = [p for p in self.plain.parameters() if p.grad is not None]
-        norm = float(self.accelerator.clip_grad_norm_(parameters, self.config.max_grad_norm))
+        self.accelerator.unscale_gradients()
+        total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = float(total)
+        if norm > self.config.max_grad_norm:  # else nothing is to be scaled, and a pass over all gradients is saved
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, total)
         if math.isfinite(loss) and math.isfinite(norm):
             changed = self._settings.learning_rate / self.config.optimizer.lr
             set_rate(self.optimizers, learning_rate_scale(self.step, self.config) * changed)

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from common.checkpoint import ShardFiles, read_shard, write_shard
 from common.config import RunConfig
 from common.errors import CheckpointError
+from common.freed_memory import keep_freed_memory
 from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype, save_policy
 from common.records import (
     JudgementChunk,
@@ -197,8 +198,10 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:
-    """Device and processes of the learner, from its placement."""
+    """Device and processes of the learner, from its placement; on a CPU, this process keeps what it frees."""
     device = resolve_device(config.learner.device, config.learner.num_gpus)
+    if device.type == "cpu":
+        keep_freed_memory()
     return Accelerator(cpu=device.type == "cpu")
 
 

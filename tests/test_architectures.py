@@ -6,6 +6,8 @@ import torch
 from torch.func import functional_call
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from actors.engine import SamplingEngine
+from common.frozen_trunk import FrozenTrunk
 from common.modeling import PolicyWithValueHead, freeze_below, load_policy
 from common.weights import flatten, load_flat
 
@@ -31,6 +34,11 @@ SHAPES = {
     "qwen2": (Qwen2Config, {k: v for k, v in NARROW.items() if k != "head_dim"} | {"tie_word_embeddings": True}),
     "qwen3": (Qwen3Config, NARROW | {"tie_word_embeddings": True}),
     "gemma": (GemmaConfig, NARROW),
+    "gemma2, soft-capped logits": (Gemma2Config, NARROW | {"sliding_window": 6, "final_logit_softcapping": 0.5}),
+    "cohere, scaled logits": (
+        CohereConfig,
+        {k: v for k, v in NARROW.items() if k != "head_dim"} | {"logit_scale": 0.3},
+    ),
     "gemma3, sliding windows": (Gemma3TextConfig, NARROW | {"sliding_window": 6, "sliding_window_pattern": 2}),
     "mistral, sliding window": (MistralConfig, NARROW | {"sliding_window": 6}),
     "mixtral": (MixtralConfig, NARROW | {"num_local_experts": 5}),
@@ -102,6 +110,33 @@ def test_the_trained_layers_kept_twice_are_the_whole_difference_to_the_reference
     optimizer.step()
     assert (logprobs_of(model, batch) - before).abs().max() > 1e-2, "nothing was trained"
     assert torch.equal(logprobs_of(model, batch, kept), before)
+
+
+def test_logprobs_at_the_responses_are_those_of_the_whole_forward(kind):
+    model = PolicyWithValueHead(make(kind))
+    ids, prompts, responses, _ = batch = as_batch(
+        PROMPTS, [np.arange(20, 20 + n, dtype=np.int32) for n in (3, 9, 1, 5)]
+    )
+    found = logprobs_of(model, batch)
+    model.pack()
+    torch.testing.assert_close(logprobs_of(model, batch), found, atol=1e-5, rtol=0)
+    assert (model.layout(prompts + responses, ids.shape[1]) is not None) == ("soft-capped" not in kind)
+    with torch.no_grad():
+        for i, (prompt, response) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True)):
+            log_p = (model.policy(input_ids=ids[i : i + 1, : prompt + response]).logits[0] / 0.8).log_softmax(-1)
+            before = torch.arange(prompt - 1, prompt + response - 1)
+            torch.testing.assert_close(found[i, :response], log_p[before, ids[i, before + 1]], atol=1e-5, rtol=0)
+            assert not found[i, response:].any(), "padding holds zeros"
+
+
+def test_a_frozen_trunk_is_computed_once_for_every_kind(kind):
+    model = PolicyWithValueHead(make(kind))
+    batch = as_batch(PROMPTS, [np.arange(20, 32, dtype=np.int32)] * 4)
+    trunk = FrozenTrunk.of(model.policy, 1)
+    with trunk.watched() as seen:
+        expected = logprobs_of(model, batch)
+    with trunk.replaced(seen[0]):
+        torch.testing.assert_close(logprobs_of(model, batch), expected, atol=1e-6, rtol=0)
 
 
 def test_a_model_comes_back_from_its_folder(kind, tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common.errors import ConfigError
+from deploy.bench import learner
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
 from deploy.bench.peers import comparison
@@ -12,7 +13,7 @@ from deploy.bench.roofline import Roofline, measure_roofline
 
 Benchmark = Callable[[Options, Roofline], list[Figure]]
 
-BENCHMARKS: dict[str, Benchmark] = {}
+BENCHMARKS: dict[str, Benchmark] = {"learner": learner.measure}
 """By the word of the command line, in the order of `all`."""
 
 APART: dict[str, Benchmark] = {"peers": comparison.measure}

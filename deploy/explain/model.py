@@ -99,7 +99,8 @@ def _live_bytes(model: PolicyWithValueHead, ppo: PPOConfig) -> int:
     rows, prompt, response = microbatch_rows(ppo), ppo.prompt_tokens.max, ppo.response_tokens.max
     with saved_bytes(model) as saved:
         ids = torch.zeros(rows, prompt + response, dtype=torch.int64)
-        out = model(ids, torch.full((rows,), prompt), torch.full((rows,), response), response, ppo.temperature)
+        prompts, responses = torch.full((rows,), prompt), torch.full((rows,), response)
+        out = model(ids, prompts, responses, response, ppo.temperature, num_live=rows * response)
         _ = out.logprobs.sum() + out.entropy.sum() + out.values.sum()
     return sum(saved.values())
 

@@ -12,6 +12,7 @@ from common.errors import ConfigError
 from common.model_config import FreshModel
 from common.modeling import (
     PolicyWithValueHead,
+    add_embedding_gradient_in_place,
     decoder_layers,
     freeze_below,
     fresh_policy,
@@ -186,6 +187,37 @@ def test_a_frozen_trunk_gets_no_gradient_and_the_top_does(architecture):
         name for name, p in model.policy.named_parameters() if p.requires_grad
     }
     assert model.policy.get_input_embeddings().weight.grad is None
+
+
+def test_the_rows_looked_up_are_added_to_a_tied_heads_gradient(architecture):
+    model = with_random_values(architecture()).double()
+    table = model.policy.get_input_embeddings()
+    assert table.weight is model.policy.get_output_embeddings().weight
+    ids, prompts, responses = padded()
+
+    def gradient():
+        model.zero_grad(set_to_none=True)
+        model(ids, prompts, responses, 9, 1.0).logprobs.sum().backward()
+        return table.weight.grad.clone()
+
+    looked_up = []
+
+    def watch(_, __, out):
+        out.grad_fn.register_hook(lambda gradients, _: looked_up.append(gradients[0]))
+
+    expected = gradient()
+    add_embedding_gradient_in_place(model.policy)
+    table.register_forward_hook(watch)
+    found = gradient()
+    assert looked_up[0].is_sparse
+    assert not found.is_sparse
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_table_of_its_own_keeps_its_dense_gradient(llama):
+    policy = llama(tie_word_embeddings=False)
+    add_embedding_gradient_in_place(policy)
+    assert not policy.get_input_embeddings().sparse
 
 
 def test_more_trainable_layers_than_there_are_is_an_error(architecture):

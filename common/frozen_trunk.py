@@ -1,0 +1,105 @@
+"""The frozen layers of a policy of which only the top learns: computed once per batch, then put in their own place.
+
+The model's own forward runs all the same, with embeddings, positions and masks as ever, so that this works for every
+architecture whose layers take the states as their first argument and return them; `FrozenTrunk.of` tries it out, and
+says None where it does not hold. Used by `learner/passes.py`, which keeps the states.
+
+    pass for old logprobs    embeddings ▶ layer 1 … k ──▶ layer k + 1 … ▶ norm ▶ head
+                                                     └─▶ states, kept
+    every pass after it                    states ──▶ layer k + 1 … ▶ norm ▶ head
+
+Legend: B sequences, T tokens of a padded sequence, H width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from common.modeling import decoder_layers
+
+_TOLERANCE = 1e-2
+"""Share of the largest logit by which rounding may move the trial's, in any precision; a layer moves them more."""
+
+
+class _Through(nn.Module):
+    """In the place of a layer: what comes in goes out."""
+
+    def forward(self, states: Tensor, *_: object, **__: object) -> Tensor:
+        """The states as they came."""
+        return states
+
+
+class FrozenTrunk:
+    """The layers below the first trained one.
+
+    Args:
+        policy: its lowest layers are frozen.
+        trainable_layers: top layers that are not.
+    """
+
+    def __init__(self, policy: PreTrainedModel, trainable_layers: int) -> None:
+        self._layers = decoder_layers(policy)
+        self._cut = len(self._layers) - trainable_layers
+        self._through = _Through()
+
+    @classmethod
+    def of(cls, policy: PreTrainedModel, trainable_layers: int) -> "FrozenTrunk | None":
+        """A trunk of at least one layer that can be skipped in this architecture; None where there is none."""
+        trunk = cls(policy, trainable_layers)
+        return trunk if trunk._cut > 0 and trunk._is_skipped_rightly(policy) else None
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Any]]:
+        """Yields a list into which every forward puts the states [B, T, H] that leave the trunk."""
+        seen: list[Any] = []
+
+        def note(states: Any) -> Any:
+            seen.append(states)
+            return states
+
+        with self._at_the_cut(note):
+            yield seen
+
+    @contextmanager
+    def replaced(self, states: Tensor) -> Iterator[None]:
+        """While this is open, `states` [B, T, H] are what leaves the trunk, and its layers are not computed."""
+        below = list(self._layers)[: self._cut]
+        with self._at_the_cut(lambda _: states):
+            try:
+                self._put([self._through] * self._cut)
+                yield
+            finally:
+                self._put(below)
+
+    def _put(self, below: Sequence[nn.Module]) -> None:
+        for index, layer in enumerate(below):
+            self._layers[index] = layer
+
+    @contextmanager
+    def _at_the_cut(self, change: Callable[[Any], Any]) -> Iterator[None]:
+        """Changes what goes into the first layer above, given as its first argument."""
+
+        def before(_: object, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (change(arguments[0]), *arguments[1:]) if arguments else arguments
+
+        handle = self._layers[self._cut].register_forward_pre_hook(before)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def _is_skipped_rightly(self, policy: PreTrainedModel) -> bool:
+        """Whether a short text has the same logits with and without the trunk's layers."""
+        ids = torch.arange(6, device=policy.device)[None] % policy.config.get_text_config().vocab_size
+        with self.watched() as seen:
+            whole = policy(input_ids=ids, use_cache=False).logits
+        if len(seen) != 1 or not isinstance(seen[0], Tensor) or seen[0].shape[:2] != ids.shape:
+            return False
+        with self.replaced(seen[0]):
+            top = policy(input_ids=ids, use_cache=False).logits
+        return bool((top - whole).abs().max() <= _TOLERANCE * whole.abs().max())
