@@ -17,6 +17,8 @@ EXAMPLES = """
   minichatgpt bench all --json > bench.json         everything, within a quarter of an hour on two cores
 
   minichatgpt bench peers --model tiny --steps 5    a step of PPO beside TRL's, each in an environment of its own
+
+  minichatgpt bench curves --out docs/images        how fast ours and TRL's PPO learn the same, as a picture
 """
 
 
@@ -29,14 +31,18 @@ def bench(
     rounds: Annotated[int, typer.Option("--rounds", "--steps", min=1, help="Measured rounds of interleaved work.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
     cache: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where `peers` keeps its environments, some 4 GB.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where `peers` and `curves` keep their environments, some 4 GB."),
     ] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where `curves` leaves its table and picture.")] = Path(
+        "bench-curves"
+    ),
 ) -> None:
     """Measure parts of the system, in turns with what else users would take, as shares of what the machine can do."""
     from deploy.bench import figures, suite
     from deploy.bench.options import Options
 
-    options = Options(rounds=rounds, cache=cache)
+    options = Options(rounds=rounds, cache=cache, out=out)
     if model:
         options = replace(options, models=tuple(model))
     console = Console(stderr=as_json)

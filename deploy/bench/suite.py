@@ -8,7 +8,7 @@ from common.errors import ConfigError
 from deploy.bench import learner
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
-from deploy.bench.peers import comparison
+from deploy.bench.peers import comparison, curves
 from deploy.bench.roofline import Roofline, measure_roofline
 
 Benchmark = Callable[[Options, Roofline], list[Figure]]
@@ -16,7 +16,7 @@ Benchmark = Callable[[Options, Roofline], list[Figure]]
 BENCHMARKS: dict[str, Benchmark] = {"learner": learner.measure}
 """By the word of the command line, in the order of `all`."""
 
-APART: dict[str, Benchmark] = {"peers": comparison.measure}
+APART: dict[str, Benchmark] = {"peers": comparison.measure, "curves": curves.measure}
 """Those that are not part of `all`, for they install what is compared."""
 
 

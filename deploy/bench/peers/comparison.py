@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
@@ -59,6 +60,8 @@ MUSTS = {
     ("smollm2-135m", OURS_TOP_2, EXPERIMENTAL): 4.0,
 }
 """Least ratio of seconds per step, by model, ours and theirs."""
+GROUPS = ((CLASSIC, EXPERIMENTAL), (EXPERIMENTAL_SMALL, GROUP))
+"""Which of TRL's take turns with ours: not all at once, for each keeps its model, gradients and optimizer in memory."""
 
 Turns = Mapping[str, Sequence[StepTimes]]
 
@@ -82,7 +85,7 @@ def peers_of(names: Sequence[str], work: Path, cache: Path, console: Console) ->
 
 @contextmanager
 def at_work(
-    names: Sequence[str], model: str, task: Task, cache: Path | None, console: Console
+    names: Sequence[str], policy: PreTrainedModel, task: Task, cache: Path | None, console: Console
 ) -> Iterator[Mapping[str, Child]]:
     """Peers that are loaded and wait for their turn, with a work folder that is gone afterwards."""
     where = cache or default_cache()
@@ -90,7 +93,7 @@ def at_work(
     with tempfile.TemporaryDirectory(prefix="work-", dir=where) as name:
         work = Path(name)
         peers = peers_of(names, work, where, console)
-        write_work(work, model_of(model, seed=task.seed), task)
+        write_work(work, policy, task)
         with started(peers, work, task.threads) as children:
             yield children
 
@@ -127,9 +130,13 @@ def figures_of(model: str, turns: Turns) -> list[Figure]:
 
 def measure(options: Options, _roof: Roofline) -> list[Figure]:
     """Build what is missing, then let all do their steps in turns."""
-    console, figures = Console(stderr=True), []
+    console = Console(stderr=True)
+    figures: dict[str, Figure] = {}
     for model in options.models:
         task = Task(steps=options.rounds + 1)
-        with at_work((OURS, OURS_TOP_2, *TRL), model, task, options.cache, console) as children:
-            figures += figures_of(model, take_turns(children, options.rounds, console))
-    return figures
+        for group in GROUPS:
+            policy = model_of(model, seed=task.seed)
+            with at_work((OURS, OURS_TOP_2, *group), policy, task, options.cache, console) as children:
+                turns = take_turns(children, options.rounds, console)
+            figures = {figure.name: figure for figure in figures_of(model, turns)} | figures
+    return sorted(figures.values(), key=lambda figure: figure.unit)

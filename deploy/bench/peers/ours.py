@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from actors.engine import SamplingEngine
 from actors.worker import RolloutWorker
+from common.freed_memory import keep_freed_memory
 from common.kl_config import FixedKL
 from common.modeling import PolicyWithValueHead, load_policy
 from common.optimizer_config import AdamW
@@ -116,6 +117,7 @@ def main(folder: Path, trainable_layers: int | None) -> None:
     """Steps as they are asked for."""
     task, turns = Task.read(folder), Turns()
     torch.set_num_threads(task.threads)
+    keep_freed_memory()
     ours = OurStep(folder, task, turns, trainable_layers)
     turns.ready(transformers=transformers.__version__, torch=torch.__version__)
     turns.run(ours.step)
