@@ -115,7 +115,7 @@ class OurStep:
 
 def main(folder: Path, trainable_layers: int | None) -> None:
     """Steps as they are asked for."""
-    task, turns = Task.read(folder), Turns()
+    task, turns = Task.read(folder), Turns.of_this_process()
     torch.set_num_threads(task.threads)
     keep_freed_memory()
     ours = OurStep(folder, task, turns, trainable_layers)

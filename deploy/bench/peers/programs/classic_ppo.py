@@ -43,7 +43,7 @@ def build_trainer(folder: Path, task: Task) -> PPOTrainer:
 
 def main(folder: Path) -> None:
     """Steps as they are asked for."""
-    task, turns = Task.read(folder), Turns()
+    task, turns = Task.read(folder), Turns.of_this_process()
     torch.set_num_threads(task.threads)
     trainer, judge = build_trainer(folder, task), load_judge(folder, task)
     prompts = [torch.tensor(ids) for ids in read_prompts(folder)]

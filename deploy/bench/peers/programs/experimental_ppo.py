@@ -95,7 +95,7 @@ def arguments_of(folder: Path, task: Task) -> PPOConfig:
 
 def main(folder: Path, value_model: str) -> None:
     """Steps as they are asked for, with `value` or `small_value` of the work folder as value model."""
-    task, turns = Task.read(folder), Turns()
+    task, turns = Task.read(folder), Turns.of_this_process()
     torch.set_num_threads(task.threads)
     trainer = PPOTrainer(
         args=arguments_of(folder, task),

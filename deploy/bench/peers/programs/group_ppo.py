@@ -90,7 +90,7 @@ def arguments_of(folder: Path, task: Task) -> GRPOConfig:
 
 def main(folder: Path) -> None:
     """Steps as they are asked for."""
-    task, turns = Task.read(folder), Turns()
+    task, turns = Task.read(folder), Turns.of_this_process()
     torch.set_num_threads(task.threads)
     judge, seen = load_judge(folder, task), []
     tokenizer = PreTrainedTokenizerFast(

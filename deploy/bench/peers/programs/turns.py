@@ -13,18 +13,31 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 STEP = "step"
 
 
 class Turns:
-    """A peer's side. Takes standard output for itself."""
+    """A peer's side.
 
-    def __init__(self) -> None:
-        self._answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    Args:
+        asked: where steps are asked for.
+        answers: where they are answered.
+    """
+
+    def __init__(self, asked: IO[str], answers: IO[str]) -> None:
+        self._asked = asked
+        self._answers = answers
         self._seconds: dict[str, float] = {}
         self._start = 0.0
+
+    @classmethod
+    def of_this_process(cls) -> "Turns":
+        """On standard input and output, of which the latter is then nobody else's."""
+        answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        return cls(sys.stdin, answers)
 
     def ready(self, **versions: str) -> None:
         """Say that everything is loaded, and what."""
@@ -36,7 +49,7 @@ class Turns:
         Raises:
             SystemExit: no more steps are wanted.
         """
-        if sys.stdin.readline().strip() != STEP:
+        if self._asked.readline().strip() != STEP:
             raise SystemExit(0)
         self._seconds = {"generation": 0.0, "forward": 0.0}
         self._start = time.perf_counter()
