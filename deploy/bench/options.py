@@ -14,5 +14,5 @@ class Options:
     """Measured rounds of interleaved work; a benchmark whose rounds are long takes fewer."""
     cache: Path | None = None
     """Where environments of `peers` are kept; None: beside what Hugging Face caches."""
-    out: Path = Path("bench-curves")
+    out: Path = Path()
     """Folder that `curves` writes into."""

@@ -103,7 +103,6 @@ def main(folder: Path) -> None:
         seen.extend(scores)
         return scores
 
-    TimedTrainer.turns = turns
     trainer = TimedTrainer(
         args=arguments_of(folder, task),
         processing_class=tokenizer,
@@ -112,6 +111,7 @@ def main(folder: Path) -> None:
         train_dataset=datasets.Dataset.from_dict({"prompt": tokenizer.batch_decode(read_prompts(folder))}),
         callbacks=[Hold(turns, task, seen)],
     )
+    trainer.turns = turns
     turns.ready(trl=trl.__version__, transformers=transformers.__version__, torch=torch.__version__)
     trainer.train()
 
