@@ -34,9 +34,9 @@ def bench(
         Path | None,
         typer.Option(metavar="FOLDER", help="Where `peers` and `curves` keep their environments, some 4 GB."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where `curves` leaves its table and picture.")] = Path(
-        "bench-curves"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where `curves` leaves peers.csv and peers.png.")
+    ] = Path(),
 ) -> None:
     """Measure parts of the system, in turns with what else users would take, as shares of what the machine can do."""
     from deploy.bench import figures, suite
