@@ -41,7 +41,10 @@ class Member:
     """Why: what it needs, and what is free."""
     is_waiting: bool = False
     """It has had none for WAITING_AFTER_S: none has room, or processes start slowly there."""
-    held: dict[int, Held] = field(default_factory=dict)
+    work: dict[int, Held] = field(default_factory=dict)
+    """Work that it holds, by call, in the order in which it was sent."""
+    asked: dict[int, Held] = field(default_factory=dict)
+    """What else it is asked, by call, but for heartbeats: to be ready, to adopt weights, to answer a probe."""
     described: Mapping[str, Any] = field(default_factory=dict)
     """What it said of itself when it was ready: node, pid, threads."""
     weights: Identity | None = None
@@ -62,8 +65,17 @@ class Member:
         return str(self.described.get("node", ""))
 
     def load(self) -> int:
-        """Work that it holds."""
-        return sum(held.task_id is not None for held in self.held.values())
+        """Calls with work that it holds."""
+        return len(self.work)
+
+    def hold(self, held: Held) -> None:
+        """It has a call to answer."""
+        (self.asked if held.task_id is None else self.work)[held.call_id] = held
+
+    def let_go(self, call_id: int) -> None:
+        """A call is answered."""
+        self.work.pop(call_id, None)
+        self.asked.pop(call_id, None)
 
     def enter(self, state: State, now: float) -> None:
         """Change state."""
@@ -84,8 +96,7 @@ class Member:
 
     def oldest(self) -> Held | None:
         """The work that it is at; what else it holds waits behind."""
-        work = [held for held in self.held.values() if held.task_id is not None]
-        return min(work, key=lambda held: (held.since, held.call_id), default=None)
+        return next(iter(self.work.values()), None)
 
 
 @dataclass(slots=True)

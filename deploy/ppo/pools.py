@@ -1,5 +1,6 @@
 """From a configuration to running pools: limits, conductor and supervisor thread."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +18,19 @@ from deploy.runtime import Members
 DEPTH_OF_OBJECTS = 1 << 30
 """Calls that an object holds where generation runs ahead: all of them, so that which weights a chunk is of follows from
 when it was admitted, and not from the pace of threads."""
+
+
+@contextmanager
+def imports_left_alone() -> Iterator[None]:
+    """Python's collector of cycles passes over what is there already, which stays anyway: a look at all of torch and
+    Ray stops every thread for a third of a second, and large batches bring one about.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
@@ -66,6 +80,7 @@ def supervised(
     )
     try:
         supervisor.resize(workers=config.rollout.workers, replicas=config.reward_service.replicas)
-        yield supervisor
+        with imports_left_alone():
+            yield supervisor
     finally:
         supervisor.close()
