@@ -100,7 +100,7 @@ def _fetch(chunk: ChunkHandle, arrived: set[Any]) -> Payload | None:
         rollouts, judgements, *reference = ray.get(refs, timeout=FETCH_TIMEOUT_S)
     except (ObjectLostError, GetTimeoutError):
         return None
-    return rollouts, judgements, reference[0] if reference else None
+    return rollouts, judgements, reference[0] if reference else None, chunk.draw_indices
 
 
 @ray.remote(num_returns="streaming", max_retries=0)

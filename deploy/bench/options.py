@@ -9,5 +9,7 @@ class Options:
 
     models: tuple[str, ...] = ("tiny", "smollm2-135m")
     """Names of deploy/bench/shapes.py, or folders."""
+    workers: tuple[int, ...] = (8, 64, 256, 1024)
+    """Numbers of simulated workers."""
     rounds: int = 5
     """Measured rounds of interleaved work; a benchmark whose rounds are long takes fewer."""

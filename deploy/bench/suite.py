@@ -5,14 +5,18 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 
 from common.errors import ConfigError
-from deploy.bench import learner
+from deploy.bench import learner, overlap, scale
 from deploy.bench.figures import Figure
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline, measure_roofline
 
 Benchmark = Callable[[Options, Roofline], list[Figure]]
 
-BENCHMARKS: dict[str, Benchmark] = {"learner": learner.measure}
+BENCHMARKS: dict[str, Benchmark] = {
+    "learner": learner.measure,
+    "overlap": overlap.measure,
+    "scale": scale.measure,
+}
 """By the word of the command line, in the order of `all`."""
 
 

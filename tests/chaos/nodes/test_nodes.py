@@ -41,7 +41,8 @@ def test_a_node_that_dies_with_its_workers_costs_no_sample(machines, seen, undis
     outcome.assert_whole(UPDATES)
     outcome.assert_same_bytes(undisturbed(*SETTINGS), UPDATES)
     lost = [next(word for word in text.split() if word.startswith("worker-")) for text in watched.events("restart")]
-    assert sorted(lost) == slots
+    # Once each, or more often: until Ray misses the node, it may place those that follow there too.
+    assert set(lost) == set(slots), watched.events("restart")
     assert_workers_went_on_elsewhere(watched, node, left=len(slots))
 
 
@@ -57,7 +58,7 @@ def test_a_link_that_is_cut_is_noticed_and_the_other_side_is_used_again_once_it_
     cut_at = time.time()
     step = watched.status().step
     machines.cut()
-    watched.await_status(lambda s: watched.member(s, slot).restarts == 1, "the silence is noticed")
+    watched.await_status(lambda s: watched.member(s, slot).restarts >= 1, "the silence is noticed")
     watched.await_step(step + 3)
     assert "no sign of life" in watched.events("restart")[0]
     Outcome(run.folder, None, watched, "").tell_pause("a link is cut, with one of two workers behind it", cut_at)
