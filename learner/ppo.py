@@ -19,7 +19,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import CorruptWeightsError
 from common.masked import whiten
@@ -307,11 +307,7 @@ class PPOLearner:
             for parameter in self.plain.policy.parameters():
                 parameter.grad = None
         parameters = [p for p in self.plain.parameters() if p.grad is not None]
-        self.accelerator.unscale_gradients()
-        total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = float(total)
-        if norm > self.config.max_grad_norm:  # else nothing is to be scaled, and a pass over all gradients is saved
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, total)
+        norm = self.clip(parameters)
         if math.isfinite(loss) and math.isfinite(norm):
             changed = self._settings.learning_rate / self.config.optimizer.lr
             set_rate(self.optimizers, learning_rate_scale(self.step, self.config) * changed)
@@ -324,6 +320,14 @@ class PPOLearner:
             seen.skipped = 1
         self._forget_gradient()
         return seen
+
+    def clip(self, parameters: Sequence[nn.Parameter]) -> float:
+        """Scale gradients down to the largest norm where they are above it; returns the norm before."""
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm > self.config.max_grad_norm:  # else a pass over all gradients would multiply them by 1
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        return float(norm)
 
     def _forget_gradient(self) -> None:
         for optimizer in self.optimizers:
