@@ -218,8 +218,8 @@ class RolloutWorker:
         if self._rest_hash != expected:
             raise WeightsMismatchError(
                 f"{self.name}: weights {handle.identity} leave out {len(missing)} frozen tensors, as {missing[0]!r}, "
-                f"which must be those that the learner started from; here ({dtype}) they differ. Let all nodes read the "
-                "same model folder: was it changed or replaced while the run went on?"
+                f"which must be those that the learner started from; here ({dtype}) they differ. Let all nodes read "
+                "the same model folder: was it changed or replaced while the run went on?"
             )
 
     @torch.inference_mode()
