@@ -15,7 +15,7 @@ from common.run_place import local_copy, local_models
 from common.vitals import describe, heartbeat, stacks
 
 if TYPE_CHECKING:
-    from common.weights import Buffer
+    from common.flat_parameters import Buffer
 
 FETCH_TIMEOUT_S = 120.0
 """Longest time in which published weights must arrive."""
@@ -27,9 +27,9 @@ def fetch(handle: WeightsHandle) -> "Buffer":
     return buffer
 
 
-@ray.remote(concurrency_groups={"heartbeat": 1})
+@ray.remote(concurrency_groups={"heartbeat": 1, "prefetch": 1})
 class RolloutActor:
-    """Shell around RolloutWorker; signs of life are answered beside the work."""
+    """Shell around RolloutWorker; signs of life are answered, and coming weights fetched, beside the work."""
 
     def __init__(self, config: RunConfig, paths: ModelPaths, name: str) -> None:
         self._parts = (config, paths, name)
@@ -50,11 +50,16 @@ class RolloutActor:
         torch.set_num_threads(config.rollout.num_threads)
         self._worker = build_worker(config, local_models(paths), fetch=fetch, name=name)
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
-        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip)
+        return describe(threads=torch.get_num_threads(), node=node, node_ip=ip) | self._worker.describe()
 
-    def adopt(self, handle: WeightsHandle) -> dict[str, str]:
+    def adopt(self, handle: WeightsHandle) -> dict[str, Any]:
         """Hold these weights before the first prompt."""
         return self._worker.adopt(handle)
+
+    @ray.method(concurrency_group="prefetch")
+    def prefetch(self, handle: WeightsHandle) -> dict[str, float]:
+        """Have these weights here before a request names them."""
+        return self._worker.prefetch(handle)
 
     @ray.method(num_returns=2)
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:

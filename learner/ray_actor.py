@@ -20,7 +20,7 @@ from common.vitals import describe, heartbeat, stacks
 
 if TYPE_CHECKING:
     from common.checkpoint import ShardFiles
-    from common.weights import Buffer
+    from common.flat_parameters import Buffer
     from learner.service import Payload
     from learner.stages import StageRequest
 
@@ -61,10 +61,13 @@ class LearnerActor:
 
     @ray.method(num_returns=2)
     def weights(self) -> "tuple[Buffer, WeightsHandle]":
-        """The policy as it is now: the driver owns the result, so it outlives this process."""
+        """The policy as it is now: the driver owns the result, so it outlives this process.
+
+        Ray copies the buffer out of the policy before it begins another call of this group.
+        """
         from common.weights import detached
 
-        return detached(self._service.weights())
+        return detached(self._service.lend_weights())
 
     def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
         """Fetch an update's payloads before anything is trained; returns the positions of those that are lost."""

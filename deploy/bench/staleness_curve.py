@@ -8,6 +8,7 @@ service and learner: only the scorer is of this file, as the task must be small 
 """
 
 import copy
+import itertools
 import statistics
 import sys
 import tempfile
@@ -52,6 +53,7 @@ STALENESS = (0, 1, 2, 4)
 SEEDS = 5
 UPDATES, BATCH, CHUNK = 40, 64, 32
 VOCABULARY, EOS, WANTED = 23, 2, 7
+HALF = 0.5
 LAST = 5
 """Updates at the end whose mean score is told."""
 Curves = Mapping[int, Sequence[Sequence[float]]]
@@ -188,19 +190,27 @@ def _supervisor(config: RunConfig, transport: LocalTransport, watch: Stopwatch) 
 
 
 def summary(found: Curves) -> str:
-    """A table: the last updates' score, the mean over all updates, and how far the latter is from that of staleness 0
-    with the same seed.
+    """A table: the last updates' score; and updates until half the responses' tokens are the wanted one, with their
+    difference to staleness 0 at the same seed.
     """
-    rows = [f"staleness  last {LAST}   all   difference of the latter to 0: mean, standard error over {SEEDS} seeds"]
+    rows = [f"staleness  last {LAST}  updates until {HALF}  later than 0: mean ± standard error over the seeds"]
     for staleness, runs in found.items():
         last = statistics.mean(statistics.mean(run[-LAST:]) for run in runs)
-        whole = [statistics.mean(run) for run in runs]
-        gaps = [one - statistics.mean(zero) for one, zero in zip(whole, found[0], strict=True)]
-        error = statistics.stdev(gaps) / len(gaps) ** 0.5
+        reached = [updates_until(HALF, run) for run in runs]
+        later = [one - updates_until(HALF, zero) for one, zero in zip(reached, found[0], strict=True)]
+        error = statistics.stdev(later) / len(later) ** 0.5
         rows.append(
-            f"{staleness:9}  {last:6.3f}  {statistics.mean(whole):5.3f}  {statistics.mean(gaps):+.3f} ± {error:.3f}"
+            f"{staleness:9}  {last:6.3f}  {statistics.mean(reached):17.1f}  {statistics.mean(later):+.2f} ± {error:.2f}"
         )
     return "\n".join(rows)
+
+
+def updates_until(bar: float, run: Sequence[float]) -> float:
+    """Where a curve first reaches a score, between two updates; all of them where it never does."""
+    for number, (before, after) in enumerate(itertools.pairwise(run), 1):
+        if after >= bar:
+            return number + max(0.0, bar - before) / (after - before) if after > before else float(number)
+    return float(len(run))
 
 
 def draw(found: Curves, path: Path) -> None:

@@ -57,6 +57,7 @@ def supervised(
     )
     if config.ppo.max_staleness > 0 and not processes:
         rollout, reward = (replace(limits, depth=DEPTH_OF_OBJECTS) for limits in (rollout, reward))
+    rollout = replace(rollout, prefetches=config.ppo.max_staleness > 0 and processes)
     conductor = Conductor(
         ChunkFlow(
             config,

@@ -46,6 +46,7 @@ def test_a_learning_curve_has_the_score_of_each_update_and_a_table_of_difference
     assert found[0][0][0] == found[1][0][0], "the first update is of the same samples"
     assert found[0][0] != found[1][0]
     assert found[0][0] == staleness_curve.curve(0, 0), "a curve is the same each time"
-    assert "+0.000 ± 0.000" in staleness_curve.summary(found).splitlines()[1]
+    assert staleness_curve.updates_until(0.5, [0.1, 0.3, 0.7, 0.2, 0.9]) == pytest.approx(2.5)
+    assert "+0.00 ± 0.00" in staleness_curve.summary(found).splitlines()[1]
     staleness_curve.draw(found, tmp_path / "curve.png")
     assert (tmp_path / "curve.png").stat().st_size > 10_000
