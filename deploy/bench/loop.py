@@ -25,6 +25,7 @@ from deploy.bench.figures import Figure
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline
 from deploy.config_cli import find_config
+from deploy.trace.run_trace import PREFETCH
 from deploy.trace.trace_file import TRACE, read_trace
 
 FIRST_ROLLOUT_S = 15.0
@@ -130,7 +131,7 @@ def idle_shares(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     shares: dict[str, list[float]] = {}
     for tid, name in names.items():
         role = ROLES.get(name.partition("-")[0])
-        if role is not None:
+        if role is not None and PREFETCH not in name:
             inside = [_within(span, begin, end) for span in spans if span["tid"] == tid]
             shares.setdefault(role, []).append(1.0 - sum(inside) / (end - begin))
     return {role: statistics.mean(found) for role, found in shares.items()}

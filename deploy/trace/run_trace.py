@@ -24,6 +24,8 @@ from deploy.trace.trace_file import TraceFile
 
 LEARNER_PHASES = {"update": "update", "publish": "publish", "snapshot": "checkpoint"}
 """Phases of the loop in which the learner works, and what they are called in its row."""
+PREFETCH = "prefetch"
+"""The one call that a member answers beside its work: it has a row of its own."""
 MAX_CHUNKS = 4096
 """Payloads whose chunk is remembered until they are judged."""
 
@@ -78,7 +80,8 @@ class RunTrace:
         if reply.error is not None:
             self._span(slot, f"{call.method} failed", call.sent, now, {**call.args, "error": str(reply.error)})
         elif reply.stats is None:
-            self._span(slot, "start" if call.method == "ready" else call.method, call.sent, now, call.args)
+            row = f"{slot} {PREFETCH}" if call.method == PREFETCH else slot
+            self._span(row, "start" if call.method == "ready" else call.method, call.sent, now, call.args)
         else:
             if "chunk" in call.args:
                 self._remember(reply.payload, call.args["chunk"])

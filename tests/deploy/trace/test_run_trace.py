@@ -91,3 +91,18 @@ def test_an_answer_of_a_call_that_nobody_made_draws_nothing(tmp_path: Path) -> N
     trace.replied(Reply(7, stats=Stats(seconds={"generate": 1.0})))
     trace.file.close()
     assert spans_by_row(tmp_path / "trace.json") == {}
+
+
+def test_weights_that_are_fetched_beside_the_work_have_a_row_of_their_own(tmp_path: Path) -> None:
+    now = [0.0]
+    trace = RunTrace(TraceFile(tmp_path / "trace.json", clock=lambda: now[0], told=print))
+    trace.see(Send(Call(1, WORKER, "generate")))
+    trace.see(Send(Call(2, WORKER, "prefetch")))
+    now[0] = 0.5
+    trace.replied(Reply(2))
+    now[0] = 1.0
+    trace.replied(Reply(1, stats=Stats(seconds={"generate": 1.0})))
+    trace.file.close()
+    rows = spans_by_row(tmp_path / "trace.json")
+    assert [span["dur"] for span in rows["worker-0"]] == [1_000_000]
+    assert [span["name"] for span in rows["worker-0 prefetch"]] == ["prefetch"]
