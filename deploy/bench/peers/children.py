@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from common.errors import BenchmarkError
 from deploy.bench.peers.environments import tail
@@ -103,7 +103,7 @@ class Child:
             self._process.kill()
             self._process.wait()
 
-    def _answer(self, timeout_s: float) -> dict[str, object]:
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
         """The next line of its output, parsed."""
         deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
@@ -115,7 +115,7 @@ class Child:
                     raise self._failure("has ended")
                 self._unread += piece
         line, _, self._unread = self._unread.partition(b"\n")
-        answer: dict[str, object] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def _failure(self, what: str) -> BenchmarkError:
