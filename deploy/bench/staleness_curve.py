@@ -12,10 +12,11 @@ import itertools
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -30,7 +31,8 @@ from common.config import RunConfig
 from common.config_file import load_config
 from common.metrics import RunMetrics
 from common.modeling import PolicyWithValueHead
-from common.records import Judgement, JudgementChunk, RolloutChunk, Stats, UpdateReport
+from common.ports import Role
+from common.records import Judgement, JudgementChunk, ReferenceChunk, RolloutChunk, Stats, UpdateReport
 from common.seeds import seed_everything
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
@@ -47,7 +49,6 @@ from learner.loop import train
 from learner.ppo import PPOLearner
 from learner.service import LearnerService
 from reward_service.reference import Reference
-from reward_service.service import RewardService
 
 STALENESS = (0, 1, 2, 4)
 SEEDS = 5
@@ -61,9 +62,16 @@ Curves = Mapping[int, Sequence[Sequence[float]]]
 
 
 class EmitToken:
-    """The score is the share of one token in the response."""
+    """A reward replica whose score is the share of one token in the response.
 
-    def judge(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
+    Args:
+        reference: of the KL penalty.
+    """
+
+    def __init__(self, reference: Reference) -> None:
+        self._reference = reference
+
+    def score(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
         """Count it."""
         scores = [float((r.response_ids == WANTED).mean()) for r in chunk.rollouts]
         judgements = tuple(
@@ -72,12 +80,13 @@ class EmitToken:
         )
         return JudgementChunk(judgements), Stats(samples=len(scores), scores=tuple(scores))
 
+    def reference(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
+        """The untrained policy's logprobs."""
+        return self._reference.logprobs(chunk)
+
     def probe(self) -> dict[str, float]:
         """It needs no model."""
         return {}
-
-    def close(self) -> None:
-        """It holds nothing."""
 
 
 class Scores(Standing):
@@ -147,15 +156,15 @@ def _shape() -> LlamaConfig:
     )  # fmt: skip
 
 
-def _members(policy: LlamaForCausalLM) -> dict[str, object]:
+def _members(policy: LlamaForCausalLM) -> dict[Role, Callable[[str], Any]]:
     """How worker and replica are built, by role."""
 
     def worker(slot: str) -> RolloutWorker:
         engine = SamplingEngine(copy.deepcopy(policy), frozenset({EOS}))
         return RolloutWorker(engine, fetch=lambda handle: handle.ref, name=slot)
 
-    def replica(slot: str) -> RewardService:
-        return RewardService(EmitToken(), Reference(copy.deepcopy(policy), batch_sequences=CHUNK))
+    def replica(slot: str) -> EmitToken:
+        return EmitToken(Reference(copy.deepcopy(policy), batch_sequences=CHUNK))
 
     return {"rollout": worker, "reward": replica}
 
