@@ -1,6 +1,9 @@
-"""Staleness as arithmetic: how many samples may be asked for so that none is ever too old to train on.
+"""Staleness as arithmetic: how many samples may be asked for ahead of learning.
 
-Bound by admission, never by throwing old samples away: that would starve slow, long responses and bias the batch.
+Bound by admission, never by throwing old samples away: that would starve slow, long responses and bias the batch. Were
+samples trained in the order in which they are asked for, none would be older than `max_staleness`. The conductor trains
+those first that come first, so that one slow response holds up no others: it is then older than that when it comes, and
+others are younger. So what is bounded is how much is on its way.
 Source of the formula: AReaL (arXiv:2505.24298, section 5.1).
 """
 
@@ -8,8 +11,8 @@ Source of the formula: AReaL (arXiv:2505.24298, section 5.1).
 def capacity(*, step: int, submitted: int, batch: int, max_staleness: int) -> int:
     """Samples that may be dispatched now.
 
-    The sample of index s is trained in update s // batch at the latest, so weights of update `step` may still serve
-    samples of the updates step … step + max_staleness.
+    In the order of asking the sample of index s is trained in update s // batch, so weights of update `step` may still
+    serve samples of the updates step … step + max_staleness.
 
     Args:
         step: updates done.

@@ -6,10 +6,10 @@ from actors.engine import SamplingEngine
 from actors.worker import RolloutWorker
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.flat_parameters import Buffer
 from common.modeling import load_policy, resolve_device, resolve_dtype
 from common.records import ModelPaths, WeightsHandle
 from common.text import eos_token_ids, load_tokenizer
-from common.weights import Buffer
 
 
 def build_worker(

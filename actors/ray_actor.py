@@ -8,10 +8,11 @@ import torch
 
 from actors.build import build_worker
 from common.config import RunConfig
+from common.flat_parameters import Buffer
 from common.records import GenerateRequest, Identity, ModelPaths, RolloutChunk, Stats, WeightsHandle
 from common.run_place import local_copy, local_models
 from common.vitals import describe, heartbeat, stacks
-from common.weights import Buffer, detached, weights_of
+from common.weights import detached, weights_of
 
 FETCH_TIMEOUT_S = 120.0
 """Longest time in which published weights must arrive."""
@@ -23,9 +24,9 @@ def fetch(handle: WeightsHandle) -> Buffer:
     return buffer
 
 
-@ray.remote(concurrency_groups={"heartbeat": 1})
+@ray.remote(concurrency_groups={"heartbeat": 1, "prefetch": 1})
 class RolloutActor:
-    """Shell around RolloutWorker; signs of life are answered beside the work."""
+    """Shell around RolloutWorker; signs of life are answered, and coming weights fetched, beside the work."""
 
     def __init__(self, config: RunConfig, paths: ModelPaths, name: str) -> None:
         self._parts = (config, paths, name)
@@ -38,9 +39,14 @@ class RolloutActor:
         node, ip = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()
         return describe(threads=torch.get_num_threads(), node=node, node_ip=ip) | self._worker.describe()
 
-    def adopt(self, handle: WeightsHandle) -> dict[str, str]:
+    def adopt(self, handle: WeightsHandle) -> dict[str, Any]:
         """Hold these weights before the first prompt."""
         return self._worker.adopt(handle)
+
+    @ray.method(concurrency_group="prefetch")
+    def prefetch(self, handle: WeightsHandle) -> dict[str, float]:
+        """Have these weights here before a request names them."""
+        return self._worker.prefetch(handle)
 
     @ray.method(num_returns=2)
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:

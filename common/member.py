@@ -41,11 +41,16 @@ class Member:
     """Why: what it needs, and what is free."""
     is_waiting: bool = False
     """It has had none for WAITING_AFTER_S: none has room, or processes start slowly there."""
-    held: dict[int, Held] = field(default_factory=dict)
+    work: dict[int, Held] = field(default_factory=dict)
+    """Work that it holds, by call, in the order in which it was sent."""
+    asked: dict[int, Held] = field(default_factory=dict)
+    """What else it is asked, by call, but for heartbeats: to be ready, to adopt weights, to answer a probe."""
     described: Mapping[str, Any] = field(default_factory=dict)
     """What it said of itself when it was ready: node, pid, threads."""
     weights: Identity | None = None
     """Of the weights that it last used."""
+    worked_until: float = 0.0
+    """When it answered its last work."""
     beat_at: float = 0.0
     """Last sign of life."""
     beat_call: int | None = None
@@ -60,8 +65,17 @@ class Member:
         return str(self.described.get("node", ""))
 
     def load(self) -> int:
-        """Work that it holds."""
-        return sum(held.task_id is not None for held in self.held.values())
+        """Calls with work that it holds."""
+        return len(self.work)
+
+    def hold(self, held: Held) -> None:
+        """It has a call to answer."""
+        (self.asked if held.task_id is None else self.work)[held.call_id] = held
+
+    def let_go(self, call_id: int) -> None:
+        """A call is answered."""
+        self.work.pop(call_id, None)
+        self.asked.pop(call_id, None)
 
     def enter(self, state: State, now: float) -> None:
         """Change state."""
@@ -75,10 +89,14 @@ class Member:
         self.is_waiting = is_unplaced and now - self.since > WAITING_AFTER_S
         return self.is_waiting and not before
 
+    def working_s(self, now: float) -> float:
+        """For how long it has been at its oldest work; 0 where it has none."""
+        oldest = self.oldest()
+        return 0.0 if oldest is None else max(0.0, now - max(oldest.since, self.worked_until))
+
     def oldest(self) -> Held | None:
         """The work that it is at; what else it holds waits behind."""
-        work = [held for held in self.held.values() if held.task_id is not None]
-        return min(work, key=lambda held: (held.since, held.call_id), default=None)
+        return next(iter(self.work.values()), None)
 
 
 @dataclass(slots=True)
@@ -117,6 +135,7 @@ class Slot:
             "weights": str(member.weights) if member and member.weights is not None else "",
             "identity": member.weights if member else None,
             "held": member.load() if member else 0,
+            "working_s": member.working_s(now) if member else 0.0,
             "restarts": self.budget.total,
             "heartbeat_age_s": now - member.beat_at if member and member.state != "starting" else None,
             "last_error": self.given_up or self.last_error,

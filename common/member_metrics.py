@@ -92,7 +92,7 @@ class MemberMetrics:
         for length in stats.response_lengths:
             self.families.observe("sample_response_tokens", length)
         paused = {part: stats.seconds[part] for part in PUBLISH_PARTS if part in stats.seconds}
-        for part, seconds in paused.items():
+        for part, seconds in (*paused.items(), *stats.beside.items()):
             self.families.observe("publish_seconds", seconds, part)
         if paused:
             self.families.observe("publish_seconds", sum(paused.values()), "pause")

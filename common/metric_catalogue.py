@@ -106,7 +106,7 @@ SAMPLES_AND_TOKENS: Final = (
     Metric("trained_tokens", "counter", "tokens", "Response tokens trained on, each counted once.", ""),
     Metric("staleness_updates", "histogram", "updates",
            "Updates by which the weights that generated a sample were older than those it was trained on.",
-           "Above ppo.max_staleness.", buckets=UPDATES),
+           "Far above ppo.max_staleness: some responses take much longer than others.", buckets=UPDATES),
 )
 
 MEMBERS: Final = (
@@ -157,10 +157,12 @@ WEIGHTS: Final = (
     Metric("published_time_seconds", "gauge", "seconds", "When they were published, Unix time.", ""),
     Metric("published_bytes", "gauge", "bytes", "Size of the published weights.", ""),
     Metric("publish_seconds", "histogram", "seconds",
-           "Publishing by part. take: the learner copies and hashes; fetch: a worker gets the buffer; verify: it "
-           "hashes it; load: it copies it into its model; pack: it renews the copies of the "
-           "weights that its engine decodes with; probe: it compares logprobs, where there is a probe; pause: "
-           "all the time in which it does not generate for that.",
+           "Publishing by part. take: the learner hashes its weights and hands them to the object store; fetch: a "
+           "worker gets the buffer; verify: it hashes it; load: it copies it into its model; pack: it renews the "
+           "copies of the weights that its engine decodes with; probe: it compares logprobs, where there is a probe, "
+           "and once the frozen rest; pause: all the time in which it does not generate for that. With "
+           "ppo.max_staleness above 0 it fetches and verifies beside its work, and wait is what it still waits for "
+           "that.",
            "Pause is a large share of an update.", labels=("part",), buckets=SECONDS),
     Metric("weights_step", "gauge", "updates", "Update behind the weights that a worker holds.",
            "It stays behind published_step while the worker is active.", labels=("slot",)),
@@ -226,6 +228,19 @@ LEARNING: Final = (
     Metric("logprob_gap_max_nats", "gauge", "nats",
            "Largest gap between the workers' and the learner's logprobs of the same tokens.",
            "Above 0.001 in float32 at staleness 0.", report="logprob_gap_max"),
+    Metric("importance_weight_mean", "gauge", "1",
+           "Weight of a token where samples may be of older weights, after the cut at ppo.importance_cap; mean over the"
+           " last update, NaN in synchronous mode.", "Far from 1.", report="importance_mean"),
+    Metric("importance_weight_max", "gauge", "1", "Largest such weight before it was cut.",
+           "Far above ppo.importance_cap, and it grows.", report="importance_max"),
+    Metric("importance_cut_ratio", "gauge", "1", "Share of tokens whose weight was cut.", "Above about 0.05.",
+           report="importance_truncated_fraction"),
+    Metric("fresh_kl_nats", "gauge", "nats",
+           "KL between sampling policy and learner per token (k3), of samples of the weights that were trained: what "
+           "workers compute otherwise than the learner.", "Above 0.0001 in float32.", report="fresh_kl"),
+    Metric("stale_kl_nats", "gauge", "nats",
+           "The same of samples of older weights: how far the policy has moved since they were sampled.",
+           "Above about 0.1: lower the learning rate or ppo.max_staleness.", report="stale_kl"),
     Metric("early_stopped", "gauge", "1",
            "1 if the last update left out epochs because its KL passed ppo.early_stop_kl.",
            "Often: lower the learning rate.", report="early_stopped"),

@@ -84,8 +84,8 @@ class Families:
 
     def remove(self, name: str, *labels: str) -> None:
         """End a series, if it is there."""
-        self._series.pop((name, *labels), None)
-        self._families[name].remove(*labels)
+        if self._series.pop((name, *labels), None) is not None:
+            self._families[name].remove(*labels)
 
     def report(self, key: str, value: float) -> None:
         """Set the gauge of a number that an update or an evaluation reports, if there is one."""

@@ -39,7 +39,8 @@ class Placement(Config):
     room_timeout_s: Annotated[float, CHANGEABLE] = Field(default=900.0, gt=0)
     """Longest time until a node has room: until others leave it, or an autoscaler adds one. No restart is counted."""
     heartbeat_every_s: Annotated[float, CHANGEABLE] = Field(default=2.0, gt=0)
-    """Time between two signs of life; they are answered beside the work, not after it."""
+    """Time between two signs of life; they are answered beside the work, not after it. Longer in a pool of more than
+    100, which asks for 50 a second, but half of heartbeat_timeout_s at most."""
     heartbeat_timeout_s: Annotated[float, CHANGEABLE] = Field(default=20.0, gt=0)
     """A process that gives no sign of life for so long is killed and replaced; Ray itself takes up to 65 s."""
     max_restarts: Annotated[int, CHANGEABLE] = Field(default=3, ge=0)

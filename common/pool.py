@@ -10,18 +10,25 @@ Rollout pool and reward pool are both this machine. Who is in it, and when a mem
 """
 
 import itertools
-from collections import deque
+import math
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+import numpy as np
 
 from common.errors import ConfigError, WeightsMismatchError
 from common.member import Held, Member, Slot
 from common.pool_actions import Action, Counted, Done, Duplicate, Failed, GaveUp, LostArgument, Note, Orphaned
 from common.ports import MemberKey, Method, Reply, Role
+from common.reasons import weights_lost, words
 from common.records import GenerateRequest, Stats
-from common.roster import Roster, weights_lost, words
+from common.roster import Roster
 from common.supervision import Limits
+
+RECENT = 256
+"""Answered tasks whose waits a status tells of."""
 
 
 @dataclass(slots=True)
@@ -41,6 +48,8 @@ class Task:
     """Times that it failed by its own fault, as far as one can tell."""
     avoid: set[str] = field(default_factory=set)
     """Slots on which it failed."""
+    calls: list[int] = field(default_factory=list)
+    """All in which it was sent."""
 
 
 class Pool:
@@ -58,9 +67,12 @@ class Pool:
         self.tasks: dict[int, Task] = {}
         self._ids = call_ids if call_ids is not None else itertools.count()
         self.roster = Roster(role, limits, self._ids)
-        self._queue: deque[int] = deque()
+        self._queue: OrderedDict[int, None] = OrderedDict()
+        """Ids of tasks; a dict, for one may leave from the middle."""
         self._forgotten: set[int] = set()
         """Calls whose answers count nowhere."""
+        self._waited: deque[float] = deque(maxlen=RECENT)
+        """Seconds that the last tasks were queued."""
 
     # --- what others want
 
@@ -69,7 +81,12 @@ class Pool:
         return self._absorb(self.roster.resize(target, now), now)
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """New weights; they ride on the requests, and only members that wait for their first ones are told."""
+        """New weights; they ride on the requests, those that wait to be sent included, see
+        `Roster.publish` for who is told before.
+        """
+        for task in (self.tasks[task_id] for task_id in self._queue):
+            if task.sent == 0 and isinstance(task.argument, GenerateRequest):
+                task.argument = replace(task.argument, weights=weights)
         return self.roster.publish(weights, now)
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
@@ -80,19 +97,23 @@ class Pool:
         """These members, of whatever pool, have no node yet, for want of what is said."""
         return self.roster.place(unplaced, now)
 
-    def submit(self, method: Method, argument: Any, now: float) -> int:
-        """Queue work; returns the id under which `Done`, `LostArgument` or `GaveUp` will come."""
+    def submit(self, method: Method, argument: Any, now: float, *, ahead: bool = False) -> int:
+        """Queue work, `ahead` of all that waits or behind it; returns the id under which `Done`, `LostArgument` or
+        `GaveUp` will come.
+        """
         task_id = next(self._ids)
         self.tasks[task_id] = Task(task_id, method, argument, queued_at=now)
-        self._queue.append(task_id)
+        self._queue[task_id] = None
+        self._queue.move_to_end(task_id, last=not ahead)
         return task_id
 
     def forget(self, task_id: int) -> None:
         """Nobody waits for this any more; its answer, if it still comes, counts nowhere."""
-        if self.tasks.pop(task_id, None) is None:
+        task = self.tasks.pop(task_id, None)
+        if task is None:
             return
-        self._unqueue(task_id)
-        self._forgotten |= {call_id for call_id, (_, held) in self.roster.calls.items() if held.task_id == task_id}
+        self._queue.pop(task_id, None)
+        self._forgotten.update(call_id for call_id in task.calls if call_id in self.roster.calls)
 
     # --- what happens
 
@@ -118,7 +139,7 @@ class Pool:
     def tick(self, now: float) -> list[Action]:
         """Time has passed."""
         actions: list[Action] = []
-        for task in list(self.tasks.values()):
+        for task in list(self.tasks.values()) if self.limits.budget_s < math.inf else ():
             if task.sent_at is not None and now - task.sent_at > self.limits.budget_s:
                 error = TimeoutError(f"{task.method} was not answered within {self.limits.budget_s:g} s in all")
                 actions += [Counted(self.role, "timeouts", "budget"), *self._close(task, "timeout", error)]
@@ -132,30 +153,40 @@ class Pool:
             "active": len(self.roster.active()),
             "queued": len(queued_at),
             "queue_age_s": now - min(queued_at, default=now),
+            "queue_wait_p95_s": float(np.quantile(self._waited, 0.95)) if self._waited else 0.0,
             "slots": [slot.describe(now) for slot in self.roster.slots.values()],
         }
 
     def dispatch(self, now: float) -> list[Action]:
-        """Hand queued tasks to the least loaded members that have room; first come, first served."""
+        """Hand queued tasks to the least loaded members that have room; first come, first served.
+
+        A member that is at work gets another call only where enough stays queued for all others, those that are to
+        come included: bound to a member earlier than that, a task waits behind a long one while others idle.
+        """
+        openings = self.roster.openings
         actions: list[Action] = []
-        active = self.roster.active()
-        for task_id in list(self._queue):
-            task = self.tasks[task_id]
-            free = [m for m in active if m.load() < self.limits.depth]
-            if not free:
+        sent: list[int] = []
+        for task_id in self._queue:
+            idle = len(self._queue) - len(sent) < self.roster.target
+            if not openings.have_room(idle=idle):
                 break
-            untried = [m for m in free if m.key.slot not in task.avoid]
-            if not untried and any(m.key.slot not in task.avoid for m in active):
-                continue  # a member that has not failed it will have room
-            self._queue.remove(task_id)
-            argument = task.argument
-            if isinstance(argument, GenerateRequest):
-                argument = replace(argument, attempt=task.sent)
-            task.sent += 1
-            task.sent_at = now if task.sent_at is None else task.sent_at
-            member = min(untried or free, key=Member.load)
-            actions.append(self.roster.call(member, task.method, argument, now, task_id=task_id))
+            member = openings.choose(self.tasks[task_id].avoid, idle=idle)
+            if member is not None:  # else one that has not failed it will have room
+                sent.append(task_id)
+                actions.append(self._send(self.tasks[task_id], member, now))
+        for task_id in sent:
+            del self._queue[task_id]
         return actions
+
+    def _send(self, task: Task, member: Member, now: float) -> Action:
+        argument = task.argument
+        if isinstance(argument, GenerateRequest):
+            argument = replace(argument, attempt=task.sent)
+        task.sent += 1
+        task.sent_at = now if task.sent_at is None else task.sent_at
+        send = self.roster.call(member, task.method, argument, now, task_id=task.task_id)
+        task.calls.append(send.call.call_id)
+        return send
 
     def _on_answer(self, reply: Reply, held: Held, task_id: int, slot: Slot | None, now: float) -> list[Action]:
         assert reply.stats is not None, "work brings its Stats"
@@ -171,8 +202,9 @@ class Pool:
             note = Note("error", name, f"{name} could judge nothing of a chunk: {why.reason}: {why.detail}")
             return [note, *self._blame(task, name or None, ValueError(why.detail), now)]
         del self.tasks[task_id]
-        self._unqueue(task_id)  # it may have been queued again, in vain
+        self._queue.pop(task_id, None)  # it may have been queued again, in vain
         queued_s, took_s = max(0.0, held.since - task.queued_at), now - held.since
+        self._waited.append(queued_s)
         return [Done(task_id, held.method, self.role, name, reply.payload, reply.stats, queued_s, took_s)]
 
     def _on_error(
@@ -184,7 +216,7 @@ class Pool:
         if slot is None or member is None:
             return []  # its work moved when the member was given up
         if reply.cause == "died" or isinstance(error, WeightsMismatchError):
-            member.held[held.call_id] = held  # it goes the way of its other work
+            member.hold(held)  # it goes the way of its other work
             blamed = None if reply.cause == "died" else task_id
             return self.roster.lose(slot, member, held.method, words(error), now, blamed=blamed, error=error)
         slot.last_error = words(error)
@@ -235,11 +267,8 @@ class Pool:
         """To the front, at once."""
         if task.task_id not in self._queue:
             task.queued_at = now
-            self._queue.appendleft(task.task_id)
-
-    def _unqueue(self, task_id: int) -> None:
-        if task_id in self._queue:
-            self._queue.remove(task_id)
+            self._queue[task.task_id] = None
+            self._queue.move_to_end(task.task_id, last=False)
 
 
 def _judged_nothing(stats: Stats) -> bool:

@@ -38,7 +38,9 @@ class PPOConfig(Config):
     """Nucleus sampling (arXiv:1904.09751) for training: only 1, all tokens, makes ratio and KL right, so that less is
     refused; evaluation and chat may take less."""
     max_staleness: int = Field(default=0, ge=0)
-    """Updates by which a trajectory's weights may be older than the learner's; 0 is strictly on-policy."""
+    """Updates that generation may run ahead of learning. 0: they take turns, every sample is of the weights that are
+    trained (strictly on-policy) and a run has the same bytes whatever workers do. 1 or more: both work at once, and
+    samples are that many updates old, or more where a response took long."""
 
     # --- what is optimised
     epochs: int = Field(default=4, ge=1)
@@ -94,6 +96,9 @@ class PPOConfig(Config):
     dual_clip: float | None = Field(default=None, gt=1)
     """Where the advantage is negative, a ratio beyond this has no gradient (arXiv:1912.09729, eq. 5; 3 is usual), so
     that one token that became likely cannot rule a step. None: never."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """With max_staleness of 1 or more, a token's loss is weighed by the learner's probability over that of the policy
+    that sampled it, at most this (arXiv:2505.24298, eq. 5); inf: never cut."""
     value_clip_eps: float = Field(default=0.2, gt=0)
     """Values may move this far from the old ones in one update, in units of returns; inf: no clipping."""
     value_coef: float = Field(default=0.1, ge=0)
@@ -252,10 +257,6 @@ class PPOConfig(Config):
 
     @model_validator(mode="after")
     def _what_works_so_far(self) -> "PPOConfig":
-        if self.max_staleness > 0:
-            raise ValueError(
-                f"max_staleness={self.max_staleness}: only 0 (strictly on-policy) is built so far; set it to 0"
-            )
         if self.value_warmup_updates >= self.updates:
             raise ValueError(
                 f"value_warmup_updates={self.value_warmup_updates} leaves none of updates={self.updates} "

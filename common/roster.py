@@ -12,17 +12,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import numpy as np
-
-from common.errors import ConfigError, DataError, LearnerLostError, MemberFailedError, MiniChatGPTError
+from common.errors import ConfigError, DataError, MemberFailedError
 from common.member import Held, Member, Slot
+from common.openings import Openings
 from common.pool_actions import Action, Counted, Departed, Failed, Kill, Note, Orphaned, Send, Start
 from common.ports import Call, MemberKey, Method, Reply, Role
+from common.reasons import differs, weights_lost, words
 from common.records import Identity
 from common.supervision import Limits, RestartBudget
 
-PROBE_TOLERANCE = 1e-3
-"""By how much a new replica's score of the probe text may differ from the first replica's."""
+BEATS_PER_S = 50.0
+"""Heartbeats that a pool asks for in a second, at most: asking costs the driver as much as handing out work."""
 SLOT = {"rollout": "worker", "reward": "replica"}
 
 
@@ -42,6 +42,8 @@ class Roster:
         self.slots: dict[str, Slot] = {}
         self.calls: dict[int, tuple[MemberKey, Held]] = {}
         """Calls that were sent and not answered, those of lost members included."""
+        self.openings = Openings(limits.depth)
+        """Active members that have room for work."""
         self._ids = call_ids
         self._lives: Counter[str] = Counter()
         """Lives that began under a name: never counted anew, so that late replies find the life that they are of."""
@@ -66,14 +68,13 @@ class Roster:
         for slot in [s for s in self.slots.values() if s.given_up]:
             actions += self._remove(slot)
         staying = [s for s in self.slots.values() if not s.is_leaving]
-        for slot in sorted(staying, key=lambda s: (s.member is not None and s.member.state == "active", -s.index)):
-            if len(staying) <= target:
-                break
-            staying.remove(slot)
+        staying.sort(key=lambda s: (s.member is not None and s.member.state == "active", -s.index))
+        excess = max(0, len(staying) - target)
+        for slot in staying[:excess]:
             actions += self._let_go(slot, now)
         taken = {slot.index for slot in self.slots.values()}
         free = (i for i in itertools.count() if i not in taken)
-        for _ in range(target - len(staying)):
+        for _ in range(target - len(staying)):  # none where some are let go
             name = f"{SLOT[self.role]}-{next(free)}"
             slot = Slot(name, RestartBudget(self.limits.max_restarts, self.limits.restart_window_s))
             self.slots[name] = slot
@@ -81,10 +82,11 @@ class Roster:
         return actions
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """Weights for members to come; those that wait for their first ones are told at once."""
+        """Weights for members to come; told at once are those that wait for them, or may fetch them beside work."""
         self._weights = weights
-        waiting = [m for m in self.members() if m.state == "syncing" and not m.held]
-        return [action for member in waiting for action in self._sync(member, now)]
+        waiting = [m for m in self.members() if m.state == "syncing" and not m.asked]
+        ahead = [self.call(m, "prefetch", weights, now) for m in self.active() if self.limits.prefetches]
+        return [action for member in waiting for action in self._sync(member, now)] + ahead
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """These nodes are about to go: their members are replaced elsewhere, and no restart is counted."""
@@ -113,7 +115,8 @@ class Roster:
         if method == "heartbeat":
             member.beat_call, member.beat_sent_at = call.call_id, now
         else:
-            member.held[call.call_id] = held
+            member.hold(held)
+            self.openings.look(member)
         return Send(call)
 
     # --- what happens
@@ -124,7 +127,10 @@ class Roster:
         slot = self.slots.get(key.slot)
         if slot is None or slot.member is None or slot.member.key != key:
             return held, None, None
-        slot.member.held.pop(reply.call_id, None)
+        slot.member.let_go(reply.call_id)
+        self.openings.look(slot.member)
+        if held.task_id is not None:
+            slot.member.worked_until = now
         if reply.error is None:
             slot.member.beat_at = now
             if reply.stats is not None and reply.stats.identity is not None:
@@ -144,6 +150,8 @@ class Roster:
             case "heartbeat":
                 member.beat_call = None
                 member.last_beat = dict(reply.payload)
+                return []
+            case "prefetch":
                 return []
             case "ready":
                 member.described = dict(reply.payload)
@@ -223,11 +231,12 @@ class Roster:
             numbers = dict(answer)
             if self._probe is None:
                 self._probe = numbers
-            elif wrong := _differs(numbers, self._probe):
+            elif wrong := differs(numbers, self._probe):
                 return self.lose(slot, member, "probe", wrong, now)
         else:
             member.weights = Identity.of(answer["identity"])
         member.enter("active", now)
+        self.openings.look(member)
         where = f" on node {member.node[:8]}" if member.node else ""
         return [Note("active", slot.name, f"{member.key} takes work{where}")]
 
@@ -241,7 +250,8 @@ class Roster:
         error: BaseException | None = None,
     ) -> list[Action]:
         slot.member = None
-        held = sorted(member.held.values(), key=lambda h: h.call_id)
+        self.openings.close(member)
+        held = sorted(member.work.values(), key=lambda h: h.call_id)
         tasks = tuple(h.task_id for h in held if h.task_id is not None)
         return [Kill(member.key, dump), Orphaned(tasks, blamed, error)]
 
@@ -253,6 +263,7 @@ class Roster:
         if member.state != "active":
             return [*self._end_life(slot, member), *self._remove(slot)]
         member.enter("draining", now)
+        self.openings.look(member)
         note = Note("drain", slot.name, f"{member.key} finishes {member.load()} calls and leaves")
         return [note, *self.leave_if_idle(slot)]
 
@@ -289,7 +300,7 @@ class Roster:
         if member.state == "starting" and not member.is_unplaced and age > limits.start_s:
             wrong = f"not ready within {limits.start_s:g} s (start_timeout_s)"
             return [self._late("start"), *self.lose(slot, member, "start", wrong, now)]
-        if member.state == "syncing" and any(now - h.since > limits.sync_s for h in member.held.values()):
+        if member.state == "syncing" and any(now - h.since > limits.sync_s for h in member.asked.values()):
             phase = "probe" if self.role == "reward" else "adopt"
             wrong = f"no answer within {limits.sync_s:g} s (sync_timeout_s)"
             return [self._late(phase), *self.lose(slot, member, phase, wrong, now, dump=True)]
@@ -315,24 +326,9 @@ class Roster:
     def _beat_due(self, member: Member, now: float) -> bool:
         if member.state == "starting" or member.beat_call is not None or self.limits.heartbeat_s == float("inf"):
             return False
-        return now - max(member.beat_at, member.beat_sent_at) >= self.limits.heartbeat_every_s
+        return now - max(member.beat_at, member.beat_sent_at) >= self._beat_every_s()
 
-
-def weights_lost(error: BaseException) -> LearnerLostError:
-    """The published weights were in the store of a node that is gone: the learner must publish anew."""
-    return LearnerLostError(f"the published weights are lost, with the learner's node as it seems: {words(error)}")
-
-
-def words(error: BaseException) -> str:
-    """An error in words; errors of ours say all in their message."""
-    return str(error) if isinstance(error, MiniChatGPTError) else f"{type(error).__name__}: {error}"
-
-
-def _differs(numbers: dict[str, float], first: dict[str, float]) -> str:
-    """Empty if a new replica scores the probe text as the first one did."""
-    if numbers.keys() != first.keys():
-        return f"scores the probe text by {sorted(numbers)}, the first replica by {sorted(first)}"
-    for name, value in numbers.items():
-        if not np.isclose(value, first[name], rtol=PROBE_TOLERANCE, atol=PROBE_TOLERANCE):
-            return f"scores the probe text {value:g} by {name}, the first replica {first[name]:g}"
-    return ""
+    def _beat_every_s(self) -> float:
+        """In a large pool less often, but so that a member's silence still stands out against its deadline."""
+        limits = self.limits
+        return max(limits.heartbeat_every_s, min(len(self.slots) / BEATS_PER_S, limits.heartbeat_s / 2))

@@ -59,12 +59,13 @@ class WeightedDraws:
     def source_at(self, draw_index: int) -> tuple[int, int]:
         """The source of a draw, and how many draws from it came before."""
         index = draw_index
-        for source, (share, phase) in enumerate(zip(self._shares, self._phases, strict=True)):
+        last = len(self.sizes) - 1
+        for source, (share, phase) in enumerate(zip(self._shares[:last], self._phases[:last], strict=True)):
             before = _floor(index, share, phase)
             if _floor(index + 1, share, phase) > before:
                 return source, before
             index -= before
-        raise AssertionError("the share of the last source is 1")
+        return last, index  # its share of what is left is 1
 
     def _counts(self, num_draws: int) -> list[int]:
         """Draws from each source among the first ones."""

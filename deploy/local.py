@@ -2,6 +2,9 @@
 
 Calls are carried out one after the other by one thread, so that results do not depend on its pace. An object cannot
 be killed or hang apart from the rest: deadlines hold only between calls, and there are no heartbeats.
+
+Where generation runs ahead of learning (`ppo.max_staleness`), members and learner take turns all the same, for they
+would fight for the same threads: samples are as old as elsewhere, and nothing is faster.
 """
 
 import os
@@ -52,11 +55,18 @@ class LocalTransport:
     Args:
         build: by role, makes the object of a slot.
         num_threads: by role.
+        turn: held by whoever works; None: nobody else does.
     """
 
-    def __init__(self, build: Mapping[Role, Callable[[str], Any]], num_threads: Mapping[Role, int]) -> None:
+    def __init__(
+        self,
+        build: Mapping[Role, Callable[[str], Any]],
+        num_threads: Mapping[Role, int],
+        turn: "threading.Lock | None" = None,
+    ) -> None:
         self._build = build
         self._threads = num_threads
+        self._turn = turn or threading.Lock()
         self._members: dict[MemberKey, Any] = {}
         self._receiver: Callable[[Reply], None] = lambda reply: None
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="members")
@@ -76,7 +86,7 @@ class LocalTransport:
     def _carry_out(self, call: Call) -> Any:
         if self._closing.is_set():
             return None
-        with threads(self._threads[call.member.role]):
+        with self._turn, threads(self._threads[call.member.role]):
             if call.method == "ready":
                 self._members[call.member] = self._build[call.member.role](call.member.slot)
                 return describe(threads=torch.get_num_threads(), node="")
@@ -128,11 +138,19 @@ class LocalLearner:
         build: makes one that starts from the policy before PPO.
         num_threads: CPU threads of its work.
         watch: told how long calls take.
+        turn: held by whoever works; None: nobody else does.
     """
 
-    def __init__(self, build: Callable[[], LearnerService], num_threads: int, watch: Stopwatch) -> None:
+    def __init__(
+        self,
+        build: Callable[[], LearnerService],
+        num_threads: int,
+        watch: Stopwatch,
+        turn: "threading.Lock | None" = None,
+    ) -> None:
         self._build = build
         self._watch = watch
+        self._turn = turn or threading.Lock()
         self._threads = num_threads
         with threads(num_threads):
             self._service = build()
@@ -161,18 +179,18 @@ class LocalLearner:
 
     def weights(self) -> WeightsHandle:
         """A copy of the policy as it is now."""
-        with threads(self._threads), self._watch.phase("publish"):
+        with self._turn, threads(self._threads), self._watch.phase("publish"):
             return self._service.weights()
 
     def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
         """Nothing is ever lost within a process."""
-        self._payloads = [(c.rollouts, c.judgements, c.reference) for c in chunks]
+        self._payloads = [(c.rollouts, c.judgements, c.reference, c.draw_indices) for c in chunks]
         return []
 
     def update(self, settings: RunSettings) -> UpdateReport:
         """Train on what was prepared."""
         payloads, self._payloads = self._payloads, []
-        with threads(self._threads), self._watch.phase("update"):
+        with self._turn, threads(self._threads), self._watch.phase("update"):
             try:
                 return self._service.update(payloads, settings)
             except CorruptWeightsError as error:
@@ -215,7 +233,7 @@ class LocalRuntime:
         self, config: RunConfig, paths: ModelPaths, folder: Path, stop: StopSignal, *, with_learner: bool = True
     ) -> Iterator[Members]:
         """Objects instead of processes."""
-        watch, secrets = Stopwatch(), scorer_secrets(config, os.environ)
+        watch, secrets, turn = Stopwatch(), scorer_secrets(config, os.environ), threading.Lock()
         loading = threading.Lock()  # transformers cannot load two models at once in one process
         learner = None
         with ExitStack() as stack:
@@ -239,9 +257,10 @@ class LocalRuntime:
             transport = LocalTransport(
                 {"rollout": worker, "reward": replica},
                 {"rollout": config.rollout.num_threads, "reward": config.reward_service.num_threads},
+                turn,
             )
             if with_learner:
-                learner = LocalLearner(service, config.learner.num_threads, watch)
+                learner = LocalLearner(service, config.learner.num_threads, watch, turn)
                 stack.callback(learner.close)
             try:
                 yield Members(transport, learner, published, watch)

@@ -41,12 +41,14 @@ def policy_loss(
     clip_eps: float,
     clip_eps_high: float | None = None,
     dual_clip: float | None = None,
+    importance: Tensor | None = None,
     denominator: Tensor | float,
 ) -> tuple[Tensor, Metrics]:
     """The clipped surrogate, negated (arXiv:1707.06347, eq. 7): -min(ratio * A, clip(ratio, 1 ± eps) * A).
 
     With `clip_eps_high` the upper bound is another one (clip-higher, arXiv:2503.14476). With `dual_clip` c and a
-    negative advantage it is -max(that minimum, c * A) (arXiv:1912.09729, eq. 5).
+    negative advantage it is -max(that minimum, c * A) (arXiv:1912.09729, eq. 5). With `importance` each token's loss
+    is weighed by it (decoupled PPO, arXiv:2505.24298, eq. 5; see off_policy.py).
 
     Args:
         logprobs: [B, R] float, of the policy as it is now; gradients flow.
@@ -56,6 +58,7 @@ def policy_loss(
         clip_eps: beyond 1 ± this a ratio that the advantage already favours gains nothing, and has no gradient.
         clip_eps_high: the same for the upper bound; None: clip_eps.
         dual_clip: above 1; where the advantage is negative, a ratio beyond it costs no more, and has no gradient.
+        importance: [B, R] float, weights of the tokens; a constant. None: all count alike.
         denominator: live tokens of the whole optimizer step.
 
     Returns:
@@ -74,6 +77,8 @@ def policy_loss(
         most = torch.where(advantages < 0, -advantages * dual_clip, torch.inf)
         dual = {"num_dual_clipped": (losses > most).sum()}
         losses = torch.minimum(losses, most)
+    if importance is not None:
+        losses = losses * _live(importance.detach(), mask)
     loss = masked_sum(losses, mask) / denominator
     old_over_new = -log_ratio.detach()
     metrics = {

@@ -11,11 +11,12 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from common.checkpoint import ShardFiles
 from common.config import RunConfig
+from common.flat_parameters import Buffer
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.run_place import local_copy, local_models, workplace
 from common.run_settings import RunSettings
 from common.vitals import describe, heartbeat, stacks
-from common.weights import Buffer, detached
+from common.weights import detached
 from learner.service import Payload, build_learner
 from learner.stages import StageRequest
 from learner.stages import run_stage as run
@@ -47,8 +48,11 @@ class LearnerActor:
 
     @ray.method(num_returns=2)
     def weights(self) -> tuple[Buffer, WeightsHandle]:
-        """The policy as it is now: the driver owns the result, so it outlives this process."""
-        return detached(self._service.weights())
+        """The policy as it is now: the driver owns the result, so it outlives this process.
+
+        Ray copies the buffer out of the policy before it begins another call of this group.
+        """
+        return detached(self._service.lend_weights())
 
     def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
         """Fetch an update's payloads before anything is trained; returns the positions of those that are lost."""
@@ -100,7 +104,7 @@ def _fetch(chunk: ChunkHandle, arrived: set[Any]) -> Payload | None:
         rollouts, judgements, *reference = ray.get(refs, timeout=FETCH_TIMEOUT_S)
     except (ObjectLostError, GetTimeoutError):
         return None
-    return rollouts, judgements, reference[0] if reference else None
+    return rollouts, judgements, reference[0] if reference else None, chunk.draw_indices
 
 
 @ray.remote(num_returns="streaming", max_retries=0)

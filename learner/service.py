@@ -34,7 +34,8 @@ from learner.optimizers import pack_state, unpack_state
 from learner.ppo import PPOLearner
 from learner.trajectory_file import trajectory_path, write_trajectories
 
-Payload = tuple[RolloutChunk, JudgementChunk, ReferenceChunk | None]
+Payload = tuple[RolloutChunk, JudgementChunk, ReferenceChunk | None, tuple[int, ...]]
+"""What a chunk's handle refers to, and the draws that the handle stands for."""
 
 _PROBE = 8
 PROBE_ROWS, PROBE_TOKENS = 4, 12
@@ -75,6 +76,10 @@ class LearnerService:
         """The policy as it is now; the buffer is in the handle."""
         return self.learner.weights()
 
+    def lend_weights(self) -> WeightsHandle:
+        """The same, in a buffer that is valid until the next update: for those who send it at once."""
+        return self.learner.lend_weights()
+
     def update(self, payloads: Sequence[Payload], settings: RunSettings | None = None) -> UpdateReport:
         """Train on the chunks' samples once and record them; see PPOLearner.update.
 
@@ -89,7 +94,12 @@ class LearnerService:
             )
         trajectories = [t for payload in payloads for t in join(*payload)]
         samples = self.learner.config.samples_per_prompt
-        ordered = in_order(trajectories, expected=self.learner.identity, samples_per_prompt=samples)
+        ordered = in_order(
+            trajectories,
+            expected=self.learner.identity,
+            max_staleness=self.learner.config.max_staleness,
+            samples_per_prompt=samples,
+        )
         path = trajectory_path(self.folder / "trajectories", self.learner.step + 1)
         write_trajectories(path, ordered)  # first, so that an update that fails leaves its evidence
         self._outbox.put(path)

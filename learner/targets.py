@@ -38,13 +38,17 @@ class Targets:
     advantages: Tensor
     returns: Tensor
     """Targets of the value head; zeros where there is none."""
+    importance: Tensor | None = None
+    """How much each token counts, where samples may be of older weights; see off_policy.py."""
 
     def rows(self, index: Tensor, slots: int) -> "Targets":
         """The chosen rows and the first `slots` columns."""
-        ref = None if self.ref_logprobs is None else self.ref_logprobs[index, :slots]
+        ref, importance = (
+            None if part is None else part[index, :slots] for part in (self.ref_logprobs, self.importance)
+        )
         parts = (self.old_logprobs, self.old_values, self.advantages, self.returns)
         logprobs, values, advantages, returns = (part[index, :slots] for part in parts)
-        return Targets(logprobs, values, ref, advantages, returns)
+        return Targets(logprobs, values, ref, advantages, returns, importance)
 
 
 @torch.no_grad()
@@ -77,8 +81,9 @@ def build_targets(
     measured |= {
         "kl_coef": kl_coef,
         "advantage_std": float(masked_var(advantages, mask).sqrt()),
-        "logprob_gap_max": float(_live_max((old.logprobs - batch.behaviour_logprobs).abs(), mask)),
     }
+    if config.max_staleness == 0:  # else off_policy.py says it, of the samples by the same weights
+        measured["logprob_gap_max"] = float(_live_max((old.logprobs - batch.behaviour_logprobs).abs(), mask))
     if config.samples_per_prompt > 1:
         measured["zero_std_group_share"] = float(zero_std_share(scores, config.samples_per_prompt))
     if ref_logprobs is not None:

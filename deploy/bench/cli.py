@@ -1,5 +1,6 @@
 """The command `bench`. Imports what is heavy after parsing."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,7 +13,13 @@ EXAMPLES = """
 
   minichatgpt bench engine --model tiny             tokens per second beside Hugging Face's generate
 
+  minichatgpt bench scale --workers 256             whether the control plane keeps so many workers busy
+
   minichatgpt bench all --json > bench.json         everything, within a quarter of an hour on two cores
+
+  minichatgpt bench peers --model tiny --steps 5    a step of PPO beside TRL's, each in an environment of its own
+
+  minichatgpt bench curves --out docs/images        how fast ours and TRL's PPO learn the same, as a picture
 """
 
 
@@ -22,14 +29,34 @@ def bench(
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Shape, folder or hub name; several may be given.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of interleaved work.")] = 5,
+    workers: Annotated[
+        list[int] | None, typer.Option("--workers", min=1, help="Simulated workers of `scale`; several may be given.")
+    ] = None,
+    rounds: Annotated[int, typer.Option("--rounds", "--steps", min=1, help="Measured rounds of interleaved work.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where `peers` and `curves` keep their environments, some 4 GB."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where `curves` leaves peers.csv and peers.png.")
+    ] = Path(),
 ) -> None:
     """Measure parts of the system, in turns with what else users would take, as shares of what the machine can do."""
+    from deploy.on_ray.environment import protect_local_cluster
+
+    protect_local_cluster()  # before any of the benchmarks imports Ray
     from deploy.bench import figures, suite
     from deploy.bench.options import Options
 
-    options = Options(rounds=rounds) if not model else Options(models=tuple(model), rounds=rounds)
+    asked = Options()
+    options = Options(
+        models=tuple(model or asked.models),
+        workers=tuple(workers or asked.workers),
+        rounds=rounds,
+        cache=cache,
+        out=out,
+    )
     console = Console(stderr=as_json)
     roof, measured = suite.run(what, options, console)
     if as_json:

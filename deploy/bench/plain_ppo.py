@@ -22,34 +22,30 @@ class PlainPPO:
 
     Args:
         policy: copied.
-        minibatch: rows of an optimizer step.
     """
 
-    def __init__(self, policy: PreTrainedModel, minibatch: int) -> None:
+    def __init__(self, policy: PreTrainedModel) -> None:
         self.policy = copy.deepcopy(policy)
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
-        self.minibatch = minibatch
         self.optimizer = torch.optim.AdamW([*self.policy.parameters(), *self.value_head.parameters()], lr=1e-6)
 
     @torch.no_grad()
-    def old(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logprobs and values, [B, R], of the policy as it is."""
-        outs = [self._forward(batch, rows) for rows in torch.split(torch.arange(len(batch)), self.minibatch)]
-        return torch.cat([logprobs for logprobs, _ in outs]), torch.cat([values for _, values in outs])
+    def old(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Logprobs and values, [b, R], of the policy as it is."""
+        return self._forward(batch, rows)
 
-    def epoch(self, batch: Batch, old: tuple[Tensor, Tensor]) -> None:
-        """An optimizer step on each minibatch; the score is the advantage of each token, and the return."""
-        for rows in torch.split(torch.randperm(len(batch)), self.minibatch):
-            logprobs, values = self._forward(batch, rows)
-            mask = batch.response_mask[rows]
-            gain = batch.scores[rows, None].expand_as(mask)
-            count = mask.sum()
-            loss, _ = policy_loss(logprobs, old[0][rows], gain, mask, clip_eps=0.2, denominator=count)
-            critic, _ = value_loss(values, old[1][rows], gain, mask, clip_eps=0.2, denominator=count)
-            self.optimizer.zero_grad()
-            torch.autograd.backward(loss + 0.1 * critic)
-            nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
-            self.optimizer.step()
+    def step(self, batch: Batch, rows: Tensor, old: tuple[Tensor, Tensor]) -> None:
+        """One optimizer step; the score is the advantage of each token, and the return."""
+        logprobs, values = self._forward(batch, rows)
+        mask = batch.response_mask[rows]
+        gain = batch.scores[rows, None].expand_as(mask)
+        count = mask.sum()
+        loss, _ = policy_loss(logprobs, old[0], gain, mask, clip_eps=0.2, denominator=count)
+        critic, _ = value_loss(values, old[1], gain, mask, clip_eps=0.2, denominator=count)
+        self.optimizer.zero_grad()
+        torch.autograd.backward(loss + 0.1 * critic)
+        nn.utils.clip_grad_norm_(self.policy.parameters(), 1.0)
+        self.optimizer.step()
 
     def _forward(self, batch: Batch, rows: Tensor) -> tuple[Tensor, Tensor]:
         ids, prompts = batch.input_ids[rows], batch.prompt_lengths[rows]

@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 
 from common.errors import ConfigError
 from common.modeling import load_policy, without_dropout
+from common.seeds import seed_everything
 
 SHAPES: dict[str, PretrainedConfig] = {
     "tiny": LlamaConfig(
@@ -35,5 +36,5 @@ def model_of(name: str, *, seed: int = 0) -> PreTrainedModel:
                 f"--model {name}: neither a shape ({', '.join(SHAPES)}) nor a model folder or name of the hub: {error}"
             ) from error
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        seed_everything(seed)
         return without_dropout(AutoModelForCausalLM.from_config(SHAPES[name], dtype=torch.float32))

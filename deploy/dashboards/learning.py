@@ -59,6 +59,15 @@ PPO: Final = Row("PPO", (
     Panel("Updates cut short, groups without spread",
           (Query(series("early_stopped"), "{{run}} early stop"),
            Query(series("zero_std_group_ratio"), "{{run}} groups of one score")), "percentunit"),
+    Panel("Importance weights of older samples",
+          (Query(series("importance_weight_mean"), "{{run}} mean"),
+           Query(series("importance_weight_max"), "{{run}} largest, before it is cut")), "none",
+          note="Where generation runs ahead of learning (ppo.max_staleness); 1 means that nothing has moved."),
+    Panel("Tokens whose weight was cut", (Query(series("importance_cut_ratio")),), "percentunit",
+          steps=((0.05, "red"),)),
+    Panel("From sampling policy to learner",
+          (Query(series("stale_kl_nats"), "{{run}} older weights"), Query(series("fresh_kl_nats"), "{{run}} the same")),
+          "sci", note="KL per token: of older weights, how far the policy has moved; of the same ones, rounding."),
     Panel("Optimizer steps left out", (Query(happened("nonfinite_steps", "instance")),), steps=((1, "red"),)),
 ))  # fmt: skip
 

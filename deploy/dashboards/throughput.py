@@ -68,7 +68,7 @@ CALLS: Final = Row("Calls", (
     Panel("Publishing weights, mean seconds", (Query(mean("publish_seconds", "part"), "{{run}} {{part}}"),), "s"),
     gauge("Size of the weights", "published_bytes", "bytes"),
     Panel("Staleness", (Query(mean("staleness_updates", "instance")),), "none",
-          note="Mean, in updates; 0 in synchronous mode."),
+          note="Mean, in updates; 0 in synchronous mode, about ppo.max_staleness where workers keep up."),
     Panel("Driver's seconds for these metrics", (Query(f"rate({series('metrics_seconds')}[{INTERVAL}])"),),
           "percentunit", steps=((0.01, "red"),)),
 ))  # fmt: skip

@@ -151,10 +151,7 @@ class HeldoutEvaluations:
         if step in done:
             return
         if step > 0 and 0 not in done:
-            now = self.supervisor.weights()
-            self.supervisor.publish(self._weights_before())
-            self._evaluate(0)
-            self.supervisor.publish(now)
+            self._evaluate(0, weights=self._weights_before())
         self._evaluate(step)
 
     def _comparable(self) -> list[EvaluationLine]:
@@ -166,10 +163,10 @@ class HeldoutEvaluations:
             return []
         return lines
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int, *, weights: WeightsHandle | None = None) -> None:
         start = time.monotonic()
         with self.watch.phase("evaluate"):
-            chunks, answers = self._ask()
+            chunks, answers = self._ask(weights)
         lines = self._comparable()
         first = next((line for line in lines if line.step == 0), None)
         if not answers:
@@ -203,10 +200,10 @@ class HeldoutEvaluations:
         if is_too_far and not (lines and lines[-1].over_optimised):
             self._warn(points)
 
-    def _ask(self) -> tuple[list[ChunkHandle], dict[int, Answer]]:
-        """Answers by draw; once more where they went with their node."""
+    def _ask(self, weights: WeightsHandle | None) -> tuple[list[ChunkHandle], dict[int, Answer]]:
+        """Answers by draw, by the published weights where none are given; once more where they went with their node."""
         for attempt in itertools.count(1):
-            chunks = self.supervisor.sample(self.heldout.prompts, top_p=self.config.top_p)
+            chunks = self.supervisor.sample(self.heldout.prompts, top_p=self.config.top_p, weights=weights)
             try:
                 return chunks, fetch_answers(self.transport, chunks)
             except (MemberFailedError, PhaseTimeoutError) as error:

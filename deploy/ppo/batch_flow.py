@@ -1,11 +1,16 @@
-"""What the conductor remembers of a batch and of each of its chunks while they are on their way."""
+"""What the conductor remembers of a batch and of each of its chunks while they are on their way.
 
-from collections.abc import Iterator
+What is asked for ahead of learning is in `stream.py`.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from actors.prompts import PromptStream
 from common.ports import Method
-from common.records import ChunkHandle, GenerateRequest, Stats
+from common.records import ChunkHandle, GenerateRequest, Prompt, Stats, WeightsHandle
 from common.supervision import Ledger
 
 
@@ -14,6 +19,8 @@ class Chunk:
     """A chunk on its way: references to payloads, never payloads."""
 
     request: GenerateRequest
+    batch: "Batch"
+    """What it is a part of."""
     tasks: set[int] = field(default_factory=set)
     """What is asked for and not answered."""
     rollouts: Any = None
@@ -64,13 +71,37 @@ class Batch:
     top_p: float = 1.0
     temperature: float | None = None
     """None: that of the configuration."""
+    weights: WeightsHandle | None = None
+    """None: those that are published."""
+    is_ahead: bool = False
+    """It goes before what waits in the pools already."""
     chunks: dict[int, Chunk] = field(default_factory=dict)
     """On their way, by chunk index."""
-    ready: list[ChunkHandle] = field(default_factory=list)
+    num_sent: int = 0
+    """Samples of those."""
+    ready: deque[ChunkHandle] = field(default_factory=deque)
+    """Judged, first come first."""
+    num_ready: int = 0
+    """Samples of those."""
     dropped: dict[str, int] = field(default_factory=dict)
     """By reason."""
     detail: str = ""
     """Why the last one was dropped."""
+
+    def send(self, chunk: Chunk) -> None:
+        """A chunk sets out."""
+        self.chunks[chunk.request.chunk_index] = chunk
+        self.num_sent += chunk.request.num_samples
+
+    def close(self, chunk: Chunk) -> None:
+        """A chunk is judged or given up."""
+        del self.chunks[chunk.request.chunk_index]
+        self.num_sent -= chunk.request.num_samples
+
+    def add(self, handle: ChunkHandle) -> None:
+        """Samples are ready."""
+        self.ready.append(handle)
+        self.num_ready += handle.num_samples
 
     def drop(self, reason: str, samples: int, detail: str) -> None:
         """Samples are given up."""
@@ -86,4 +117,16 @@ class Batch:
 
     def missing(self) -> int:
         """Samples that are still to come, where those on their way come too: the wanted less the judged ones."""
-        return self.wanted - sum(handle.num_samples for handle in self.ready)
+        return self.wanted - self.num_ready
+
+    def due(self) -> int:
+        """Samples to send now: once a round is over, one for each that was dropped."""
+        return 0 if self.chunks or not self.refill else self.missing()
+
+    def draw(self, prompts: PromptStream, number: int) -> Sequence[Prompt]:
+        """The next prompts."""
+        return prompts.take(number)
+
+    def finished(self) -> list[ChunkHandle] | None:
+        """All in draw order, once they are there."""
+        return None if self.chunks else sorted(self.ready, key=lambda handle: handle.chunk_index)

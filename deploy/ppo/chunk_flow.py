@@ -4,8 +4,10 @@ Pure, as the conductor that owns it.
 
     prompts ─▶ generate ─▶ score ─────▶ ChunkHandle
        ▲                └▶ reference ─┘      │
-       └── next draws for what was dropped ──┘   in rounds: each waits for the one before, so that chunks do not
-                                                 depend on who was fast
+       └── next draws for what was dropped ──┘   of a batch in rounds: each waits for the one before, so that chunks do
+                                                 not depend on who was fast; of a stream as they are needed
+
+Several batches may be on their way at once: training ahead of the learner, and held-out prompts for which it waits.
 """
 
 import itertools
@@ -28,7 +30,7 @@ MAX_REGENERATED = 5
 
 
 class ChunkFlow:
-    """Two pools, and the chunks of one batch at a time.
+    """Two pools, and the chunks on their way through them.
 
     Args:
         config: the run; its PPO stage must be present.
@@ -62,7 +64,6 @@ class ChunkFlow:
         self.failure: BaseException | None = None
         """Why nothing goes on; the first cause."""
         self.weights: WeightsHandle | None = None
-        self.batch: Batch | None = None
         self._chunk_indices = itertools.count()
         self._tasks: dict[int, Chunk] = {}
 
@@ -73,17 +74,21 @@ class ChunkFlow:
         return self.weights
 
     def abandon(self) -> None:
-        """Nobody waits for the batch any more."""
+        """Nobody waits for any chunk any more."""
         for task_id in list(self._tasks):
             self.rollout.forget(task_id)
             self.reward.forget(task_id)
         self._tasks.clear()
-        self.batch = None
 
-    def begin(self, batch: Batch, prompts: Sequence[Prompt], now: float) -> list[Action]:
-        """Start on a batch with its first round."""
-        self.batch = batch
-        return self._round(batch, prompts, now)
+    def send(self, batch: Batch, prompts: Sequence[Prompt], now: float) -> list[Action]:
+        """Send prompts in chunks of whole groups, the last of which may be short."""
+        batch.ledger.dispatch(len(prompts) * batch.samples_per_prompt)
+        actions: list[Action] = []
+        size = self.chunk_sequences // batch.samples_per_prompt
+        for start in range(0, len(prompts), size):
+            part = tuple(prompts[start : start + size])
+            actions += self.send_chunk(batch, next(self._chunk_indices), part, now)
+        return actions
 
     def send_chunk(self, batch: Batch, index: int, prompts: tuple[Prompt, ...], now: float) -> list[Action]:
         """Have the samples of these prompts generated, and then judged."""
@@ -91,14 +96,15 @@ class ChunkFlow:
             chunk_index=index,
             attempt=0,
             prompts=prompts,
-            fill=self.chunk_sequences - len(prompts) * batch.samples_per_prompt,
+            fill=self.chunk_sequences - len(prompts) * batch.samples_per_prompt if self.ppo.max_staleness == 0 else 0,
             run_seed=self.run_seed,
             temperature=self.ppo.temperature if batch.temperature is None else batch.temperature,
-            weights=self.current(),
+            weights=batch.weights or self.current(),
             samples_per_prompt=batch.samples_per_prompt,
             top_p=batch.top_p,
         )
-        chunk = batch.chunks[index] = Chunk(request)
+        chunk = Chunk(request, batch)
+        batch.send(chunk)
         return self._ask(self.rollout, chunk, "generate", request, now)
 
     def take(self, actions: list[Action], now: float) -> list[Action]:
@@ -117,18 +123,8 @@ class ChunkFlow:
                     passed.append(action)
         return passed
 
-    def _round(self, batch: Batch, prompts: Sequence[Prompt], now: float) -> list[Action]:
-        """Send prompts in fixed chunks of whole groups."""
-        batch.ledger.dispatch(len(prompts) * batch.samples_per_prompt)
-        actions: list[Action] = []
-        size = self.chunk_sequences // batch.samples_per_prompt
-        for start in range(0, len(prompts), size):
-            part = tuple(prompts[start : start + size])
-            actions += self.send_chunk(batch, next(self._chunk_indices), part, now)
-        return actions
-
     def _ask(self, pool: Pool, chunk: Chunk, method: Any, argument: Any, now: float) -> list[Action]:
-        task_id = pool.submit(method, argument, now)
+        task_id = pool.submit(method, argument, now, ahead=chunk.batch.is_ahead)
         chunk.tasks.add(task_id)
         self._tasks[task_id] = chunk
         return self.take(pool.dispatch(now), now)
@@ -155,15 +151,13 @@ class ChunkFlow:
             chunk.reference = done.payload
         else:
             chunk.rollouts, chunk.rollout_stats = done.payload, done.stats
-            assert self.batch is not None, "a chunk belongs to a batch"
-            asked = self.batch.questions(with_reference=self.with_reference)
+            asked = chunk.batch.questions(with_reference=self.with_reference)
             return [a for method in asked for a in self._ask(self.reward, chunk, method, done.payload, now)]
         return [] if chunk.tasks else self._complete(chunk, now)
 
     def _complete(self, chunk: Chunk, now: float) -> list[Action]:
         """A chunk is judged: its samples are buffered, groups in which one has no score are dropped."""
-        batch = self.batch
-        assert batch is not None, "a chunk belongs to a batch"
+        batch = chunk.batch
         for reason, samples, detail in chunk.drops():
             batch.drop(reason, samples, detail)
         assert chunk.judge_stats is not None, "it is judged"
@@ -171,8 +165,8 @@ class ChunkFlow:
         handle = chunk.handle()
         batch.ledger.buffer(handle.num_samples)
         if handle.draw_indices or not batch.refill:  # whoever gave the prompts learns why none has a score
-            batch.ready.append(handle)
-        del batch.chunks[handle.chunk_index]
+            batch.add(handle)
+        batch.close(chunk)
         return [*counted, *self._refill(batch, now)]
 
     def _on_gave_up(self, chunk: Chunk, gave_up: GaveUp, now: float) -> list[Action]:
@@ -184,17 +178,16 @@ class ChunkFlow:
             )
             return []
         self._forget_rest(chunk)
-        batch = self.batch
-        assert batch is not None, "a chunk belongs to a batch"
+        batch = chunk.batch
         reason = f"{'reference' if gave_up.method == 'reference' else 'reward'}_{gave_up.reason}"
         samples = chunk.request.num_samples
         batch.drop(reason, samples, str(gave_up.error))
-        del batch.chunks[chunk.request.chunk_index]
+        batch.close(chunk)
         return [Counted("reward", "unscored", reason, samples), *self._refill(batch, now)]
 
     def _refill(self, batch: Batch, now: float) -> list[Action]:
-        """Once a round is over: the next draws for what was dropped, unless that happens too often."""
-        if batch.chunks or not batch.refill or (missing := batch.missing()) == 0:
+        """The next draws for what was dropped, unless that happens too often."""
+        if (due := batch.due()) == 0:
             return []
         limit = self.ppo.max_drops_per_update
         limit = self.ppo.trajectories_per_update if limit is None else limit
@@ -205,7 +198,7 @@ class ChunkFlow:
                 f"ppo.max_drops_per_update); the last one: {batch.detail or 'no detail'}"
             )
             return []
-        return self._round(batch, self.prompts.take(missing // batch.samples_per_prompt), now)
+        return self.send(batch, batch.draw(self.prompts, due // batch.samples_per_prompt), now)
 
     def _forget_rest(self, chunk: Chunk) -> None:
         """Nobody waits for what else was asked for a chunk."""
@@ -223,5 +216,5 @@ class ChunkFlow:
                 f"chunk {chunk.request.chunk_index} lost its payload {chunk.regenerated} times; are nodes going away?"
             )
             return []
-        chunk.request = replace(chunk.request, weights=self.current())
+        chunk.request = replace(chunk.request, weights=chunk.batch.weights or self.current())
         return self._ask(self.rollout, chunk, "generate", chunk.request, now)

@@ -1,8 +1,12 @@
-"""The conductor: admits batches of samples, sends them on their way, and keeps the ledger.
+"""The conductor: admits samples, sends them on their way, and keeps the ledger.
 
 A pure machine over two pools: replies and time go in, actions come out; it touches no payload, waits for nothing and
 knows no Ray. `deploy/ppo/supervisor.py` runs it in a thread of its own. What happens to each chunk of samples is in
 `deploy/ppo/chunk_flow.py`.
+
+    ppo.max_staleness     samples for training are sent          an update gets
+    0                     when the loop asks for them (Batch)    exactly those, by the weights that it starts from
+    1 or more             when weights are published (Stream)    the first complete ones, first come first trained
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,10 +22,11 @@ from common.run_settings import RunSettings
 from common.supervision import Ledger
 from deploy.ppo.batch_flow import Batch
 from deploy.ppo.chunk_flow import MAX_REGENERATED, ChunkFlow
+from deploy.ppo.stream import Stream
 
 
 class Conductor:
-    """Two pools, one ledger, one batch at a time.
+    """Two pools, one ledger, and one batch at a time that somebody waits for.
 
     Args:
         flow: of chunks through the pools; its prompts are those that training draws from, and its ledger goes on from
@@ -38,6 +43,9 @@ class Conductor:
         """Times that the learner missed payloads of the present batch."""
         self._temperature: float | None = None
         """Of the batch for training that was asked for last."""
+        self._awaited: Batch | None = None
+        self._stream = Stream.of(self.ppo, self.ledger) if self.ppo.max_staleness > 0 else None
+        """Training that runs ahead; None: it does not."""
         self._boundary = self._state()
 
     @property
@@ -60,7 +68,10 @@ class Conductor:
     def publish(self, weights: WeightsHandle, now: float) -> list[Action]:
         """All that is generated from now on comes from these weights; they travel with the next requests."""
         self._flow.weights = weights
-        return self._flow.take(self.rollout.publish(weights, now), now)
+        actions = self._flow.take(self.rollout.publish(weights, now), now)
+        if self._stream is not None and self._stream.is_open:
+            actions += self._feed(self._stream, now)
+        return actions
 
     def current(self) -> WeightsHandle:
         """The weights that were published last."""
@@ -72,7 +83,7 @@ class Conductor:
         return self._flow.take(actions + ([] if replicas is None else self.reward.resize(replicas, now)), now)
 
     def begin(self, num_samples: int, now: float, settings: RunSettings | None = None) -> list[Action]:
-        """Start on samples for training; `finished` has them once they are there. None: settings as configured.
+        """Samples for training are wanted; `finished` has them once they are there. None: settings as configured.
 
         Raises:
             LedgerError: more is asked for than staleness allows, or a part of a group.
@@ -83,22 +94,34 @@ class Conductor:
                 f"{self._nonfinite_in_a_row} updates in a row had no step with a finite loss and gradient "
                 "(ppo.max_nonfinite_updates); lower the learning rate, or look at the scores in samples.jsonl"
             )
-        step = self._flow.current().identity.step
-        batch, staleness = self.ppo.trajectories_per_update, self.ppo.max_staleness
-        allowed = capacity(step=step, submitted=self.ledger.live, batch=batch, max_staleness=staleness)
-        if num_samples > allowed:
-            raise LedgerError(f"{num_samples} samples asked for where staleness admits {allowed}: {self.ledger}")
-        num_prompts, rest = divmod(num_samples, self.ppo.samples_per_prompt)
-        if rest:
+        if num_samples % self.ppo.samples_per_prompt:
             raise LedgerError(
                 f"{num_samples} samples asked for, which are no whole groups of {self.ppo.samples_per_prompt}"
             )
+        if self._stream is not None:
+            return self._begin_ahead(self._stream, num_samples, now)
+        allowed = capacity(
+            step=self._flow.current().identity.step,
+            submitted=self.ledger.live,
+            batch=self.ppo.trajectories_per_update,
+            max_staleness=0,
+        )
+        if num_samples > allowed:
+            raise LedgerError(f"{num_samples} samples asked for where staleness admits {allowed}: {self.ledger}")
         self._temperature = None if settings is None else settings.temperature
-        return self._flow.begin(self._batch_of(num_samples), self.prompts.take(num_prompts), now)
+        batch = self._awaited = self._batch_of(num_samples)
+        return self._flow.send(batch, self.prompts.take(num_samples // self.ppo.samples_per_prompt), now)
 
-    def begin_given(self, prompts: Sequence[Prompt], now: float, *, top_p: float = 1.0) -> list[Action]:
-        """Start on given prompts, one sample each, outside of training: with a ledger of their own and no refills."""
-        return self._flow.begin(Batch(len(prompts), Ledger(), refill=False, top_p=top_p), prompts, now)
+    def begin_given(
+        self, prompts: Sequence[Prompt], now: float, *, top_p: float = 1.0, weights: WeightsHandle | None = None
+    ) -> list[Action]:
+        """Start on given prompts, one sample each, outside of training: with a ledger of their own and no refills. By
+        `weights`; None: by the published ones.
+        """
+        batch = self._awaited = Batch(
+            len(prompts), Ledger(), refill=False, top_p=top_p, weights=weights, is_ahead=self._stream is not None
+        )
+        return self._flow.send(batch, prompts, now)
 
     def begin_again(self, handles: Sequence[ChunkHandle], lost: Sequence[int], now: float) -> list[Action]:
         """Payloads of some chunks went with their node: generate those again, with the same seeds.
@@ -112,12 +135,12 @@ class Conductor:
                 f"the learner missed payloads {self._rounds_lost} times in a row; can its node reach those of the "
                 "rollout workers and reward replicas?"
             )
-        batch = self._flow.batch = self._batch_of(sum(handle.num_samples for handle in handles))
+        batch = self._awaited = self._batch_of(sum(handle.num_samples for handle in handles))
         told = f"payloads of {len(lost)} chunks are lost, and are generated and judged once more"
         actions: list[Action] = [Note("regenerate", "", told)]
         for index, handle in enumerate(handles):
             if index not in lost:
-                batch.ready.append(handle)
+                batch.add(handle)
                 continue
             self.ledger.lose(handle.num_samples)
             prompts = tuple(self.prompts.prompt_at(draw) for draw in handle.draw_indices)
@@ -125,13 +148,12 @@ class Conductor:
         return actions
 
     def finished(self) -> list[ChunkHandle] | None:
-        """The batch in draw order, handed out once, when it is complete."""
-        batch = self._flow.batch
-        if batch is None or batch.chunks or self.failure is not None:
+        """What somebody waits for, in draw order of its chunks, handed out once, when it is complete."""
+        if self._awaited is None or self.failure is not None or (handles := self._awaited.finished()) is None:
             return None
-        batch.ledger.check()
-        self._flow.batch = None
-        return sorted(batch.ready, key=lambda handle: handle.chunk_index)
+        self._awaited.ledger.check()
+        self._awaited = None
+        return handles
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on, or that a step without a finite gradient used up."""
@@ -146,18 +168,26 @@ class Conductor:
             )
         else:
             self.ledger.train(wanted)
+        if self._stream is not None:
+            self._stream.handed_out = 0
         self.ledger.check()
         self._boundary = self._state()
         self._rounds_lost = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: prompt cursor and ledger after the last update; what came later is done again."""
+        """What a checkpoint keeps: prompt cursor, ledger and, where training runs ahead, what was on its way, after the
+        last update; what came later is done again.
+        """
         return self._boundary
 
     def roll_back(self, state: Mapping[str, Any], now: float) -> list[Action]:
-        """Go back to a checkpoint: its cursor, and all later work is of a dead lineage."""
+        """Go back to a checkpoint: its cursor, and all later work is of a dead lineage. What was on its way then comes
+        first, once weights are published.
+        """
         self.abandon()
         self.prompts.load_state_dict(state)
+        if self._stream is not None:
+            self._stream.restart(state)
         self.ledger.roll_back(int(state["ledger"]["trained"]))
         self._rounds_lost = 0
         if isinstance(self.failure, LearnerLostError):
@@ -167,8 +197,9 @@ class Conductor:
         return self._flow.take([], now)
 
     def abandon(self) -> None:
-        """Nobody waits for the batch any more; its samples stay in flight or buffered until they are rolled back."""
+        """Nobody waits for anything any more; samples stay in flight or buffered until they are rolled back."""
         self._flow.abandon()
+        self._awaited = None
 
     # --- what happens
 
@@ -193,6 +224,24 @@ class Conductor:
 
     # --- inside
 
+    def _begin_ahead(self, stream: Stream, num_samples: int, now: float) -> list[Action]:
+        """The update may begin once it can be filled; more may be sent, as after one without a finite step."""
+        stream.step = self._flow.current().identity.step
+        there = stream.outstanding() + stream.room()
+        if num_samples != stream.wanted or there < num_samples:
+            raise LedgerError(
+                f"{num_samples} samples asked for where an update has {stream.wanted} and staleness admits {there}: "
+                f"{self.ledger}"
+            )
+        stream.is_open = True
+        self._awaited = stream
+        return self._feed(stream, now)
+
+    def _feed(self, stream: Stream, now: float) -> list[Action]:
+        """Send what admission lets through: all of it, the last chunk may be short."""
+        stream.step = self._flow.current().identity.step
+        return self._flow.send(stream, stream.draw(self.prompts, stream.room() // stream.samples_per_prompt), now)
+
     def _batch_of(self, num_samples: int) -> Batch:
         """An empty one for training."""
         return Batch(
@@ -201,7 +250,9 @@ class Conductor:
             refill=True,
             samples_per_prompt=self.ppo.samples_per_prompt,
             temperature=self._temperature,
+            is_ahead=self._stream is not None,
         )
 
     def _state(self) -> dict[str, Any]:
-        return {**self.prompts.state_dict(), "ledger": self.ledger.as_dict()}
+        state = {**self.prompts.state_dict(), "ledger": self.ledger.as_dict()}
+        return state if self._stream is None else state | {"undelivered": self._stream.undelivered()}

@@ -97,7 +97,10 @@ class Lookout:
         """Tell metrics and pulse who is there."""
         self._looked_at = now
         pools = self.describe(now)
-        self.pulse.looked({r: [s["name"] for s in p["slots"] if s["state"] == "active"] for r, p in pools.items()})
+        self.pulse.looked(
+            {role: [s["name"] for s in pool["slots"] if s["state"] == "active"] for role, pool in pools.items()},
+            {slot["name"]: slot["working_s"] for pool in pools.values() for slot in pool["slots"]},
+        )
         memory = {"driver": rss_bytes()}
         if (size := self._learner().get("rss_bytes")) is not None:
             memory["learner"] = size

@@ -1,7 +1,9 @@
 """From a configuration to running pools: limits, conductor and supervisor thread."""
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from actors.prompts import PromptStream
 from common.metrics import RunMetrics
@@ -12,6 +14,23 @@ from deploy.ppo.chunk_flow import ChunkFlow
 from deploy.ppo.conductor import Conductor
 from deploy.ppo.supervisor import Supervisor
 from deploy.runtime import Members
+
+DEPTH_OF_OBJECTS = 1 << 30
+"""Calls that an object holds where generation runs ahead: all of them, so that which weights a chunk is of follows from
+when it was admitted, and not from the pace of threads."""
+
+
+@contextmanager
+def imports_left_alone() -> Iterator[None]:
+    """Python's collector of cycles passes over what is there already, which stays anyway: a look at all of torch and
+    Ray stops every thread for a third of a second, and large batches bring one about.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
@@ -36,6 +55,9 @@ def supervised(
         budget_s=config.reward_service.budget_s,
         are_processes=processes,
     )
+    if config.ppo.max_staleness > 0 and not processes:
+        rollout, reward = (replace(limits, depth=DEPTH_OF_OBJECTS) for limits in (rollout, reward))
+    rollout = replace(rollout, prefetches=config.ppo.max_staleness > 0 and processes)
     conductor = Conductor(
         ChunkFlow(
             config,
@@ -59,6 +81,7 @@ def supervised(
     )
     try:
         supervisor.resize(workers=config.rollout.workers, replicas=config.reward_service.replicas)
-        yield supervisor
+        with imports_left_alone():
+            yield supervisor
     finally:
         supervisor.close()

@@ -51,6 +51,11 @@ class Pulse:
         self._lock = threading.Lock()
         self._busy_s: dict[str, float] = {}
         """By slot, since the last update."""
+        self._working_s: dict[str, float] = {}
+        """By slot, at the work that is not answered yet, when that was looked at."""
+        self._counted_s: dict[str, float] = {}
+        """By slot, seconds of that work that were counted in earlier updates: where generation runs ahead of learning a
+        call may last longer than an update."""
         self._score_queued_s: list[float] = []
         """By chunk, since the last update."""
         self._tokens_per_s: dict[str, float] = {}
@@ -65,7 +70,9 @@ class Pulse:
         """A member has worked."""
         seconds = sum(done.stats.seconds.values())
         with self._lock:
-            self._busy_s[done.slot] = self._busy_s.get(done.slot, 0.0) + seconds
+            left_s = max(0.0, seconds - self._counted_s.pop(done.slot, 0.0))
+            self._busy_s[done.slot] = self._busy_s.get(done.slot, 0.0) + left_s
+            self._working_s.pop(done.slot, None)
             if done.method == "score":
                 self._score_queued_s.append(done.queued_s)
             generating = done.stats.seconds.get("generate", 0.0)
@@ -76,11 +83,13 @@ class Pulse:
         """Another process takes the slot: the speed of the one before is not its own."""
         with self._lock:
             self._tokens_per_s.pop(slot, None)
+            self._forget_work(slot)
 
-    def looked(self, active: Mapping[str, Iterable[str]]) -> None:
-        """Who takes work now, by role."""
+    def looked(self, active: Mapping[str, Iterable[str]], working_s: Mapping[str, float]) -> None:
+        """Who takes work now, by role, and for how long each slot has been at the work that it is at."""
         with self._lock:
             self._active = {role: tuple(slots) for role, slots in active.items()}
+            self._working_s = dict(working_s)
 
     def published(self, identity: Identity, now: float) -> None:
         """Weights are published."""
@@ -95,6 +104,7 @@ class Pulse:
         with self._lock:
             self._busy_s.pop(slot, None)
             self._tokens_per_s.pop(slot, None)
+            self._forget_work(slot)
 
     # --- told by the recorder
 
@@ -107,7 +117,7 @@ class Pulse:
             return min(1.0, max(0.0, part_s / update_s))
 
         with self._lock:
-            busy_s, self._busy_s = self._busy_s, {}
+            busy_s = self._take_busy_s()
             score_queued_s, self._score_queued_s = self._score_queued_s, []
             of_slot = {slot: share(busy_s.get(slot, 0.0)) for slots in self._active.values() for slot in slots}
             busy = {role: _mean([of_slot[slot] for slot in slots]) for role, slots in self._active.items() if slots}
@@ -123,6 +133,18 @@ class Pulse:
                 busy_of_slot=of_slot,
             )
             return self._cycle
+
+    def _take_busy_s(self) -> dict[str, float]:
+        """Seconds since the last update, of work that goes on too."""
+        busy_s, self._busy_s = self._busy_s, {}
+        for slot, seconds in self._working_s.items():
+            busy_s[slot] = busy_s.get(slot, 0.0) + max(0.0, seconds - self._counted_s.get(slot, 0.0))
+            self._counted_s[slot] = seconds
+        return busy_s
+
+    def _forget_work(self, slot: str) -> None:
+        self._working_s.pop(slot, None)
+        self._counted_s.pop(slot, None)
 
     # --- asked
 

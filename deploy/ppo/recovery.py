@@ -193,7 +193,8 @@ class Recovery:
         self.writer.go_back_to(checkpoint)
         self._lost_at = min(self._lost_at, step)
         if because is not None:  # once the learner has other weights, for the old ones must not be saved after this
-            self.steering.roll_back_to(step, str(because))
+            cursor = int(self.supervisor.state_dict()["next_draw_index"])
+            self.steering.roll_back_to(step, str(because), next_draw_index=cursor)
             self.metrics.rolled_back()
             self.note("rolled_back", f"{because}: back from update {left} to {step}, and on with other prompts")
         self.lineages.lineage = lineage
@@ -205,10 +206,16 @@ class Recovery:
         self.note("resumed", f"training goes on {where}, as lineage {self.lineages.lineage}")
 
     def _rollouts_at(self, checkpoint: Checkpoint | None) -> dict[str, Any]:
-        """State of the rollouts; the prompts that a rollback has left behind do not come again."""
+        """State of the rollouts; the prompts that a rollback has left behind do not come again, neither those that were
+        trained on after the checkpoint nor those that were on their way then.
+        """
         state: Any = START if checkpoint is None else self.store.read_state(checkpoint)["rollouts"]
-        left_behind = [rollback.next_draw_index for rollback in self.steering.journal.rollbacks]
-        return {**state, "next_draw_index": max([state["next_draw_index"], *left_behind])}
+        left_behind = max((rollback.next_draw_index for rollback in self.steering.journal.rollbacks), default=0)
+        if left_behind < state["next_draw_index"] or not left_behind:
+            return dict(state)
+        return {name: value for name, value in state.items() if name != "undelivered"} | {
+            "next_draw_index": left_behind
+        }
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds

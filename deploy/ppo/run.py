@@ -23,6 +23,7 @@ from deploy.ppo.pulse import Cycle
 from deploy.ppo.recovery import Lineages, Recovery
 from deploy.ppo.settings_journal import FILE
 from deploy.ppo.steering import Steering, open_journal
+from deploy.ppo.stream import draws_used
 from deploy.ppo.supervisor import Supervisor
 from deploy.run_folder.event_log import EventLog
 from deploy.run_folder.files import read_json
@@ -269,7 +270,7 @@ def _steering(
             told=metrics.paused,
         ),
         step=step,
-        draw=lambda: int(supervisor.state_dict()["next_draw_index"]),
+        draw=lambda: draws_used(supervisor.state_dict()),
         lineage=lambda: lineages.lineage,
         told=metrics,
         note=log.write,

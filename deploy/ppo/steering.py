@@ -47,7 +47,7 @@ class Steering:
         path: where it is kept.
         brake: lets the loop stand still.
         step: updates behind the weights that the loop begins with.
-        draw: says how many prompts were drawn before the update that is to come.
+        draw: says how many prompts were used up before the update that is to come.
         lineage: says which lineage the weights are of.
         told: hears of settings.
         note: told what an operator wants to read.
@@ -177,15 +177,16 @@ class Steering:
         words = ", ".join(f"{name} {old:g} to {new:g}" for name, old, new in changed)
         self._note("settings", f"from update {step + 1} on: {words} ({who}{f': {reason}' if reason else ''})")
 
-    def roll_back_to(self, step: int, reason: str) -> None:
-        """A guard rail goes back to a checkpoint, and on with other prompts: the settings of now stay in force.
+    def roll_back_to(self, step: int, reason: str, *, next_draw_index: int) -> None:
+        """A guard rail goes back to a checkpoint, and on with the prompts from `next_draw_index`: the settings of now
+        stay in force.
 
         Raises:
             DataError: it cannot be written down.
         """
         with self._lock:
             rollback = Rollback(
-                to_step=step, from_step=self._next[0], next_draw_index=self._draw(), reason=reason,
+                to_step=step, from_step=self._next[0], next_draw_index=next_draw_index, reason=reason,
                 time=datetime.now(UTC), lineage=self._lineage(),
             )  # fmt: skip
             self._keep(self._journal.roll_back_to(rollback))
@@ -219,6 +220,11 @@ def open_journal(config: PPOConfig, folder: Path, note: Callable[[Kind, str], No
 def check_change(config: PPOConfig, wanted: SettingsRequest) -> None:
     """Raise ConfigError if a run of this configuration cannot take these settings."""
     kind = config.kl.type
+    if wanted.temperature is not None and config.max_staleness > 0:
+        raise ConfigError(
+            f"temperature={wanted.temperature:g} cannot be changed while ppo.max_staleness={config.max_staleness}: "
+            f"samples for later updates are on their way at {config.temperature:g}; begin a run with that temperature"
+        )
     if wanted.kl_target is not None and kind != "adaptive":
         raise ConfigError(
             f'kl_target={wanted.kl_target:g} is of ppo.kl.type = "adaptive", and this run has "fixed"; change kl_coef'

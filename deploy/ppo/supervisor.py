@@ -109,8 +109,8 @@ class Supervisor:
         return self.command(lambda now: self.conductor.current())
 
     def collect(self, num_samples: int, settings: RunSettings | None = None) -> list[ChunkHandle]:
-        """Exactly `num_samples` samples, generated and judged, in draw order; None: at the temperature of the
-        configuration.
+        """Exactly `num_samples` samples, generated and judged, in draw order of their chunks; None: at the temperature
+        of the configuration.
 
         Raises:
             LedgerError: more is asked for than staleness allows.
@@ -125,9 +125,13 @@ class Supervisor:
         with self.watch.phase("collect"):
             return self._wait_for_batch(lambda now: self.conductor.begin_again(chunks, lost, now))
 
-    def sample(self, prompts: Sequence[Prompt], *, top_p: float = 1.0) -> list[ChunkHandle]:
-        """One response to each given prompt outside of training, evaluated; what cannot be judged is missing."""
-        return self._wait_for_batch(lambda now: self.conductor.begin_given(prompts, now, top_p=top_p))
+    def sample(
+        self, prompts: Sequence[Prompt], *, top_p: float = 1.0, weights: WeightsHandle | None = None
+    ) -> list[ChunkHandle]:
+        """One response to each given prompt outside of training, evaluated; what cannot be judged is missing. By
+        `weights`; None: by the published ones.
+        """
+        return self._wait_for_batch(lambda now: self.conductor.begin_given(prompts, now, top_p=top_p, weights=weights))
 
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""

@@ -56,7 +56,8 @@ def remembered(conductor) -> dict[str, int]:
     for pool in pools:
         tables |= {f"{pool.role}.{n}": getattr(pool, n) for n in ("tasks", "_queue", "_forgotten")}
         tables |= {f"{pool.role}.{n}": getattr(pool.roster, n) for n in ("calls", "slots")}
-        tables |= {f"{m.key}.held": m.held for m in pool.roster.members()}
+        tables |= {f"{m.key}.work": m.work for m in pool.roster.members()}
+        tables |= {f"{m.key}.asked": m.asked for m in pool.roster.members()}
     return {name: len(table) for name, table in tables.items()}
 
 

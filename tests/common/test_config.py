@@ -296,8 +296,11 @@ def test_microbatches_are_cut_by_samples_or_by_tokens():
     assert RunConfig.model_validate(document).ppo.microbatch_tokens == 11
 
 
-def test_staleness_is_not_built_yet():
-    assert "max_staleness=1: only 0 (strictly on-policy) is built so far; set it to 0" in error("ppo.max_staleness=1")
+def test_staleness_is_as_large_as_one_likes_and_its_weights_are_cut_at_one_or_more():
+    ppo = load_config(TINY, ["ppo.max_staleness=4", "ppo.importance_cap=inf"]).ppo
+    assert ppo is not None
+    assert ppo.max_staleness == 4
+    assert "importance_cap" in error("ppo.importance_cap=0.9")
 
 
 @pytest.mark.parametrize("warmup", [3, 4])

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from common.errors import ConfigError, LearnerLostError, MemberFailedError, WeightsMismatchError
@@ -155,11 +156,27 @@ def test_a_wrong_configuration_is_no_reason_to_try_again():
 
 def test_work_goes_to_the_least_loaded_and_waits_where_all_are_full():
     bench = Bench(members=2)
-    bench.submit(*range(5))
+    bench.submit(*range(7))
     assert [c.member.slot for c in bench.calls("generate")] == ["worker-0", "worker-1"] * 2
     first = bench.calls("generate", "worker-1")[0]
     bench.answer(first)
     assert [c.argument for c in bench.calls("generate", "worker-1")] == [3, 4]
+
+
+def test_a_second_call_is_held_back_where_another_member_may_be_done_first():
+    bench = Bench(members=3)
+    bench.submit(*range(5))
+    assert sorted(c.argument for c in bench.calls("generate")) == [0, 1, 2], "two wait, and three may want them"
+    bench.answer(*bench.calls("generate", "worker-2"))
+    assert [c.argument for c in bench.calls("generate", "worker-2")] == [3]
+    bench.answer(*bench.calls("generate", "worker-2"))
+    assert [c.argument for c in bench.calls("generate", "worker-2")] == [4]
+
+
+def test_a_member_of_its_own_has_its_next_call_before_it_is_done():
+    bench = Bench(members=1)
+    bench.submit(*range(3))
+    assert [c.argument for c in bench.calls("generate")] == [0, 1]
 
 
 def test_an_answer_brings_payload_stats_and_who_gave_it():
@@ -319,8 +336,8 @@ def test_a_hung_member_is_told_from_a_slow_one_by_its_deadline_and_dumped_before
 def test_only_what_a_hung_member_was_at_is_to_blame():
     bench = Bench(members=2, request_s=60.0, max_attempts=1)
     bench.submit("poison", "b", "behind", "d")
-    for call in bench.calls("generate", "worker-1"):
-        bench.answer(call)
+    while calls := bench.calls("generate", "worker-1"):
+        bench.answer(calls[0])
     bench.pass_time(61)
     assert len(bench.kinds(GaveUp)) == 1
     assert [c.argument for c in bench.calls("generate", "worker-1")] == ["behind"]
@@ -340,7 +357,8 @@ def test_a_member_without_a_sign_of_life_is_killed_alone_and_its_work_moves():
     assert bench.now - start >= 20
     assert [k.member.slot for k in bench.kinds(Kill)] == [deaf]
     assert "no sign of life" in bench.notes()[-1]
-    assert {c.argument for c in bench.calls("generate", "worker-1")} == {"a", "b"}
+    bench.answer(*bench.calls("generate", "worker-1"))
+    assert [c.argument for c in bench.calls("generate", "worker-1")] == ["a"]
 
 
 def test_a_member_that_says_nothing_but_answers_work_is_alive():
@@ -594,3 +612,76 @@ def test_restarts_resizes_and_deadlines_are_counted():
     assert [(counted.what, counted.label) for counted in bench.kinds(Counted)] == [
         ("resizes", ""), ("restarts", ""), ("timeouts", "generate"), ("restarts", ""),
     ]  # fmt: skip
+
+
+# --- many members
+
+
+def beats_of_each(members, seconds, **limits):
+    """A beat is answered a quarter of a second after it was asked for."""
+    bench = Bench(members=members, **limits)
+    bench.pass_time(seconds, step=0.25)
+    beats, rest = divmod(len([send for send in bench.kinds(Send) if send.call.method == "heartbeat"]), members)
+    assert not rest
+    return beats
+
+
+def test_a_large_pool_asks_for_signs_of_life_less_often_and_a_small_one_as_configured():
+    assert beats_of_each(2, 18.0) == 8, "one in 2.25 s"
+    assert beats_of_each(200, 18.0) == 4, "one in 4.25 s"
+
+
+def test_however_large_a_pool_is_a_silent_member_is_asked_twice_within_its_deadline():
+    assert beats_of_each(1000, 16.0, heartbeat_s=10.0) == 3, "one in 5.25 s"
+
+
+def test_what_is_forgotten_counts_nowhere_whichever_of_its_calls_is_answered():
+    bench = Bench(members=2, request_s=60.0)
+    (task,) = bench.submit("prompts")
+    (first,) = bench.calls("generate")
+    bench.answer(first, error=ValueError("no"))
+    (again,) = bench.calls("generate")
+    bench.pool.forget(task)
+    bench.answer(again)
+    assert not bench.kinds(Done, Duplicate)
+    assert not bench.pool._forgotten
+
+
+# --- weights that are fetched beside work
+
+
+@pytest.mark.parametrize("prefetches", [True, False])
+def test_members_that_work_are_told_of_new_weights_by_a_call_each_where_they_may_fetch_beside_it(prefetches):
+    bench = Bench(members=3, prefetches=prefetches)
+    bench.submit("prompts")
+    later = WeightsHandle(Identity(0, 4), "buffer 4", 4, ())
+    bench.take(bench.pool.publish(later, bench.now))
+    told = bench.calls("prefetch")
+    assert [(c.member.slot, c.argument) for c in told] == [(f"worker-{i}", later) for i in range(3) if prefetches]
+    for call in told:
+        bench.answer(call, {"fetch": 0.1, "verify": 0.1})
+    assert set(bench.states().values()) == {"active"}
+    assert not bench.kinds(Kill)
+    assert bench.calls("generate"), "the work goes on"
+
+
+def test_a_prefetch_that_holds_no_work_lets_a_member_leave_and_a_damaged_one_costs_its_life():
+    bench = Bench(members=2, prefetches=True)
+    bench.take(bench.pool.publish(WEIGHTS, bench.now))
+    bench.take(bench.pool.resize(1, bench.now))
+    assert bench.states() == {"worker-0": "active"}
+    call = next(c for c in bench.calls("prefetch") if c.member.slot == "worker-0")
+    bench.answer(call, error=WeightsMismatchError("worker-0: weights 0.3 arrived otherwise"))
+    assert len(bench.kinds(Kill)) == 2
+    assert bench.states() == {"worker-0": "starting"}
+
+
+def test_status_says_how_long_nearly_all_of_the_last_requests_were_queued():
+    bench = Bench(members=1, depth=1)
+    assert bench.pool.describe(bench.now)["queue_wait_p95_s"] == 0.0
+    bench.submit(*range(5))
+    for _ in range(5):
+        bench.pass_time(2)
+        bench.answer(*bench.calls("generate"))
+    waits = [0, 2, 4, 6, 8]
+    assert bench.pool.describe(bench.now)["queue_wait_p95_s"] == pytest.approx(np.quantile(waits, 0.95))

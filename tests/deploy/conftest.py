@@ -146,8 +146,8 @@ class Bench:
         self.take(self.conductor.begin(num_samples, self.now))
         return self.finish()
 
-    def sample(self, prompts):
-        self.take(self.conductor.begin_given(prompts, self.now))
+    def sample(self, prompts, **how):
+        self.take(self.conductor.begin_given(prompts, self.now, **how))
         return self.finish()
 
     def publish(self, weights):

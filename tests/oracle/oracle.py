@@ -127,3 +127,11 @@ def bounded_objective(lp, old, A, low, high, dual):
     if A < 0 and dual is not None and dual * A > value:
         return dual * A, 0.0
     return value, slope
+
+
+def decoupled_objective(lp, proximal, behaviour, A, eps, cap):
+    """Of a token: AReaL, arXiv:2505.24298, eq. 5, its first factor cut at `cap`; and its slope in lp."""
+    weight = min(exp(proximal) / exp(behaviour), cap)
+    r = exp(lp) / exp(proximal)
+    clipped = clip(r, 1 - eps, 1 + eps)
+    return (weight * r * A, weight * r * A) if r * A <= clipped * A else (weight * clipped * A, 0.0)

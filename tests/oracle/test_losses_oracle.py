@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from learner.kl import k1, k2, k3, kl_seq_sum, kl_token_mean
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
+from learner.off_policy import importance_weights
 
 lengths = st.lists(st.integers(1, 7), min_size=1, max_size=4)
 seeds = st.integers(0, 2**31)
@@ -148,6 +149,46 @@ def test_autograd_agrees_with_finite_differences_away_from_the_kinks(ragged, len
         value, _ = value_loss(lp, old, returns, mask, clip_eps=math.inf, denominator=7)
         kl, _ = kl_loss(lp, old, mask, denominator=7)
         return policy + 0.1 * value + 0.3 * kl
+
+    live = logprobs[mask].clone().requires_grad_()
+    if live.numel():
+        assert torch.autograd.gradcheck(total, (live,), eps=1e-6, atol=1e-6)
+
+
+@settings(max_examples=150, deadline=None)
+@given(lengths=lengths, seed=seeds, cap=st.sampled_from([1.0, 1.3, 2.0, math.inf]))
+def test_the_decoupled_loss_and_its_gradient_are_those_of_the_paper(oracle, ragged, lengths, seed, cap):
+    mask, (logprobs, proximal, behaviour, advantages) = ragged(lengths, seed, 4)
+    behaviour = torch.where(mask, proximal + 0.5 * behaviour, behaviour)
+    logprobs = torch.where(mask, proximal + 0.4 * logprobs, logprobs).requires_grad_()
+    weights = importance_weights(proximal, behaviour, mask, cap=cap)
+    loss, _ = policy_loss(logprobs, proximal, advantages, mask, clip_eps=0.2, importance=weights, denominator=7)
+    batch = list(rows(logprobs, proximal, behaviour, advantages, mask))
+    tokens = [
+        [
+            oracle.decoupled_objective(*token, 0.2, cap) if alive else (0.0, 0.0)
+            for *token, alive in zip(*row, strict=True)
+        ]
+        for row in batch
+    ]
+    expected = -sum(value for row in tokens for value, _ in row) / 7
+    gradient = [[-slope / 7 for _, slope in row] for row in tokens]
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-10)
+    torch.testing.assert_close(gradient_of(loss, logprobs), torch.tensor(gradient, dtype=torch.float64), **close)
+
+
+@settings(max_examples=30, deadline=None)
+@given(lengths=lengths, seed=seeds)
+def test_the_weights_of_the_decoupled_loss_are_constants_to_finite_differences(ragged, lengths, seed):
+    mask, (logprobs, proximal, behaviour, advantages) = ragged(lengths, seed, 4)
+    logprobs = torch.where(mask, proximal + 0.1 * logprobs, logprobs)
+    mask = mask & ~(((logprobs - proximal).exp() - 1).abs().sub(0.2).abs() < 1e-4)
+    weights = importance_weights(proximal, torch.where(mask, proximal + behaviour, 0.0), mask, cap=2.0)
+    assert not weights.requires_grad
+
+    def total(live):
+        lp = logprobs.masked_scatter(mask, live)
+        return policy_loss(lp, proximal, advantages, mask, clip_eps=0.2, importance=weights, denominator=7)[0]
 
     live = logprobs[mask].clone().requires_grad_()
     if live.numel():

@@ -12,7 +12,7 @@ from common.pool_actions import Kill, Send
 from common.ports import Reply
 from common.records import Identity, UpdateReport, WeightsHandle
 
-CHUNK, BATCH = 8, 32
+BATCH = 32
 WORK = ("generate", "score", "reference")
 SETTINGS = (
     "rollout.request_timeout_s=40",
@@ -23,6 +23,7 @@ SETTINGS = (
     "rollout.max_attempts=50",
     "ppo.max_drops_per_update=100000",
     "ppo.max_nonfinite_updates=1000",
+    "ppo.updates=1000",
 )
 
 
@@ -35,17 +36,28 @@ class World(RuleBasedStateMachine):
         self.step, self.lineage = 0, 0
         self.trained: list[set[int]] = []
         """Draws of each update along the ancestry of the current weights."""
-        self.saved: list[tuple[int, dict]] = []
-        self.running = False
+        self.saved: list[tuple[int, dict, int]] = []
+        """Checkpoints: update, state, and draws that were given up before."""
+        self.running = self.evaluating = False
         self.killed = set()
+        self.given_up = self.dropped = 0
+        """Samples that the ancestry of the weights did without: dropped, or left behind by a guard rail. And those that
+        the ledger counted as dropped when this was added up."""
 
-    @initialize(workers=st.integers(1, 3), replicas=st.integers(1, 3), samples=st.sampled_from([1, 2, 4]))
-    def start(self, workers, replicas, samples):
-        self.samples = samples
-        group = f"ppo.samples_per_prompt={samples}"
-        bench = MAKE(*SETTINGS, group, workers=workers, replicas=replicas, published=False)
+    @initialize(
+        workers=st.integers(1, 3),
+        replicas=st.integers(1, 3),
+        samples=st.sampled_from([1, 2, 4]),
+        staleness=st.integers(0, 3),
+        chunk=st.sampled_from([8, 12, 48]),
+    )
+    def start(self, workers, replicas, samples, staleness, chunk):
+        self.samples, self.staleness = samples, staleness
+        shape = (f"ppo.samples_per_prompt={samples}", f"ppo.max_staleness={staleness}",
+                 f"rollout.chunk_sequences={chunk}")  # fmt: skip
+        bench = MAKE(*SETTINGS, *shape, workers=workers, replicas=replicas, published=False)
         self.conductor, self.open = bench.conductor, bench.open
-        self.saved = [(0, self.conductor.state_dict())]
+        self.saved = [(0, self.conductor.state_dict(), 0)]
         self.publish()
 
     def take(self, actions):
@@ -141,11 +153,50 @@ class World(RuleBasedStateMachine):
 
     # --- the loop
 
-    @precondition(lambda self: self.is_fine() and not self.running)
+    @precondition(lambda self: self.is_fine() and not self.running and not self.evaluating)
     @rule()
     def the_loop_collects(self):
         self.running = True
         self.take(self.conductor.begin(BATCH, self.now))
+
+    @precondition(lambda self: self.is_fine() and not self.evaluating)
+    @rule(order=st.permutations(range(6)))
+    def all_goes_well_for_an_update(self, order):
+        """Members answer, some before others, until the learner has trained: so that later updates are reached too."""
+        if not self.running:
+            self.the_loop_collects()
+        for _ in range(1000):
+            if self.conductor.failure is not None:
+                return
+            if (handles := self.conductor.finished()) is not None:
+                self.train(handles, finite=True)
+                return
+            calls = list(self.open.values())
+            for call in [calls[i] for i in order if i < len(calls)]:
+                if self.open.pop(call.call_id, None) is not None:
+                    self.say(ANSWER(call))
+            self.now += 1.0
+            self.take(self.conductor.tick(self.now))
+        pytest.fail(f"never ends: {self.conductor.ledger}")
+
+    @precondition(lambda self: self.is_fine() and not self.running and not self.evaluating)
+    @rule(before=st.booleans())
+    def the_loop_evaluates(self, before):
+        self.evaluating = True
+        self.asked_by = WeightsHandle(Identity(-1, 0), "before", 0, ()) if before else None
+        prompts = [self.conductor.prompts.prompt_at(10_000 + i) for i in range(11)]
+        self.take(self.conductor.begin_given(prompts, self.now, weights=self.asked_by))
+
+    @precondition(lambda self: self.is_fine() and self.evaluating)
+    @rule()
+    def held_out_prompts_are_answered(self):
+        handles = self.conductor.finished()
+        if handles is None:
+            return
+        self.evaluating = False
+        wanted = Identity(self.lineage, self.step) if self.asked_by is None else self.asked_by.identity
+        assert {r.identity for h in handles for r in h.rollouts.rollouts} <= {wanted}
+        assert all(draw >= 10_000 for h in handles for draw in h.draw_indices)
 
     @precondition(lambda self: self.is_fine() and self.running)
     @rule(finite=st.booleans(), lost=st.sets(st.integers(0, 3), max_size=2))
@@ -157,14 +208,20 @@ class World(RuleBasedStateMachine):
         if lost:
             self.take(self.conductor.begin_again(handles, lost, self.now))
             return
+        self.train(handles, finite=finite)
+
+    def train(self, handles, *, finite):
         self.running = False
         draws = [d for h in handles for d in h.draw_indices]
         assert len(draws) == len(set(draws)) == BATCH // self.samples
         held = [r for h in handles for r in h.rollouts.rollouts if r.draw_index in h.draw_indices]
-        assert [(r.draw_index, r.sample_index) for r in held] == [(d, k) for d in draws for k in range(self.samples)]
+        assert sorted((r.draw_index, r.sample_index) for r in held) == [
+            (d, k) for d in sorted(draws) for k in range(self.samples)
+        ]
         assert not set(draws) & set().union(*self.trained), "trained once along the ancestry"
-        identities = {r.identity for h in handles for r in h.rollouts.rollouts if r.draw_index in h.draw_indices}
-        assert identities == {Identity(self.lineage, self.step)}, "by the current weights"
+        for identity in {r.identity for r in held}:
+            assert identity.lineage == self.lineage, "by weights that live"
+            assert identity.step == self.step if self.staleness == 0 else identity.step <= self.step
         if finite:
             self.step += 1
             self.trained.append(set(draws))
@@ -172,19 +229,49 @@ class World(RuleBasedStateMachine):
         self.conductor.account(
             UpdateReport(self.step, Identity(self.lineage, self.step), trained, {}, {}, is_finite=finite)
         )
+        self.count_given_up()
+        self.check_that_nothing_is_lost()
         if finite:
-            self.saved.append((self.step, self.conductor.state_dict()))
+            self.saved.append((self.step, self.conductor.state_dict(), self.given_up))
             self.publish()
 
     @precondition(is_fine)
     @rule(data=st.data())
     def the_learner_dies(self, data):
-        step, state = data.draw(st.sampled_from(self.saved))
-        self.saved = [(s, kept) for s, kept in self.saved if s <= step]
-        self.step, self.lineage, self.running = step, self.lineage + 1, False
+        step, state, given_up = data.draw(st.sampled_from(self.saved))
+        self.go_back(step, state)
+        self.given_up = given_up
+
+    @precondition(is_fine)
+    @rule(data=st.data())
+    def a_guard_rail_goes_back(self, data):
+        step, state, _ = data.draw(st.sampled_from(self.saved))
+        cursor = self.conductor.state_dict()["next_draw_index"]
+        self.go_back(step, {"ledger": state["ledger"], "next_draw_index": cursor})
+        self.given_up = cursor * self.samples - BATCH * step
+
+    def go_back(self, step, state):
+        self.saved = [one for one in self.saved if one[0] <= step]
+        self.step, self.lineage, self.running, self.evaluating = step, self.lineage + 1, False, False
         self.trained = self.trained[:step]
         self.take(self.conductor.roll_back(state, self.now))
+        self.dropped = sum(self.conductor.ledger.dropped.values())
         self.publish()
+
+    def count_given_up(self):
+        dropped = sum(self.conductor.ledger.dropped.values())
+        self.given_up += dropped - self.dropped
+        self.dropped = dropped
+
+    def check_that_nothing_is_lost(self):
+        """Between two updates every draw so far is trained, given up, or still to come from where a checkpoint says."""
+        state = self.conductor.state_dict()
+        to_come = state.get("undelivered", [])
+        assert len(set(to_come)) == len(to_come)
+        assert not set(to_come) & set().union(*self.trained)
+        assert all(draw < state["next_draw_index"] for draw in to_come)
+        accounted = BATCH * len(self.trained) + self.given_up + self.samples * len(to_come)
+        assert state["next_draw_index"] * self.samples == accounted
 
     # --- what always holds
 
@@ -195,7 +282,7 @@ class World(RuleBasedStateMachine):
         ledger = self.conductor.ledger
         ledger.check()
         assert ledger.trained == BATCH * len(self.trained)
-        assert ledger.live <= ledger.trained + BATCH, "the queue has a cap"
+        assert ledger.live <= (self.step + self.staleness + 1) * BATCH, "the queue has a cap"
 
     @invariant()
     def members_hold_no_more_than_they_may(self):
@@ -207,7 +294,7 @@ class World(RuleBasedStateMachine):
 
     def teardown(self):
         """Once the world is fair again, what was begun ends."""
-        if self.conductor is None or not self.is_fine() or not self.running:
+        if self.conductor is None or not self.is_fine() or not (self.running or self.evaluating):
             return
         for _ in range(3000):
             if self.conductor.failure is not None or self.conductor.finished() is not None:
@@ -225,7 +312,7 @@ class World(RuleBasedStateMachine):
 MAKE = ANSWER = None
 
 
-@pytest.mark.parametrize("examples", [60])
+@pytest.mark.parametrize("examples", [100])
 def test_the_ledger_holds_over_any_transport(make_bench, member_answer, examples, monkeypatch):
     monkeypatch.setitem(globals(), "MAKE", make_bench)
     monkeypatch.setitem(globals(), "ANSWER", member_answer)

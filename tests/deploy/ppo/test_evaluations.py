@@ -206,7 +206,7 @@ class Bench:
             console=Console(quiet=True),
         )
 
-    def sample(self, prompts, *, top_p):
+    def sample(self, prompts, *, top_p, weights=None):
         self.asked += 1
         unscored = self.unscored and self.asked <= self.unscored_until
         rollouts = [

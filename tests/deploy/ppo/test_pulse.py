@@ -22,7 +22,7 @@ def report(**metrics):
 @pytest.fixture
 def pulse():
     pulse = Pulse()
-    pulse.looked({"rollout": ["worker-0", "worker-1"], "reward": ["replica-0"]})
+    pulse.looked({"rollout": ["worker-0", "worker-1"], "reward": ["replica-0"]}, {})
     return pulse
 
 
@@ -76,10 +76,30 @@ def test_a_call_that_began_in_an_earlier_update_makes_nobody_busier_than_always(
     assert pulse.updated(report(), {"total": 2.0}).busy_of_slot["worker-0"] == 1
 
 
+def test_a_call_that_lasts_longer_than_an_update_counts_in_each_as_long_as_it_went_on(pulse):
+    members = {"rollout": ["worker-0", "worker-1"], "reward": ["replica-0"]}
+    shares = []
+    for working_s in (1.0, 3.0, 5.0):
+        pulse.looked(members, {"worker-0": working_s, "worker-1": 0.0})
+        shares.append(pulse.updated(report(), {"total": 2.0}).busy_of_slot["worker-0"])
+    pulse.answered(worked("worker-0", {"generate": 5.5}))
+    pulse.looked(members, {"worker-0": 0.25, "worker-1": 0.0})
+    shares.append(pulse.updated(report(), {"total": 2.0}).busy_of_slot["worker-0"])
+    assert shares == [0.5, 1.0, 1.0, 0.375], "the last half second, and a quarter of the next call"
+
+
+def test_work_of_who_was_lost_counts_in_nothing_that_comes_after(pulse):
+    pulse.looked({"rollout": ["worker-0"]}, {"worker-0": 2.0})
+    pulse.updated(report(), {"total": 2.0})
+    pulse.began("worker-0")
+    pulse.answered(worked("worker-0", {"generate": 1.0}))
+    assert pulse.updated(report(), {"total": 2.0}).busy_of_slot["worker-0"] == 0.5
+
+
 def test_who_has_gone_counts_in_no_mean_and_who_comes_under_its_name_begins_anew(pulse):
     pulse.answered(worked("worker-1", {"generate": 2.0}, tokens=8))
     pulse.departed("worker-1")
-    pulse.looked({"rollout": ["worker-0"], "reward": []})
+    pulse.looked({"rollout": ["worker-0"], "reward": []}, {})
     cycle = pulse.updated(report(), {"total": 2.0})
     assert cycle.busy == {"rollout": 0.0, "learner": 0.0}
     assert pulse.tokens_per_s("worker-1") is None

@@ -115,7 +115,7 @@ def test_over_a_rollback_settings_and_even_an_order_of_just_now_are_kept(drive, 
     drive.update(4)
     drive.order(2e-5)
     drive.draw = 50
-    drive.steering.roll_back_to(2, "kl is too high")
+    drive.steering.roll_back_to(2, "kl is too high", next_draw_index=drive.draw)
     assert drive.update(2, draw=50) == 2e-5
     journal = read_journal(tmp_path)
     [rollback] = journal.rollbacks
