@@ -69,6 +69,7 @@ class RayRuntime:
 
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
+        self._early.end()  # they would hold the resources that the stage needs
         limit = request.config.learner.stage_timeout_s
         placement, silent_s, has_begun = request.config.learner, 0.0, False
         stream = run_stage.options(**options(placement)).remote(_travelling(request))

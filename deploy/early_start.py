@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from common.collector import loading_packages
 from common.config import RunConfig
+from common.errors import ConfigError
 from common.run_place import shared
 from deploy.on_ray.environment import protect_local_cluster
 from deploy.on_ray.openness import refuse_open_local
@@ -37,16 +38,18 @@ def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: froze
     """A local cluster whose processes load their packages while this process loads its own.
 
     Returns:
-        Actors that PPO starts with, none where other stages come first; None: Ray was not started.
+        Actors that PPO starts with, none where other stages come first; None: Ray was not started, for nothing is to be
+        done, or something is in the way, which the preflight then says with all else.
 
-    Raises:
-        ConfigError: the cluster would be open to others, or a scorer's token is not set.
     """
     if not is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ:
         return None
-    secrets = scorer_secrets(config, os.environ)
-    protect_local_cluster()
-    refuse_open_local(os.environ, insecure=insecure)
+    try:
+        secrets = scorer_secrets(config, os.environ)
+        protect_local_cluster()
+        refuse_open_local(os.environ, insecure=insecure)
+    except ConfigError:
+        return None
     from deploy.on_ray.early_actors import EarlyActors, spawn_early
     from deploy.on_ray.start import start_ray  # wholly, before another thread imports Ray too
 
