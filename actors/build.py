@@ -6,10 +6,10 @@ from actors.engine import SamplingEngine
 from actors.worker import RolloutWorker
 from common.config import RunConfig
 from common.errors import ConfigError
+from common.flat_parameters import Buffer
 from common.modeling import load_policy, resolve_device, resolve_dtype
 from common.records import ModelPaths, WeightsHandle
 from common.text import eos_token_ids, load_tokenizer
-from common.weights import Buffer
 
 
 def build_worker(
@@ -21,7 +21,13 @@ def build_worker(
     policy = load_policy(paths.policy, dtype=resolve_dtype(placement.dtype, device, serves=True))
     policy.to(device)
     check_length(config, policy.config.get_text_config().max_position_embeddings)
-    engine = SamplingEngine(policy, eos_token_ids(paths.policy, load_tokenizer(paths.policy)))
+    engine = SamplingEngine(
+        policy,
+        eos_token_ids(paths.policy, load_tokenizer(paths.policy)),
+        kind=placement.engine,
+        batch_sequences=placement.batch_sequences,
+        continuous=config.ppo is not None and config.ppo.max_staleness > 0,
+    )
     return RolloutWorker(engine, fetch=fetch, name=name)
 
 

@@ -18,11 +18,10 @@ from pydantic import Field
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from actors.engine import race
+from actors.sampling import draw
 from common.config_base import Config
-from common.logprobs import log_distribution
 from common.records import Ids
-from common.seeds import mix, uniform_noise
+from common.seeds import mix
 from common.text import decode
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
@@ -188,6 +187,5 @@ class Speaker:
         """[1] the id that is drawn from [1, V] logits."""
         if sampling.temperature == 0:
             return logits.argmax(-1)
-        log_p = log_distribution(logits, sampling.temperature, sampling.top_p)
-        noise = uniform_noise(np.array([seed], np.uint64), np.array([slot]), log_p.shape[-1], self.device)
-        return race(log_p, noise)
+        seeds, slots = np.array([seed], np.uint64), np.array([slot])
+        return draw(logits, seeds, slots, sampling.temperature, sampling.top_p)[0]

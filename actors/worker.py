@@ -1,23 +1,47 @@
 """The rollout worker: a plain class that turns a GenerateRequest into a RolloutChunk. No Ray, no queue, no thread.
 
-It is called by its shell (`actors/ray_actor.py`) or directly (`deploy/local.py`); both give it its parts built.
+It is called by its shell (`actors/ray_actor.py`) or directly (`deploy/local.py`); both give it its parts built. One
+thread may call `prefetch` while another generates:
+
+    prefetch   ─ fetch ─ verify ─┐               the buffer is kept, the model untouched
+    generate   ──────────────────┴─ load ─ pack ─ probe ─ sample …     waits for a prefetch that is under way
 """
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-import torch
 
 from actors.engine import SamplingEngine
 from common.errors import WeightsMismatchError
-from common.logprobs import token_logprobs
+from common.flat_parameters import Buffer, FlatParameters
 from common.records import GenerateRequest, Identity, Probe, Rollout, RolloutChunk, Stats, WeightsHandle
 from common.seeds import sample_seed
-from common.weights import Buffer, buffer_hash, load_flat
+from common.weights import buffer_hash, distinct_parameters, rest_hash
 
 PROBE_TOLERANCE = 1e-3
 """Nats by which a worker's logprobs may differ from the learner's at equal weights in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrived:
+    """Weights that were fetched and verified, and are in no model yet."""
+
+    identity: Identity
+    hash: int
+    buffer: Buffer
+    seconds: Mapping[str, float]
+
+
+@dataclass(slots=True)
+class _Ahead:
+    """What `prefetch` brought."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    arrived: _Arrived | None = None
 
 
 class RolloutWorker:
@@ -38,15 +62,37 @@ class RolloutWorker:
         self.identity: Identity | None = None
         self.weights_hash = 0
         self.probe_gap = 0.0
+        self._ahead = _Ahead()
+        self._parameters: FlatParameters | None = None
+        self._rest_hash: int | None = None
+        """Of the tensors that never came, once it was compared; None: not yet, or all came since."""
 
-    def adopt(self, handle: WeightsHandle) -> dict[str, str]:
-        """Make the handle's weights this worker's own before its first prompt; says which it holds.
+    def prefetch(self, handle: WeightsHandle) -> dict[str, float]:
+        """Fetch and verify weights beside the work, so that only the copy is left when a request names them.
+
+        Those of an earlier call that no request has named are dropped. Returns seconds by phase.
 
         Raises:
             WeightsMismatchError: the weights that arrived are not those that were published.
         """
-        self._adopt(handle)
-        return {"identity": str(self.identity)}
+        with self._ahead.lock:
+            self._ahead.arrived = None  # first, so that no third version is kept alive meanwhile
+            self._ahead.arrived = arrived = self._arrive(handle)
+        return dict(arrived.seconds)
+
+    def adopt(self, handle: WeightsHandle) -> dict[str, Any]:
+        """Make the handle's weights this worker's own before its first prompt; says which, and seconds by phase.
+
+        Raises:
+            WeightsMismatchError: the weights that arrived are not those that were published.
+        """
+        seconds, _ = self._adopt(handle)
+        return {"identity": str(self.identity), "seconds": seconds}
+
+    def describe(self) -> dict[str, str]:
+        """How it generates, and why not by the faster way."""
+        why = f": {self.engine.reason}" if self.engine.reason else ""
+        return {"engine": f"{self.engine.path}{why}"}
 
     def generate(self, request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
         """Sample `samples_per_prompt` responses to each prompt of the request.
@@ -57,7 +103,7 @@ class RolloutWorker:
         Raises:
             WeightsMismatchError: the weights that arrived are not those that were published.
         """
-        seconds = self._adopt(request.weights)
+        seconds, beside = self._adopt(request.weights)
         start = time.perf_counter()
         samples = [(p, k) for p in request.prompts for k in range(request.samples_per_prompt)]
         prompts = tuple(p for p, _ in samples)
@@ -85,9 +131,9 @@ class RolloutWorker:
             for (prompt, sample_index), seed, one in zip(samples, seeds, sampled, strict=True)
         )
         chunk = RolloutChunk(prompts, rollouts, request.temperature)
-        return chunk, self._stats(chunk, seconds)
+        return chunk, self._stats(chunk, seconds, beside)
 
-    def _stats(self, chunk: RolloutChunk, seconds: dict[str, float]) -> Stats:
+    def _stats(self, chunk: RolloutChunk, seconds: Mapping[str, float], beside: Mapping[str, float]) -> Stats:
         return Stats(
             samples=len(chunk.rollouts),
             prompt_tokens=sum(len(p.token_ids) for p in chunk.prompts),
@@ -95,45 +141,94 @@ class RolloutWorker:
             response_lengths=tuple(len(r.response_ids) for r in chunk.rollouts),
             stops=sum(r.finish == "stop" for r in chunk.rollouts),
             seconds=seconds,
+            beside=beside,
             identity=self.identity,
             weights_hash=self.weights_hash,
             probe_gap=self.probe_gap,
+            engine=self.engine.path,
         )
 
-    def _adopt(self, handle: WeightsHandle) -> dict[str, float]:
-        """Make the handle's weights this worker's own; returns seconds by phase."""
+    def _adopt(self, handle: WeightsHandle) -> tuple[dict[str, float], Mapping[str, float]]:
+        """Make the handle's weights this worker's own; returns seconds by phase, and those that passed beside work."""
         if handle.identity == self.identity and handle.hash == self.weights_hash:
-            return {}
+            return {}, {}
+        start = time.perf_counter()
+        ahead = self._take_ahead(handle)
+        waited = time.perf_counter()
+        arrived = ahead or self._arrive(handle)
+        taken = self._take_in(arrived, handle)
+        if ahead is None:
+            return {**arrived.seconds, **taken}, {}
+        return {"wait": waited - start, **taken}, arrived.seconds
+
+    def _take_ahead(self, handle: WeightsHandle) -> _Arrived | None:
+        """What was prefetched, if these are the weights; a prefetch that is under way is waited for."""
+        with self._ahead.lock:
+            ahead = self._ahead.arrived
+            if ahead is None or (ahead.identity, ahead.hash) != (handle.identity, handle.hash):
+                return None
+            self._ahead.arrived = None
+            return ahead
+
+    def _arrive(self, handle: WeightsHandle) -> _Arrived:
+        """Fetch and verify; the model is not touched."""
         start = time.perf_counter()
         buffer = self.fetch(handle)
         fetched = time.perf_counter()
-        arrived = buffer_hash(buffer)
-        if arrived != handle.hash:
+        found = buffer_hash(buffer)
+        if found != handle.hash:
             raise WeightsMismatchError(
-                f"{self.name}: weights {handle.identity} arrived with hash {arrived:016x}, "
+                f"{self.name}: weights {handle.identity} arrived with hash {found:016x}, "
                 f"but {handle.hash:016x} was published; the buffer changed on its way"
             )
-        verified = time.perf_counter()
+        seconds = {"fetch": fetched - start, "verify": time.perf_counter() - fetched}
+        return _Arrived(handle.identity, handle.hash, buffer, seconds)
+
+    def _take_in(self, arrived: _Arrived, handle: WeightsHandle) -> dict[str, float]:
+        """Copy into the model, let the engine prepare itself, compare; returns seconds by phase."""
+        start = time.perf_counter()
+        self._check_rest(handle)
+        checked = time.perf_counter()
         self.identity = None  # until all is copied and has passed the probe, the model is of no version
-        load_flat(self.engine.policy, buffer, handle.manifest)
+        if self._parameters is None:
+            self._parameters = FlatParameters(distinct_parameters(self.engine.policy))
+        self._parameters.load(arrived.buffer, handle.manifest)
         loaded = time.perf_counter()
+        self.engine.renew()
+        packed = time.perf_counter()
         if handle.probe is not None:
             self._check_probe(handle.probe, handle)
         self.identity, self.weights_hash = handle.identity, handle.hash
         return {
-            "fetch": fetched - start,
-            "verify": verified - fetched,
-            "load": loaded - verified,
-            "probe": time.perf_counter() - loaded,
+            "load": loaded - checked,
+            "pack": packed - loaded,
+            "probe": time.perf_counter() - packed + checked - start,
         }
 
-    @torch.inference_mode()
+    def _check_rest(self, handle: WeightsHandle) -> None:
+        """The tensors that do not travel must be the learner's: looked at once, for nothing here changes them."""
+        policy = self.engine.policy
+        sent = {spec.name for spec in handle.manifest}
+        missing = [name for name, _ in distinct_parameters(policy) if name not in sent]
+        if not missing:
+            self._rest_hash = None
+            return
+        if not handle.rest_hashes:
+            raise WeightsMismatchError(f"published weights lack {missing[0]!r} ({len(missing)} tensors missing)")
+        dtype = str(policy.get_parameter(missing[0]).dtype).removeprefix("torch.")
+        expected = handle.rest_hashes.get(dtype)
+        if self._rest_hash is None:
+            self._rest_hash = rest_hash(policy, sent)
+        if self._rest_hash != expected:
+            raise WeightsMismatchError(
+                f"{self.name}: weights {handle.identity} leave out {len(missing)} frozen tensors, as {missing[0]!r}, "
+                f"which must be those that the learner started from; here ({dtype}) they differ. Let all nodes read "
+                "the same model folder: was it changed or replaced while the run went on?"
+            )
+
     def _check_probe(self, probe: Probe, handle: WeightsHandle) -> None:
-        """Compare this model's logprobs with the learner's: catches what a hash of the buffer cannot."""
-        ids = torch.from_numpy(probe.token_ids.astype(np.int64)).to(self.engine.device)
-        logits = self.engine.policy(input_ids=ids, use_cache=False).logits[:, :-1]
-        mine, _ = token_logprobs(logits, ids[:, 1:], 1.0)
-        self.probe_gap = float(np.abs(mine.cpu().numpy() - probe.logprobs).max())
+        """Compare the engine's logprobs with the learner's: catches what a hash cannot, and copies that are stale."""
+        self.probe_gap = float(np.abs(self.engine.logprobs(probe.token_ids) - probe.logprobs).max())
         precisions = {spec.dtype for spec in handle.manifest} | {str(p.dtype) for p in self.engine.policy.parameters()}
         reduced = not precisions <= {"float32", "torch.float32"}  # then the gap is reported and not judged
         if not reduced and not self.probe_gap <= PROBE_TOLERANCE:

@@ -66,6 +66,10 @@ class RunInUseError(MiniChatGPTError, RuntimeError):
     """Another process works in the run folder; the message names it."""
 
 
+class BenchmarkError(MiniChatGPTError, RuntimeError):
+    """A benchmark cannot be carried out: what is measured beside us cannot be installed, or fails."""
+
+
 class ControlError(MiniChatGPTError, RuntimeError):
     """A run cannot be reached, does not answer in time, or refuses what was asked."""
 

@@ -21,9 +21,29 @@ def log_distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> 
     Returns:
         [..., V] float32 (float64 stays) natural logarithms of probabilities.
     """
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    log_p = torch.log_softmax(wide if temperature == 1 else wide / temperature, dim=-1)
+    log_p = torch.log_softmax(_tempered(logits, temperature), dim=-1)
     return log_p if top_p >= 1 else nucleus(log_p, top_p)
+
+
+def distribution(logits: Tensor, temperature: float, top_p: float = 1.0) -> Tensor:
+    """The probabilities of `log_distribution`, in one pass over the vocabulary where top_p is 1.
+
+    Args:
+        logits: [..., V] as the model gives them.
+        temperature: positive; divides the logits before the softmax.
+        top_p: keeps the nucleus of this mass.
+
+    Returns:
+        [..., V] float32 (float64 stays) probabilities.
+    """
+    if top_p < 1:
+        return log_distribution(logits, temperature, top_p).exp()
+    return torch.softmax(_tempered(logits, temperature), dim=-1)
+
+
+def _tempered(logits: Tensor, temperature: float) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return wide if temperature == 1 else wide / temperature
 
 
 def nucleus(log_p: Tensor, top_p: float) -> Tensor:

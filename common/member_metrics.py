@@ -92,10 +92,12 @@ class MemberMetrics:
         for length in stats.response_lengths:
             self.families.observe("sample_response_tokens", length)
         paused = {part: stats.seconds[part] for part in PUBLISH_PARTS if part in stats.seconds}
-        for part, seconds in paused.items():
+        for part, seconds in (*paused.items(), *stats.beside.items()):
             self.families.observe("publish_seconds", seconds, part)
         if paused:
             self.families.observe("publish_seconds", sum(paused.values()), "pause")
+        if stats.engine is not None:
+            self.families.inc("engine_tokens", stats.engine, by=stats.response_tokens)
         if done.slot in self._slots:
             self.families.inc("generated_tokens", done.slot, by=stats.response_tokens)
             self.families.inc("prompt_tokens", done.slot, by=stats.prompt_tokens)

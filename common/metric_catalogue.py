@@ -97,6 +97,11 @@ SAMPLES_AND_TOKENS: Final = (
            labels=("reason",)),
     Metric("generated_tokens", "counter", "tokens", "Response tokens generated.",
            "A slot's rate is below that of the others.", labels=("slot",)),
+    Metric("engine_tokens", "counter", "tokens",
+           "Response tokens by the way of the sampling engine that generated them: generic, the model's own forward; "
+           "llama, our decoder; llama_packed, that with packed weights.",
+           "generic, or llama on a CPU, where the family has a faster way: runs/…/run.json tells why.",
+           labels=("path",)),
     Metric("prompt_tokens", "counter", "tokens", "Prompt tokens that were read in generating.", "", labels=("slot",)),
     Metric("trained_tokens", "counter", "tokens", "Response tokens trained on, each counted once.", ""),
     Metric("staleness_updates", "histogram", "updates",
@@ -152,9 +157,12 @@ WEIGHTS: Final = (
     Metric("published_time_seconds", "gauge", "seconds", "When they were published, Unix time.", ""),
     Metric("published_bytes", "gauge", "bytes", "Size of the published weights.", ""),
     Metric("publish_seconds", "histogram", "seconds",
-           "Publishing by part. take: the learner copies and hashes; fetch: a worker gets the buffer; verify: it "
-           "hashes it; load: it copies it into its model; probe: it compares logprobs, where there is a probe; pause: "
-           "all the time in which it does not generate for that.",
+           "Publishing by part. take: the learner hashes its weights and hands them to the object store; fetch: a "
+           "worker gets the buffer; verify: it hashes it; load: it copies it into its model; pack: it renews the "
+           "copies of the weights that its engine decodes with; probe: it compares logprobs, where there is a probe, "
+           "and once the frozen rest; pause: all the time in which it does not generate for that. With "
+           "ppo.max_staleness above 0 it fetches and verifies beside its work, and wait is what it still waits for "
+           "that.",
            "Pause is a large share of an update.", labels=("part",), buckets=SECONDS),
     Metric("weights_step", "gauge", "updates", "Update behind the weights that a worker holds.",
            "It stays behind published_step while the worker is active.", labels=("slot",)),

@@ -14,8 +14,10 @@ WORD_AT_MOST: Final = 40
 
 STATES: Final = ("starting", "syncing", "active", "draining", "given_up")
 LOOP_PHASES: Final = ("collect", "update", "publish", "snapshot", "evaluate", "paused")
-PUBLISH_PARTS: Final = ("fetch", "verify", "load", "probe")
-"""What a worker does when it finds weights with a request that it does not hold; then it does not generate."""
+PUBLISH_PARTS: Final = ("wait", "fetch", "verify", "load", "pack", "probe")
+"""What a worker does with weights that it does not hold; fetch and verify perhaps beside its work, the rest instead."""
+ENGINES: Final = ("generic", "llama", "llama_packed")
+"""Ways of the sampling engine."""
 METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "rollout": ("generate",),
     "reward": ("score", "evaluate", "reference"),
@@ -76,6 +78,7 @@ KNOWN: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
     "request_queue_seconds": _by_role(METHODS),
     "request_seconds": _by_role(METHODS),
     "publish_seconds": _each(("take", *PUBLISH_PARTS, "pause")),
+    "engine_tokens": _each(ENGINES),
     "guard_alarm": _each(GUARDS),
     "guard_actions": tuple(product(GUARDS, GUARD_ACTIONS)),
     "checkpoint_seconds": _each(("snapshot", "write")),

@@ -159,7 +159,7 @@ class RunMetrics:
             if phase in seconds:
                 self.families.inc("loop_seconds", phase, by=seconds[phase])
         if "publish" in seconds:
-            taken = seconds["publish"] + seconds.get("flatten", 0.0)  # the copy is made at the end of the update
+            taken = seconds["publish"] + seconds.get("flatten", 0.0)  # the hash is taken at the end of the update
             self.families.observe("publish_seconds", taken, "take")
         self.families.observe("update_seconds", update_s)
         worked = sum(seconds.get(phase, 0.0) for phase in ("update", "publish", "snapshot"))

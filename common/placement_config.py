@@ -13,6 +13,7 @@ from common.scorer_config import ModelScorerConfig, ScorerConfig, check_scorers
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
+EngineKind = Literal["auto", "generic"]
 
 
 class Placement(Config):
@@ -109,6 +110,12 @@ class RolloutConfig(PoolPlacement):
     chunk_sequences: int = Field(default=64, ge=1)
     """Samples of one dispatch, whole groups of ppo.samples_per_prompt: the unit of work, whatever the number of
     workers."""
+    batch_sequences: int | None = Field(default=None, ge=1)
+    """Samples of a dispatch that are generated at a time, for less memory; None: all. With ppo.max_staleness of 1 or
+    more the others join one by one as samples are done, where the engine can; else batch after batch."""
+    engine: EngineKind = "auto"
+    """`auto` decodes models of the Llama family (Llama, Mistral, Qwen2) by a decoder of our own, with a copy of the
+    weights, packed where oneDNN packs; `generic` takes every model's own forward."""
     dtype: DType = "auto"
     """Precision of the weights that generate; `auto` is bfloat16 on a GPU that computes in it, else float32."""
 

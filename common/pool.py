@@ -11,10 +11,12 @@ Rollout pool and reward pool are both this machine. Who is in it, and when a mem
 
 import itertools
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+
+import numpy as np
 
 from common.errors import ConfigError, WeightsMismatchError
 from common.member import Held, Member, Slot
@@ -24,6 +26,9 @@ from common.reasons import weights_lost, words
 from common.records import GenerateRequest, Stats
 from common.roster import Roster
 from common.supervision import Limits
+
+RECENT = 256
+"""Answered tasks whose waits a status tells of."""
 
 
 @dataclass(slots=True)
@@ -66,6 +71,13 @@ class Pool:
         """Ids of tasks; a dict, for one may leave from the middle."""
         self._forgotten: set[int] = set()
         """Calls whose answers count nowhere."""
+        self._waited: deque[float] = deque(maxlen=RECENT)
+        """Seconds that the last tasks were queued."""
+
+    @property
+    def num_queued(self) -> int:
+        """Tasks that no member has."""
+        return len(self._queue)
 
     # --- what others want
 
@@ -74,8 +86,8 @@ class Pool:
         return self._absorb(self.roster.resize(target, now), now)
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """New weights; they ride on the requests, those that wait to be sent included, and only members that wait for
-        their first ones are told.
+        """New weights; they ride on the requests, those that wait to be sent included, see
+        `Roster.publish` for who is told before.
         """
         for task in (self.tasks[task_id] for task_id in self._queue):
             if task.sent == 0 and isinstance(task.argument, GenerateRequest):
@@ -146,6 +158,7 @@ class Pool:
             "active": len(self.roster.active()),
             "queued": len(queued_at),
             "queue_age_s": now - min(queued_at, default=now),
+            "queue_wait_p95_s": float(np.quantile(self._waited, 0.95)) if self._waited else 0.0,
             "slots": [slot.describe(now) for slot in self.roster.slots.values()],
         }
 
@@ -196,6 +209,7 @@ class Pool:
         del self.tasks[task_id]
         self._queue.pop(task_id, None)  # it may have been queued again, in vain
         queued_s, took_s = max(0.0, held.since - task.queued_at), now - held.since
+        self._waited.append(queued_s)
         return [Done(task_id, held.method, self.role, name, reply.payload, reply.stats, queued_s, took_s)]
 
     def _on_error(

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from common.checkpoint import ShardFiles  # which needs torch, as nothing else here does
 
 Role = Literal["rollout", "reward"]
-Method = Literal["ready", "adopt", "probe", "heartbeat", "generate", "score", "evaluate", "reference"]
+Method = Literal["ready", "adopt", "prefetch", "probe", "heartbeat", "generate", "score", "evaluate", "reference"]
 WORK: Final = frozenset({"generate", "score", "evaluate", "reference"})
 """Methods that answer with a payload and a Stats."""
 Cause = Literal["raised", "died", "lost"]
@@ -39,7 +39,7 @@ class Call:
     member: MemberKey
     method: Method
     argument: Any = None
-    """A GenerateRequest, a WeightsHandle to adopt, or a reference to the RolloutChunk to judge."""
+    """A GenerateRequest, a WeightsHandle to adopt or prefetch, or a reference to the RolloutChunk to judge."""
 
 
 @dataclass(frozen=True, slots=True)

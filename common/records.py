@@ -23,6 +23,7 @@ import numpy.typing as npt
 Ids = npt.NDArray[np.int32]
 Logprobs = npt.NDArray[np.float32]
 Finish = Literal["stop", "length"]
+EnginePath = Literal["generic", "llama", "llama_packed"]
 
 
 class Identity(NamedTuple):
@@ -135,6 +136,8 @@ class Stats:
     """Of those that have one, for the histogram."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall seconds by phase, as in `{"fetch": 0.01, "load": 0.002, "generate": 0.8}`."""
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Of weights that were prefetched for this: wall seconds by phase that passed beside earlier work."""
     identity: Identity | None = None
     weights_hash: int = 0
     """64-bit hash of the weights buffer in use."""
@@ -142,6 +145,8 @@ class Stats:
     """Largest difference from the learner's logprobs on the probe prompts, in nats."""
     unscored: tuple[Unscored, ...] = ()
     """Rollouts of the chunk that have no score."""
+    engine: EnginePath | None = None
+    """Which way of the sampling engine generated: the model's own forward, our decoder, or that with packed weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +205,15 @@ class WeightsHandle:
     hash: int
     """xxh3-64 of the buffer's bytes."""
     manifest: tuple[TensorSpec, ...]
+    """The tensors in the buffer: all, or those that a run trains."""
     probe: Probe | None = None
+    rest_hashes: Mapping[str, int] = field(default_factory=dict)
+    """Of the tensors that are not in the buffer, by the precision of the values, as in `{"bfloat16": 81…}`: a worker's
+    own, from the model folder, must have it. Empty where all tensors are in the buffer."""
 
     @property
     def size_bytes(self) -> int:
-        """Of the buffer, which is float32."""
+        """Of the buffer, which is float32: what travels to each node."""
         return 4 * max((spec.offset + math.prod(spec.shape) for spec in self.manifest), default=0)
 
 

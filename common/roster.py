@@ -82,10 +82,11 @@ class Roster:
         return actions
 
     def publish(self, weights: Any, now: float) -> list[Action]:
-        """Weights for members to come; those that wait for their first ones are told at once."""
+        """Weights for members to come; told at once are those that wait for them, or may fetch them beside work."""
         self._weights = weights
         waiting = [m for m in self.members() if m.state == "syncing" and not m.asked]
-        return [action for member in waiting for action in self._sync(member, now)]
+        ahead = [self.call(m, "prefetch", weights, now) for m in self.active() if self.limits.prefetches]
+        return [action for member in waiting for action in self._sync(member, now)] + ahead
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """These nodes are about to go: their members are replaced elsewhere, and no restart is counted."""
@@ -149,6 +150,8 @@ class Roster:
             case "heartbeat":
                 member.beat_call = None
                 member.last_beat = dict(reply.payload)
+                return []
+            case "prefetch":
                 return []
             case "ready":
                 member.described = dict(reply.payload)

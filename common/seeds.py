@@ -1,10 +1,11 @@
 """All randomness of a run follows from its seed by counters, so that no result depends on who computes it, or when.
 
 `mix` is splitmix64's finaliser (Steele, Lea & Flood, OOPSLA 2014); `uniform_noise` hashes (key, index) to a number in
-(0, 1] with murmur3's 32-bit finaliser, in integer arithmetic that gives the same bits on every device.
+(0, 1] with murmur3's 32-bit finaliser, in integer arithmetic that gives the same bits everywhere.
 """
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,6 +20,18 @@ def mix(*parts: int) -> int:
         state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK64
         state ^= state >> 31
+    return state
+
+
+def _mix_pairs(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """[N] uint64 `mix(a, b)` of each pair; unsigned integers of numpy wrap as those of `mix` do."""
+    golden = np.uint64(0x9E3779B97F4A7C15)
+    state = np.full(len(first), golden)
+    for parts in (first, second):
+        state = state + parts.astype(np.uint64) + golden
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
     return state
 
 
@@ -42,33 +55,36 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(mix(seed) & 0x7FFFFFFF)
 
 
-def _fmix32(h: Tensor) -> Tensor:
-    """Murmur3's 32-bit finaliser on int32 tensors, in place; multiplication wraps as unsigned does."""
-    h ^= (h >> 16) & 0xFFFF
-    h *= -2048144789  # 0x85EBCA6B as int32
-    h ^= (h >> 13) & 0x7FFFF
-    h *= -1028477387  # 0xC2B2AE35 as int32
-    h ^= (h >> 16) & 0xFFFF
+def _fmix32(h: npt.NDArray[np.uint32]) -> npt.NDArray[np.uint32]:
+    """Murmur3's 32-bit finaliser, in place; multiplication wraps."""
+    h ^= h >> np.uint32(16)
+    h *= np.uint32(0x85EBCA6B)
+    h ^= h >> np.uint32(13)
+    h *= np.uint32(0xC2B2AE35)
+    h ^= h >> np.uint32(16)
     return h
 
 
 def uniform_noise(seeds: np.ndarray, positions: np.ndarray, num_values: int, device: torch.device) -> Tensor:
     """Uniform noise keyed by (seed, position, index).
 
+    It is made on the CPU for every device: there is little of it, and numpy starts small work faster than torch.
+
     Args:
         seeds: [B] uint64, one per row.
         positions: [B] int64, which token of the row is drawn.
-        num_values: V, the vocabulary size.
+        num_values: how many numbers each row needs.
         device: where the noise is needed.
 
     Returns:
-        [B, V] float32 in (0, 1]; near 0 it resolves 2^-33, so that rare tokens keep their share.
+        [B, num_values] float32 in (0, 1]; near 0 it resolves 2^-33, so that rare tokens keep their share.
     """
-    keys = np.array([mix(int(s), int(p)) for s, p in zip(seeds, positions, strict=True)], dtype=np.uint64)
-    low = torch.from_numpy((keys & np.uint64(0xFFFFFFFF)).astype(np.uint32).view(np.int32)).to(device)
-    high = torch.from_numpy((keys >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(device)
-    index = torch.arange(num_values, dtype=torch.int32, device=device) * -1640531527  # 0x9E3779B9
-    h = _fmix32(index[None, :] ^ low[:, None])
-    h = _fmix32(h + high[:, None])
-    unsigned = torch.where(h < 0, h.float() + 2.0**32, h.float())  # exact near 0, where adding 2^31 first would round
-    return (unsigned + 0.5) * 2.0**-32
+    keys = _mix_pairs(seeds, positions)
+    low, high = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+    index = np.arange(num_values, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    hashed = _fmix32(index[None, :] ^ low[:, None])
+    hashed += high[:, None]
+    uniform = _fmix32(hashed).astype(np.float32)
+    uniform += np.float32(0.5)
+    uniform *= np.float32(2.0**-32)
+    return torch.from_numpy(uniform).to(device)

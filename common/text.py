@@ -139,6 +139,19 @@ def decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int] | Ids) -> str:
     return str(tokenizer.decode([int(i) for i in ids], skip_special_tokens=True))
 
 
+def decode_all(tokenizer: PreTrainedTokenizerBase, rows: Sequence[Ids]) -> list[str]:
+    """`decode` of each row, in one call where the tokenizer does no more than its backend."""
+    lists = [row.tolist() for row in rows]
+    if (
+        isinstance(tokenizer, PreTrainedTokenizerFast)
+        and type(tokenizer)._decode is PreTrainedTokenizerFast._decode
+        and not tokenizer.clean_up_tokenization_spaces
+    ):
+        texts: list[str] = tokenizer.backend_tokenizer.decode_batch(lists, skip_special_tokens=True)
+        return texts
+    return [decode(tokenizer, row) for row in lists]
+
+
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> Ids:
     """The BOS token where the tokenizer puts it before a text by itself, as Llama's does; else nothing."""
     first = tokenizer("a")["input_ids"][:1]

@@ -1,21 +1,20 @@
-"""A model's weights as one flat buffer with a manifest: what is published, hashed and loaded.
+"""A model's weights as one flat buffer with a manifest: what is published, and the hashes by which it is checked.
 
 One flat numpy array crosses Ray's object store without a copy per tensor (18 times faster than pickled torch tensors).
+How parameters lie in memory, and how a buffer gets into them: `common/flat_parameters.py`.
 """
 
 import dataclasses
+from collections.abc import Collection
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import xxhash
 from torch import nn
 
-from common.errors import WeightsMismatchError
+from common.flat_parameters import Buffer
 from common.modeling import load_policy
 from common.records import Identity, TensorSpec, WeightsHandle
-
-Buffer = npt.NDArray[np.float32]
 
 
 def distinct_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -45,32 +44,21 @@ def buffer_hash(buffer: Buffer) -> int:
     return xxhash.xxh3_64_intdigest(buffer.data)
 
 
-def load_flat(model: nn.Module, buffer: Buffer, manifest: tuple[TensorSpec, ...]) -> None:
-    """Copy the buffer into the model's own memory; the buffer, read-only or not, is not kept.
+def rest_hash(model: nn.Module, sent: Collection[str], dtype: torch.dtype | None = None) -> int:
+    """xxh3-64 of the names and values of all parameters that are not sent: frozen ones, equal on both sides.
 
-    Raises:
-        WeightsMismatchError: a tensor is missing, unknown or of another shape.
+    Args:
+        model: learner's or worker's.
+        sent: names of the tensors that travel.
+        dtype: in which precision; None: in their own.
     """
-    parameters = dict(distinct_parameters(model))
-    if missing := parameters.keys() - {spec.name for spec in manifest}:
-        raise WeightsMismatchError(f"published weights lack {sorted(missing)[0]!r} ({len(missing)} tensors missing)")
-    with torch.no_grad():
-        for spec in manifest:
-            parameter = parameters.get(spec.name)
-            if parameter is None or tuple(parameter.shape) != spec.shape:
-                has = "no such tensor" if parameter is None else f"shape {tuple(parameter.shape)}"
-                raise WeightsMismatchError(f"published {spec.name!r} has shape {spec.shape}; the worker has {has}")
-            size = int(np.prod(spec.shape, dtype=np.int64))
-            values = buffer[spec.offset : spec.offset + size].reshape(spec.shape)
-            _copy_into(parameter, values)
-
-
-def _copy_into(parameter: torch.Tensor, values: Buffer) -> None:
-    """Copy without ever wrapping the read-only array in a tensor, which could then be written through."""
-    if parameter.device.type == "cpu" and parameter.dtype == torch.float32 and parameter.is_contiguous():
-        np.copyto(parameter.detach().numpy(), values)
-    else:
-        parameter.copy_(torch.from_numpy(values.copy()))
+    state = xxhash.xxh3_64()
+    for name, parameter in distinct_parameters(model):
+        if name not in sent:
+            values = parameter.detach().to("cpu", dtype or parameter.dtype).contiguous()
+            state.update(name.encode())
+            state.update(values.view(-1).view(torch.uint8).numpy().data)
+    return state.intdigest()
 
 
 def weights_of(path: str, identity: Identity) -> WeightsHandle:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.config import RunConfig
 from common.errors import ConfigError
@@ -14,8 +15,18 @@ from deploy.preflight.runtime_facts import RuntimeFacts
 from deploy.runtime import Runtime
 from deploy.scorer_secrets import scorer_secrets
 
+if TYPE_CHECKING:
+    from deploy.on_ray.early_actors import EarlyActors
 
-def open_runtime(config: RunConfig, *, local: bool, address: str | None, insecure: bool = False) -> Runtime:
+
+def open_runtime(
+    config: RunConfig,
+    *,
+    local: bool,
+    address: str | None,
+    insecure: bool = False,
+    early: "EarlyActors | None" = None,
+) -> Runtime:
     """One process, a cluster of our own, or one that is there; Ray is imported only where it is used.
 
     Raises:
@@ -33,7 +44,7 @@ def open_runtime(config: RunConfig, *, local: bool, address: str | None, insecur
         be_explicit()
     from deploy.cluster import RayRuntime
 
-    return RayRuntime(config, address=address, insecure=insecure)
+    return RayRuntime(config, address=address, insecure=insecure, early=early)
 
 
 def checked_runtime(
@@ -44,6 +55,7 @@ def checked_runtime(
     address: str | None,
     warn: Callable[[str], None],
     insecure: bool = False,
+    early: "EarlyActors | None" = None,
 ) -> Runtime:
     """A place that can carry the run.
 
@@ -54,11 +66,12 @@ def checked_runtime(
         address: of a running cluster; None: there is none.
         warn: told what may still be in the way.
         insecure: whether a cluster beyond loopback may be open to everybody.
+        early: what `start_early` returned, where it has started the cluster.
 
     Raises:
         ConfigError: something is in the way; one message per failure. Nothing is left running.
     """
-    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure)
+    runtime, found = examined_runtime(config, folder, local=local, address=address, insecure=insecure, early=early)
     try:
         raise_failures(config, found)
     except ConfigError:
@@ -73,11 +86,17 @@ def checked_runtime(
 
 
 def examined_runtime(
-    config: RunConfig, folder: Path, *, local: bool, address: str | None, insecure: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    insecure: bool = False,
+    early: "EarlyActors | None" = None,
 ) -> tuple[Runtime | None, list[Finding]]:
     """The place, None where it cannot be reached, and all that the preflight found."""
     try:
-        runtime = open_runtime(config, local=local, address=address, insecure=insecure)
+        runtime = open_runtime(config, local=local, address=address, insecure=insecure, early=early)
     except ConfigError as error:
         return None, examine(config, folder, RuntimeFacts(unreachable=str(error)))
     return runtime, examine(config, folder, runtime.facts())

@@ -24,6 +24,7 @@ from deploy.monitoring import watch_cli
 from deploy.on_ray.environment import THREADS
 from deploy.replay import cli as replay_cli
 from deploy.top import cli as top_cli
+from deploy.trace import cli as trace_cli
 
 if TYPE_CHECKING:
     from common.config import RunConfig
@@ -46,6 +47,7 @@ app.add_typer(replay_cli.app)
 app.add_typer(watch_cli.app)
 app.add_typer(history_cli.app)
 app.add_typer(bench_cli.app)
+app.add_typer(trace_cli.app)
 
 LocalOption = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 AddressOption = Annotated[
@@ -93,20 +95,30 @@ def run(
         list[str] | None, typer.Option("--again", metavar="STAGE", help="Run this stage even if it is done.")
     ] = None,
     runs: PlaceOption = "runs",
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Write trace.json into the run folder: who did what when, for Perfetto.")
+    ] = False,
 ) -> None:
     """Run the stages that CONFIG names; those done before with the same inputs are skipped."""
     settings = _settings(config, changes, local=local, address=address)
     from common.run_place import workplace
-    from deploy.run import run_pipeline
+    from deploy.early_start import start_early
 
+    folder, stages = workplace(runs) / settings.name, frozenset(again or ())
     try:
+        is_ours = not local and address is None
+        early = start_early(settings, folder, insecure=insecure, again=stages) if is_ours else None
+        from deploy.run import run_pipeline
+
         run_pipeline(
             settings,
-            workplace(runs) / settings.name,
+            folder,
             local=local,
             address=address,
-            again=frozenset(again or ()),
+            again=stages,
             insecure=insecure,
+            early=early,
+            with_trace=trace,
         )
     except KeyboardInterrupt:
         Console(stderr=True).print(

@@ -5,24 +5,22 @@ Actors are owned one by one, never restarted by Ray (their state would be gone),
 
 import dataclasses
 import functools
-import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
 
 from actors.ray_actor import RolloutActor, read_weights
 from common.config import RunConfig
-from common.errors import ConfigError, PhaseTimeoutError
+from common.errors import PhaseTimeoutError
 from common.records import Identity, ModelPaths, Progress, StageResult, WeightsHandle
 from common.run_place import local_copy, shared, shared_models
-from deploy.on_ray.address import connect
 from deploy.on_ray.calls import CONTROL_TIMEOUT_S, options, spawn, wait_for
+from deploy.on_ray.early_actors import EarlyActors
 from deploy.on_ray.learner import RayLearner
+from deploy.on_ray.start import start_ray
 from deploy.on_ray.transport import RayTransport
 from deploy.on_ray.waiting import describe_lack
 from deploy.preflight.placements import demand
@@ -38,8 +36,6 @@ from reward_service.ray_actor import RewardActor
 
 SLICE_S = 0.5
 """Time between two looks at the wish to stop, while a stage runs."""
-SPARE_MEMBERS = 8
-"""Members that a local cluster has room for beyond those it starts with, so that `scale` works."""
 
 
 class RayRuntime:
@@ -49,29 +45,27 @@ class RayRuntime:
         config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles may ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
         insecure: accept a running cluster beyond loopback that asks for no token.
+        early: actors that have been asked for, where Ray has been started already; see `deploy/early_start.py`.
     """
 
     name = "ray"
     are_processes = True
 
-    def __init__(self, config: RunConfig, *, address: str | None = None, insecure: bool = False) -> None:
-        if ray.is_initialized():
-            raise ConfigError("Ray is already in use by this process; call ray.shutdown() first")
-        warnings.filterwarnings("ignore", category=FutureWarning, module="ray")
-        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address is None:
-            if "RAY_AUTH_MODE" not in os.environ:
-                raise ConfigError("call deploy.on_ray.environment.protect_local_cluster() before importing ray")
-            if there := os.environ.get("RAY_ADDRESS"):
-                raise ConfigError(f"RAY_ADDRESS is {there}; add --address auto to run there, or unset it")
-            # `local`: else Ray would join whatever `ray start` began on this machine
-            ray.init(address="local", num_cpus=local_cpus(config), include_dashboard=False, **common)
-        else:
-            connect(address, insecure=insecure, **common)
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        address: str | None = None,
+        insecure: bool = False,
+        early: EarlyActors | None = None,
+    ) -> None:
+        if early is None:
+            start_ray(config, address=address, insecure=insecure)
+        self._early = early or EarlyActors()
 
     def facts(self) -> RuntimeFacts:
         """For the preflight."""
-        return ray_facts()
+        return self._early.facts or ray_facts()
 
     def run_stage(self, request: StageRequest, stop: StopSignal) -> Iterator[Progress | StageResult]:
         """Run a supervised stage in a process with the learner's resources."""
@@ -111,9 +105,17 @@ class RayRuntime:
         paths = shared_models(paths)
         transport = RayTransport(
             spawn={
-                "rollout": lambda slot, avoid: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
-                "reward": lambda slot, avoid: spawn(
-                    RewardActor, config.reward_service, config, paths, secrets, avoid=avoid
+                "rollout": lambda slot, avoid: self._early.take(
+                    slot,
+                    avoid,
+                    paths,
+                    lambda: spawn(RolloutActor, config.rollout, config, paths, slot, avoid=avoid),
+                ),
+                "reward": lambda slot, avoid: self._early.take(
+                    slot,
+                    avoid,
+                    paths,
+                    lambda: spawn(RewardActor, config.reward_service, config, paths, secrets, avoid=avoid),
                 ),
             },
             demands={
@@ -127,7 +129,12 @@ class RayRuntime:
         try:
             if with_learner:
                 learner = RayLearner(
-                    lambda avoid: spawn(LearnerActor, config.learner, config, paths, shared(folder), avoid=avoid),
+                    lambda avoid: self._early.take(
+                        "learner",
+                        avoid,
+                        paths,
+                        lambda: spawn(LearnerActor, config.learner, config, paths, shared(folder), avoid=avoid),
+                    ),
                     config,
                     watch=watch,
                     stop=stop,
@@ -136,6 +143,7 @@ class RayRuntime:
             yield Members(transport, learner, weights_of, watch)
         finally:
             transport.close()
+            self._early.end()
             if learner is not None:
                 learner.close()
 
@@ -155,13 +163,3 @@ def _travelling(request: StageRequest) -> StageRequest:
     """For a process that may be on another machine."""
     source = None if request.source is None else shared(request.source)
     return dataclasses.replace(request, source=source, folder=shared(request.folder))
-
-
-def local_cpus(config: RunConfig) -> int:
-    """Logical CPUs of a local cluster: the machine's, or as many as the roles and some spare members ask for."""
-    needed = (
-        (config.rollout.workers + SPARE_MEMBERS) * config.rollout.num_cpus
-        + config.reward_service.replicas * config.reward_service.num_cpus
-        + config.learner.num_cpus
-    )
-    return max(os.cpu_count() or 1, int(-(-needed // 1)))

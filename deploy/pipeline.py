@@ -39,6 +39,7 @@ from deploy.run_folder.mirror import Mirror
 from deploy.runtime import Runtime
 from deploy.software import versions
 from deploy.stop_signal import StopSignal
+from deploy.trace.run_trace import RunTrace
 from learner.stages import StageRequest
 
 STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
@@ -74,6 +75,7 @@ class Pipeline:
         controls: told which stage runs; its stop signal ends the run between stages, or at a stage's next sign of life.
         metrics: told what Prometheus shall know.
         mirror: sends the run's files to where they belong; None: they are there.
+        trace: draws the stages with pools.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Pipeline:
         controls: RunControls | None = None,
         metrics: RunMetrics | None = None,
         mirror: Mirror | None = None,
+        trace: RunTrace | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
@@ -96,6 +99,7 @@ class Pipeline:
         self.metrics = metrics or RunMetrics(CollectorRegistry())
         self.metrics.build(**versions())
         self.mirror = mirror or Mirror(folder, stop=self.controls.stop_signal, note=console.print)
+        self.trace = trace
         self.stop = self.controls.stop_signal
         self._start_runtime = start_runtime
         self._runtime: Runtime | None = None
@@ -173,7 +177,7 @@ class Pipeline:
         paths = {role: model.path for role, model in inputs.items()}
         if stage in ("ppo", "evaluate"):
             place = Place(self.config, self.runtime, self.folder, self.console, self.stop, self.controls, self.metrics,
-                          self.mirror.flush)  # fmt: skip
+                          self.mirror.flush, self.trace)  # fmt: skip
             models = ModelPaths(paths["policy"], paths.get("reward_model"), self._judge(stage))
             if stage == "evaluate":
                 rivals = {name: paths[f"against {name}"] for name in self._rivals()}

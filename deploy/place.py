@@ -1,6 +1,7 @@
 """What every stage with pools is given: where it runs, and who watches and steers it."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from common.metrics import RunMetrics
 from deploy.control.run_controls import RunControls
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal
+from deploy.trace.run_trace import RunTrace
 
 
 def _nothing() -> None:
@@ -32,3 +34,9 @@ class Place:
     """Of the whole run, whichever stage it is in."""
     send: Callable[[], None] = _nothing
     """Brings the run's files to where they belong, before a checkpoint counts for which they are needed."""
+    trace: RunTrace | None = None
+    """Draws what happens; None: nobody wants to see it."""
+
+    def drawn(self, name: str) -> AbstractContextManager[None]:
+        """What happens inside is a span in the driver's row of the trace, if there is one."""
+        return nullcontext() if self.trace is None else self.trace.starting(name)

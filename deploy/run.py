@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jinja2 import TemplateError
 from prometheus_client import CollectorRegistry
@@ -28,12 +29,35 @@ from deploy.run_folder.lock import run_lock
 from deploy.run_folder.mirror import Mirror
 from deploy.runtime import Runtime
 from deploy.stop_signal import StopSignal, handle_signals
+from deploy.trace.run_trace import RunTrace
+from deploy.trace.trace_file import TRACE, TraceFile
+
+if TYPE_CHECKING:
+    from deploy.on_ray.early_actors import EarlyActors
 
 
 def run_pipeline(
-    config: RunConfig, folder: Path, *, local: bool, address: str | None, again: frozenset[str], insecure: bool = False
+    config: RunConfig,
+    folder: Path,
+    *,
+    local: bool,
+    address: str | None,
+    again: frozenset[str],
+    insecure: bool = False,
+    early: "EarlyActors | None" = None,
+    with_trace: bool = False,
 ) -> None:
     """Run the pipeline, then write and show summary and report.
+
+    Args:
+        config: the run.
+        folder: of the run.
+        local: everything in one process.
+        address: of a running cluster.
+        again: stages to run even if they are done.
+        insecure: whether a cluster beyond loopback may be open to everybody.
+        early: what `start_early` returned, where it has started the cluster.
+        with_trace: write trace.json into the folder.
 
     Raises:
         ConfigError: `again` names no stage of the configuration.
@@ -52,7 +76,9 @@ def run_pipeline(
 
     def start_runtime() -> Runtime:
         warn = functools.partial(_warn, console)
-        runtime = checked_runtime(config, folder, local=local, address=address, warn=warn, insecure=insecure)
+        runtime = checked_runtime(
+            config, folder, local=local, address=address, warn=warn, insecure=insecure, early=early
+        )
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
 
@@ -75,15 +101,22 @@ def run_pipeline(
     ):
         if url is not None:
             console.print(f"[dim]page, control and metrics at {url}[/]")
+        trace = _trace(folder, log, handlers) if with_trace else None
         if any(finding.failure for finding in check_data(config)):
             start_runtime().close()  # the pipeline would stop at the first; this says at once all that is in the way
         pipeline = Pipeline(config, folder, start_runtime=start_runtime, console=console, again=again,
-                            controls=controls, metrics=metrics, mirror=mirror)  # fmt: skip
+                            controls=controls, metrics=metrics, mirror=mirror, trace=trace)  # fmt: skip
         if pipeline.run() or not (folder / "report.html").is_file():
             write_summary(folder)
             write_report(folder)
     print_summary(folder, console)
     mirror.show_where(console)
+
+
+def _trace(folder: Path, log: EventLog, stack: ExitStack) -> RunTrace:
+    """Of the whole run, closed with the stack."""
+    file = TraceFile(folder / TRACE, told=functools.partial(log.write, "trace"))
+    return RunTrace(stack.enter_context(file))
 
 
 def _check_again(config: RunConfig, again: frozenset[str]) -> None:

@@ -14,11 +14,12 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.errors import CorruptWeightsError
 from common.masked import whiten
@@ -33,7 +34,7 @@ from common.records import Identity, Probe, Trajectory, UpdateReport, WeightsHan
 from common.run_settings import RunSettings
 from learner.batch import Batch, in_order
 from learner.early_stop import went_too_far
-from learner.flat_copy import FlatCopy
+from learner.flat_policy import FlatPolicy
 from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
 from learner.off_policy import decouple
@@ -85,10 +86,10 @@ class PPOLearner:
         )
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
+        self.flat = FlatPolicy(self.plain.policy)
         if accelerator.num_processes == 1:  # several exchange gradients that must be dense from the start
             add_embedding_gradient_in_place(self.plain.policy)
         self.passes = Passes(self.model, self.plain, config)
-        self.flat = FlatCopy(self.plain.policy)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
     @staticmethod
@@ -101,15 +102,21 @@ class PPOLearner:
         """Which weights these are."""
         return Identity(self.lineage, self.step)
 
-    @torch.no_grad()
     def weights(self) -> WeightsHandle:
-        """A copy of the policy as it is now, without the value head.
+        """A copy of the policy as it is now, without the value head; see `lend_weights`."""
+        lent = self.lend_weights()
+        return replace(lent, ref=lent.ref.copy())
+
+    @torch.no_grad()
+    def lend_weights(self) -> WeightsHandle:
+        """The policy as it is now, in a buffer that is valid until the next update: what may change and no more.
 
         Raises:
             CorruptWeightsError: it is not finite, and must not be published.
         """
-        self.check_finite()
-        flat = self.flat.take()
+        if not self.flat.is_current:  # else the update that made it has looked
+            self.check_finite()
+        flat = self.flat.lend()
         probe = None
         if self.probe_ids is not None and self.step % self.config.probe_every == 0:
             ids = self.probe_ids.to(self.accelerator.device)
@@ -117,7 +124,7 @@ class PPOLearner:
             width = ids.shape[1] - 1
             out = self.plain(ids, ones, ones * width, width, 1.0)
             probe = Probe(self.probe_ids.int().numpy(), out.logprobs.cpu().numpy())
-        return WeightsHandle(self.identity, flat.buffer, flat.hash, flat.manifest, probe)
+        return WeightsHandle(self.identity, flat.buffer, flat.hash, flat.manifest, probe, flat.rest_hashes)
 
     def update(self, trajectories: Sequence[Trajectory], settings: RunSettings | None = None) -> UpdateReport:
         """Train on trajectories once.
@@ -300,11 +307,7 @@ class PPOLearner:
             for parameter in self.plain.policy.parameters():
                 parameter.grad = None
         parameters = [p for p in self.plain.parameters() if p.grad is not None]
-        self.accelerator.unscale_gradients()
-        total = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        norm = float(total)
-        if norm > self.config.max_grad_norm:  # else nothing is to be scaled, and a pass over all gradients is saved
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, total)
+        norm = self.clip(parameters)
         if math.isfinite(loss) and math.isfinite(norm):
             changed = self._settings.learning_rate / self.config.optimizer.lr
             set_rate(self.optimizers, learning_rate_scale(self.step, self.config) * changed)
@@ -317,6 +320,14 @@ class PPOLearner:
             seen.skipped = 1
         self._forget_gradient()
         return seen
+
+    def clip(self, parameters: Sequence[nn.Parameter]) -> float:
+        """Scale gradients down to the largest norm where they are above it; returns the norm before."""
+        self.accelerator.unscale_gradients()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if norm > self.config.max_grad_norm:  # else a pass over all gradients would multiply them by 1
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        return float(norm)
 
     def _forget_gradient(self) -> None:
         for optimizer in self.optimizers:

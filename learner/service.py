@@ -76,6 +76,10 @@ class LearnerService:
         """The policy as it is now; the buffer is in the handle."""
         return self.learner.weights()
 
+    def lend_weights(self) -> WeightsHandle:
+        """The same, in a buffer that is valid until the next update: for those who send it at once."""
+        return self.learner.lend_weights()
+
     def update(self, payloads: Sequence[Payload], settings: RunSettings | None = None) -> UpdateReport:
         """Train on the chunks' samples once and record them; see PPOLearner.update.
 

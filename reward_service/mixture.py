@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from common.errors import MemberFailedError
 from common.joining import join_response
-from common.records import Judgement, JudgementChunk, Prompt, Rollout, RolloutChunk, Stats, Unscored
-from common.text import decode
+from common.records import Ids, Judgement, JudgementChunk, Prompt, Rollout, RolloutChunk, Stats, Unscored
+from common.text import decode, decode_all
 from reward_service.scorers import Failure, Outcome, Scored, Scorer, Text, checked
 
 PROBE = Text("This film", " is good, and I like the story.", "This film is good, and I like the story.")
@@ -57,7 +57,7 @@ class Mixture:
     def judge(self, chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
         """Score every rollout of a chunk; None where it could not be, with the reason in the stats."""
         start = time.perf_counter()
-        texts = [text_of(self.policy_tokenizer, p, r) for p, r in zip(chunk.prompts, chunk.rollouts, strict=True)]
+        texts = texts_of(self.policy_tokenizer, list(zip(chunk.prompts, chunk.rollouts, strict=True)))
         judgements: list[Judgement | None] = []
         unscored: list[Unscored] = []
         for rollout, outcome in zip(chunk.rollouts, self._score(texts, self.budget_s), strict=True):
@@ -115,17 +115,37 @@ class Mixture:
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, rollout: Rollout) -> Text:
-    """The text that is judged, as the reward model's training builds it, without a chat template's role names.
+    """The text of one rollout, see `texts_of`."""
+    return texts_of(tokenizer, [(prompt, rollout)])[0]
 
-    The response is what the whole text has beyond the prompt, where its beginning is the prompt.
+
+def texts_of(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[tuple[Prompt, Rollout]]) -> list[Text]:
+    """The texts that are judged, as the reward model's training builds them, without a chat template's role names.
+
+    The response is what the whole text has beyond the prompt, where its beginning is the prompt. All are decoded in one
+    go, each prompt once: a small classifier takes no longer than that.
     """
+    prompts = {p.token_ids.tobytes(): p.token_ids for p, _ in pairs if p.text is None}
+    texts = decode_all(tokenizer, [*prompts.values(), *(_ids_to_decode(p, r) for p, r in pairs)])
+    starts = dict(zip(prompts, texts, strict=False))
+    decoded = texts[len(prompts) :]
+    return [
+        _text(tokenizer, prompt, rollout, start=starts.get(prompt.token_ids.tobytes(), ""), decoded=text)
+        for (prompt, rollout), text in zip(pairs, decoded, strict=True)
+    ]
+
+
+def _ids_to_decode(prompt: Prompt, rollout: Rollout) -> Ids:
+    """The whole, for a tokenizer may write a token otherwise at the start of a text; or what follows a known text."""
+    return rollout.response_ids if prompt.text is not None else np.concatenate([prompt.token_ids, rollout.response_ids])
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, rollout: Rollout, *, start: str, decoded: str) -> Text:
     if prompt.text is not None:
-        whole = join_response(prompt.text, decode(tokenizer, rollout.response_ids))
+        whole = join_response(prompt.text, decoded)
         return Text(prompt.text, whole[len(prompt.text) :], whole)
-    start = decode(tokenizer, prompt.token_ids)
-    whole = decode(tokenizer, np.concatenate([prompt.token_ids, rollout.response_ids]))
-    rest = whole[len(start) :] if whole.startswith(start) else decode(tokenizer, rollout.response_ids)
-    return Text(start, rest, whole)
+    rest = decoded[len(start) :] if decoded.startswith(start) else decode(tokenizer, rollout.response_ids)
+    return Text(start, rest, decoded)
 
 
 def _score(term: Term, texts: Sequence[Text], deadline: float) -> list[Outcome]:

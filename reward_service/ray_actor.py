@@ -1,17 +1,19 @@
-"""A reward replica as a Ray actor: builds its parts in its own process and forwards calls. No logic here."""
+"""A reward replica as a Ray actor: builds its parts in its own process and forwards calls. No logic here.
+
+What is slow to import is imported in the constructor: the driver, which only names the class, does without.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 import ray.util
-import torch
 
+from common.collector import loading_packages
 from common.config import RunConfig
 from common.records import JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk, Stats
 from common.run_place import local_models
 from common.vitals import describe, heartbeat, stacks
-from reward_service.build import build_service
 
 
 @ray.remote(concurrency_groups={"heartbeat": 1})
@@ -20,9 +22,19 @@ class RewardActor:
 
     def __init__(self, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> None:
         self._parts = (config, paths, secrets)
+        with loading_packages():
+            import reward_service.build  # noqa: F401
+
+    def start_from(self, paths: ModelPaths) -> None:
+        """Name the models, where they were not known yet when the process was asked for; before `ready`."""
+        self._parts = (self._parts[0], paths, self._parts[2])
 
     def ready(self) -> dict[str, Any]:
         """Load the models (here, for errors of a constructor lose their type); says what the process uses."""
+        import torch
+
+        from reward_service.build import build_service
+
         config, paths, secrets = self._parts
         torch.set_num_threads(config.reward_service.num_threads)
         self._service = build_service(config, local_models(paths), secrets)

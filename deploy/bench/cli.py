@@ -1,5 +1,6 @@
 """The command `bench`. Imports what is heavy after parsing."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +16,10 @@ EXAMPLES = """
   minichatgpt bench scale --workers 256             whether the control plane keeps so many workers busy
 
   minichatgpt bench all --json > bench.json         everything, within a quarter of an hour on two cores
+
+  minichatgpt bench peers --model tiny --steps 5    a step of PPO beside TRL's, each in an environment of its own
+
+  minichatgpt bench curves --out docs/images        how fast ours and TRL's PPO learn the same, as a picture
 """
 
 
@@ -27,8 +32,15 @@ def bench(
     workers: Annotated[
         list[int] | None, typer.Option("--workers", min=1, help="Simulated workers of `scale`; several may be given.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Measured rounds of interleaved work.")] = 5,
+    rounds: Annotated[int, typer.Option("--rounds", "--steps", min=1, help="Measured rounds of interleaved work.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where `peers` and `curves` keep their environments, some 4 GB."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where `curves` leaves peers.csv and peers.png.")
+    ] = Path(),
 ) -> None:
     """Measure parts of the system, in turns with what else users would take, as shares of what the machine can do."""
     from deploy.on_ray.environment import protect_local_cluster
@@ -38,7 +50,13 @@ def bench(
     from deploy.bench.options import Options
 
     asked = Options()
-    options = Options(models=tuple(model or asked.models), workers=tuple(workers or asked.workers), rounds=rounds)
+    options = Options(
+        models=tuple(model or asked.models),
+        workers=tuple(workers or asked.workers),
+        rounds=rounds,
+        cache=cache,
+        out=out,
+    )
     console = Console(stderr=as_json)
     roof, measured = suite.run(what, options, console)
     if as_json:

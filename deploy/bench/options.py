@@ -1,6 +1,7 @@
 """What a user asks of a benchmark."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,3 +14,7 @@ class Options:
     """Numbers of simulated workers."""
     rounds: int = 5
     """Measured rounds of interleaved work; a benchmark whose rounds are long takes fewer."""
+    cache: Path | None = None
+    """Where environments of `peers` are kept; None: beside what Hugging Face caches."""
+    out: Path = Path()
+    """Folder that `curves` writes into."""

@@ -69,6 +69,8 @@ class PoolStatus(Status):
     """Requests that wait for a member with room."""
     queue_age_s: float = 0.0
     """Seconds that the oldest of them has waited."""
+    queue_wait_p95_s: float = 0.0
+    """Seconds that 19 of 20 of the last requests waited at most until a member got them."""
 
 
 class LearnerStatus(Status):

@@ -13,8 +13,14 @@ from deploy.explain.sizes import FLOAT_BYTES, PassSize, PolicySize, bytes_of, op
 def memory_of_worker(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
     """One rollout worker."""
     value = bytes_of(config.rollout.dtype)
-    rows, tokens = config.rollout.chunk_sequences, longest_tokens(ppo) - 1
+    rows, tokens = config.rollout.batch_sequences or config.rollout.chunk_sequences, longest_tokens(ppo) - 1
     per_token = f"{passes.cache_values:,}" if passes else "?"
+    copies = Figure(
+        "engine_bytes",
+        "copies of them to decode with, at most",
+        size.parameters * value,
+        'those of the Llama family, ordered as its products read them; none with rollout.engine = "generic"',
+    )
     figures = [
         Figure(
             "weights_bytes",
@@ -22,6 +28,7 @@ def memory_of_worker(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes
             size.parameters * value,
             f"{size.parameters:,} parameters in {_served(config.rollout.dtype)}",
         ),
+        *([copies] if config.rollout.engine == "auto" else []),
         Figure(
             "cache_bytes",
             "key-value cache, at most",
@@ -30,9 +37,9 @@ def memory_of_worker(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes
         ),
         Figure(
             "sampling_bytes",
-            "logits and noise (estimate)",
-            4 * rows * size.vocabulary * FLOAT_BYTES,
-            f"about 4 tables of {rows} rows × vocabulary of {size.vocabulary:,} in float32",
+            "logits and probabilities (estimate)",
+            3 * rows * size.vocabulary * FLOAT_BYTES,
+            f"about 3 tables of {rows} rows × vocabulary of {size.vocabulary:,} in float32",
         ),
     ]
     return _summed("memory_worker", f"Memory of one rollout worker, × {config.rollout.workers}", figures)

@@ -202,4 +202,5 @@ def _pool_status(pool: dict[str, Any]) -> PoolStatus:
         ),
         queued=pool["queued"],
         queue_age_s=pool["queue_age_s"],
+        queue_wait_p95_s=pool["queue_wait_p95_s"],
     )

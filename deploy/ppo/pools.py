@@ -54,6 +54,7 @@ def supervised(
     )
     if config.ppo.max_staleness > 0 and not processes:
         rollout, reward = of_objects(rollout, config.ppo), of_objects(reward, config.ppo)
+    rollout = replace(rollout, prefetches=config.ppo.max_staleness > 0 and processes)
     conductor = Conductor(
         ChunkFlow(
             config,
@@ -74,7 +75,10 @@ def supervised(
         note=note,
         keep=keep,
         learner=dict if learner is None else lambda: learner.described,
+        trace=place.trace,
     )
+    if place.trace is not None:
+        members.watch.tell(place.trace.phase)
     try:
         supervisor.resize(workers=config.rollout.workers, replicas=config.reward_service.replicas)
         with imports_left_alone():

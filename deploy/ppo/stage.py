@@ -36,7 +36,8 @@ def ppo_stage(place: Place, beginning: Beginning, models: ModelPaths) -> StageRe
         console.print(f"ppo: all {config.ppo.updates} updates are done already; nothing more is trained")
     metrics = place.metrics
     with ExitStack() as stack:
-        prompts, heldout = build_prompts(config, models), heldout_of(config, models)
+        with place.drawn("prompts"):
+            prompts, heldout = build_prompts(config, models), heldout_of(config, models)
         if prompts.num_too_long:
             console.print(
                 f"ppo: {prompts.num_too_long} prompts of demonstrations are left out, for they have more than "

@@ -27,6 +27,7 @@ from deploy.ppo.conductor import Conductor
 from deploy.ppo.lookout import Lookout
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
+from deploy.trace.run_trace import RunTrace
 
 TICK_S = 0.2
 """Longest time between two looks at the deadlines."""
@@ -53,6 +54,7 @@ class Supervisor:
             the supervisor's thread.
         learner: what the learner says of itself: its memory, where it has a process of its own.
         clock: seconds, for deadlines.
+        trace: draws calls, updates and queues.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Supervisor:
         keep: Callable[[Ledger], None] = lambda ledger: None,
         learner: Callable[[], Mapping[str, Any]] = dict,
         clock: Callable[[], float] = time.monotonic,
+        trace: RunTrace | None = None,
     ) -> None:
         self.conductor = conductor
         self.transport = transport
@@ -74,6 +77,7 @@ class Supervisor:
         self.watch = watch
         self.stop = stop
         self.clock = clock
+        self._trace = trace
         self._note = note
         self._keep = keep
         self._inbox: queue.SimpleQueue[Reply | tuple[Command[Any], Future[Any]]] = queue.SimpleQueue()
@@ -136,6 +140,8 @@ class Supervisor:
     def account(self, report: UpdateReport) -> None:
         """Book the samples that an update trained on."""
         self.lookout.trained(report)
+        if self._trace is not None:
+            self._trace.updated(report)
         try:
             self.command(lambda now: self.conductor.account(report))
         finally:
@@ -228,6 +234,8 @@ class Supervisor:
                 item = None
             now = self.clock()
             if isinstance(item, Reply):
+                if self._trace is not None:
+                    self._trace.replied(item)
                 self._perform(self.conductor.on_reply(item, now))
             elif item is not None:
                 self._obey(*item, now)
@@ -236,6 +244,8 @@ class Supervisor:
                 self._perform(self.conductor.tick(now))
                 self._look_at_nodes(now)
                 self.lookout.look_if_due(now)
+            if self._trace is not None:
+                self._trace.look(self.conductor)
             self._hand_out()
 
     def _obey(self, work: Command[Any], future: Future[Any], now: float) -> None:
@@ -278,6 +288,8 @@ class Supervisor:
             self._tell_ledger()  # before anything is sent, so that even after kill -9 nothing is uncounted
         for action in actions:
             self.lookout.see(action)
+            if self._trace is not None:
+                self._trace.see(action)
             match action:
                 case Start(member, avoid):
                     self.transport.start(member, avoid=avoid)

@@ -162,6 +162,7 @@ def _waits(status: RunStatus, waits: WaitStatus, width: int) -> list[Text]:
     )
     queue = status.pools["reward"] if "reward" in status.pools else PoolStatus(target=0, active=0)
     queued = f", {queue.queued} queued for {duration(queue.queue_age_s)}" if queue.queued else ""
+    queued += f", queue wait p95 {duration(queue.queue_wait_p95_s)}" if queue.queue_wait_p95_s else ""
     shown = [Text(line, "bold") for line in textwrap.wrap(waits.advice, width)]
     if status.autoscaler is not None:
         said = f"autoscaler, {autoscaler_line(status.autoscaler)}"

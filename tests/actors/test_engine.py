@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare
 from transformers import GenerationConfig
 
-from actors.engine import SamplingEngine, race
+from actors.engine import SamplingEngine
+from actors.sampling import draw
 from common.modeling import load_policy
-from common.seeds import sample_seed, uniform_noise
+from common.seeds import sample_seed
 
-CPU = torch.device("cpu")
 EOS = 2
 NEVER_BY_CHANCE = 1e-6
 LENGTHS = (3, 1, 7, 2, 11, 5, 1, 8)
@@ -28,8 +28,8 @@ def seeds_of(count, run_seed=0):
     return [sample_seed(run_seed, i, 0) for i in range(count)]
 
 
-def sample(policy, prompts, limits, *, seeds=None, temperature=1.0, eos=frozenset({EOS}), **more):
-    engine = SamplingEngine(policy, eos)
+def sample(policy, prompts, limits, *, seeds=None, temperature=1.0, eos=frozenset({EOS}), kind="auto", **more):
+    engine = SamplingEngine(policy, eos, kind=kind)
     seeds = seeds_of(len(prompts)) if seeds is None else seeds
     return engine.sample(prompts, max_new_tokens=limits, seeds=seeds, temperature=temperature, **more)
 
@@ -49,8 +49,7 @@ def plain_sample(model, prompt, limit, seed, temperature=1.0):
     while len(ids) - len(prompt) < limit:
         logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1:]
         slot = np.array([len(ids) - len(prompt)])
-        noise = uniform_noise(np.array([seed], dtype=np.uint64), slot, logits.shape[-1], CPU)
-        ids.append(int(race(torch.log_softmax(logits / temperature, -1), noise)[0]))
+        ids.append(int(draw(logits, np.array([seed], dtype=np.uint64), slot, temperature)[0]))
         if ids[-1] == EOS:
             break
     return ids[len(prompt) :]
@@ -104,7 +103,7 @@ def test_rows_leave_the_batch_when_done_and_the_others_go_on_as_before(architect
     hook = model.register_forward_pre_hook(
         lambda _, args, kwargs: widths.append(len(kwargs["input_ids"])), with_kwargs=True
     )
-    together = sample(model, prompts, limits, seeds=seeds)
+    together = sample(model, prompts, limits, seeds=seeds, kind="generic")
     hook.remove()
     assert widths[0] == 8
     assert len(set(widths)) > 3, "the batch was never compacted"

@@ -1,6 +1,8 @@
 """The worker: what it makes of a request, and how it takes on weights. All models and buffers are real."""
 
+import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +12,10 @@ import torch
 from actors.engine import SamplingEngine
 from actors.worker import PROBE_TOLERANCE, RolloutWorker
 from common.errors import WeightsMismatchError
+from common.flat_parameters import FlatParameters
 from common.records import GenerateRequest, Identity, Probe, Prompt, WeightsHandle
 from common.seeds import sample_seed
-from common.weights import buffer_hash, flatten
+from common.weights import buffer_hash, flatten, rest_hash
 
 EOS = 2
 DRAWS = (5, 3, 11, 4, 8)
@@ -43,13 +46,13 @@ def request_of(weights, draws=DRAWS, **changes):
     return GenerateRequest(prompts=tuple(prompt_of(d) for d in draws), weights=weights, **settings | changes)
 
 
-def worker_of(model, fetched=None):
+def worker_of(model, fetched=None, **engine):
     def fetch(handle):
         if fetched is not None:
             fetched.append(handle.identity)
         return handle.ref
 
-    return RolloutWorker(SamplingEngine(model, frozenset({EOS})), fetch=fetch, name="worker-7")
+    return RolloutWorker(SamplingEngine(model, frozenset({EOS}), **engine), fetch=fetch, name="worker-7")
 
 
 def tokens(chunk):
@@ -88,13 +91,23 @@ def test_stats_count_what_the_chunk_holds(llama):
     assert stats.response_tokens == sum(len(r.response_ids) for r in chunk.rollouts)
     assert stats.response_lengths == tuple(len(r.response_ids) for r in chunk.rollouts)
     assert stats.stops == sum(r.finish == "stop" for r in chunk.rollouts)
-    assert set(stats.seconds) >= {"fetch", "verify", "load", "generate"}
+    assert set(stats.seconds) >= {"fetch", "verify", "load", "pack", "generate"}
+
+
+@pytest.mark.parametrize(("kind", "path"), [("auto", ("llama", "llama_packed")), ("generic", ("generic",))])
+def test_a_worker_says_which_way_it_generates_and_why_not_a_faster_one(llama, kind, path):
+    worker = worker_of(llama(), kind=kind)
+    _, stats = worker.generate(request_of(handle_of(llama())))
+    assert stats.engine in path
+    told = worker.describe()["engine"]
+    assert told.startswith(stats.engine)
+    assert (": " in told) == (stats.engine != "llama_packed")
 
 
 @pytest.mark.parametrize("fill", [1, 3, 11])
 def test_fill_rows_are_thrown_away_and_change_nothing(llama, fill):
     handle = handle_of(llama())
-    worker = worker_of(llama())
+    worker = worker_of(llama(), kind="generic")
     bare, _ = worker.generate(request_of(handle))
     widths = []
     hook = worker.engine.policy.register_forward_pre_hook(
@@ -340,3 +353,111 @@ def test_arrays_that_arrive_read_only_are_never_written_nor_warned_about(llama, 
         for parameter in policy.parameters():
             parameter.zero_()
     assert buffer_hash(handle.ref) == handle.hash, "the model writes through to the buffer"
+
+
+def test_prefetched_weights_leave_the_model_alone_until_a_request_names_them(llama):
+    fetched = []
+    worker, first, second = worker_of(llama(), fetched), handle_of(llama(), step=1), handle_of(llama(seed=1), step=2)
+    before, _ = worker.generate(request_of(first))
+    assert set(worker.prefetch(second)) == {"fetch", "verify"}
+    same, _ = worker.generate(request_of(first))
+    assert tokens(same) == tokens(before)
+    chunk, stats = worker.generate(request_of(second))
+    assert_generated_by(llama(seed=1), chunk)
+    assert fetched == [Identity(0, 1), Identity(0, 2)]
+    assert set(stats.seconds) == {"wait", "load", "pack", "probe", "generate"}, "only the copy is left"
+    assert set(stats.beside) == {"fetch", "verify"}
+
+
+def test_of_two_prefetches_the_last_is_kept_and_other_weights_are_fetched_as_ever(llama):
+    fetched = []
+    worker = worker_of(llama(), fetched)
+    handles = [handle_of(llama(seed=seed), step=seed) for seed in range(4)]
+    for handle in handles[1:3]:
+        worker.prefetch(handle)
+    chunk, stats = worker.generate(request_of(handles[3]))
+    assert_generated_by(llama(seed=3), chunk)
+    assert stats.beside == {}
+    worker.generate(request_of(handles[2]))
+    worker.generate(request_of(handles[1]))
+    assert [identity.step for identity in fetched] == [1, 2, 3, 1]
+
+
+def test_a_request_waits_for_a_prefetch_of_its_weights_that_is_under_way(llama):
+    handle, begun, may_end = handle_of(llama(seed=1)), threading.Event(), threading.Event()
+    fetched = []
+
+    def fetch(asked):
+        fetched.append(asked.identity)
+        begun.set()
+        assert may_end.wait(60)
+        return asked.ref
+
+    worker = RolloutWorker(SamplingEngine(llama(), frozenset({EOS})), fetch=fetch)
+    with ThreadPoolExecutor(2) as pool:
+        ahead = pool.submit(worker.prefetch, handle)
+        assert begun.wait(60)
+        answer = pool.submit(worker.generate, request_of(handle))
+        may_end.set()
+        ahead.result(60)
+        chunk, _ = answer.result(60)
+    assert len(fetched) == 1
+    assert_generated_by(llama(seed=1), chunk)
+
+
+def test_a_prefetch_that_is_damaged_is_an_error_and_is_not_kept(llama):
+    handle, worker = handle_of(llama(seed=1)), worker_of(llama())
+    damaged = handle.ref.copy()
+    damaged[7] += 1
+    with pytest.raises(WeightsMismatchError, match="changed on its way"):
+        worker.prefetch(replace(handle, ref=damaged))
+    chunk, _ = worker.generate(request_of(handle))
+    assert_generated_by(llama(seed=1), chunk)
+
+
+def frozen_below_the_last_layer(model, change=0.1):
+    """A learner whose upper part has moved, and its handle, in which the rest is not."""
+    named = [(name, p) for name, p in model.named_parameters() if "layers.2" in name or name == "model.norm.weight"]
+    with torch.no_grad():
+        for _, parameter in named:
+            parameter += change
+    flat = FlatParameters(named)
+    sent = dict(named)
+    hashes = {name: rest_hash(model, sent, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    buffer = flat.buffer().copy()
+    return WeightsHandle(Identity(0, 5), buffer, buffer_hash(buffer), flat.manifest, probe_of(model), hashes)
+
+
+@pytest.mark.parametrize("before", ["fresh", "the same run", "another model"])
+def test_frozen_tensors_do_not_travel_and_the_worker_has_them(llama, before):
+    learner = llama()
+    handle = frozen_below_the_last_layer(learner)
+    worker = worker_of(llama())
+    if before == "the same run":
+        worker.generate(request_of(handle_of(llama(), step=4)))
+        worker.generate(request_of(replace(frozen_below_the_last_layer(llama(), 0.2), identity=Identity(0, 3))))
+    if before == "another model":
+        worker.generate(request_of(handle_of(llama(seed=1), step=4)))
+        with pytest.raises(WeightsMismatchError, match=r"worker-7: weights 0\.5 leave out \d+ frozen tensors"):
+            worker.generate(request_of(handle))
+        assert worker.identity == Identity(0, 4), "nothing was loaded"
+        worker.generate(request_of(handle_of(llama(), step=4, lineage=1)))
+    chunk, stats = worker.generate(request_of(handle))
+    assert stats.probe_gap < 1e-5
+    assert_generated_by(learner, chunk)
+
+
+def test_a_worker_whose_frozen_tensors_differ_says_so_and_what_to_look_at(llama):
+    handle = frozen_below_the_last_layer(llama())
+    changed = llama()
+    with torch.no_grad():
+        changed.model.embed_tokens.weight[5, 5] += 1e-4
+    with pytest.raises(WeightsMismatchError, match=r"as 'model\.embed_tokens.*must be those .* the same model folder"):
+        worker_of(changed).generate(request_of(handle))
+
+
+def test_a_worker_in_less_precision_compares_its_frozen_tensors_in_its_own(llama):
+    handle = frozen_below_the_last_layer(llama())
+    worker_of(llama().bfloat16()).generate(request_of(handle))
+    with pytest.raises(WeightsMismatchError, match="bfloat16"):
+        worker_of(llama(seed=1).bfloat16()).generate(request_of(handle))

@@ -60,6 +60,14 @@ def pools(*slots, **changed):
     return {"rollout": {"target": 2, "queued": 0, "queue_age_s": 0.0, "slots": list(slots)} | changed}
 
 
+def test_tokens_are_counted_by_the_way_of_the_engine_that_generated_them(metrics, value):
+    metrics.members.joined("worker-1")
+    for engine in ("llama_packed", "llama_packed", "generic", None):
+        metrics.members.answered(generated("worker-1", engine=engine))
+    counted = [value("engine_tokens_total", path=path) for path in ("llama_packed", "llama", "generic")]
+    assert counted == [140, 0, 70]
+
+
 def test_a_worker_counts_tokens_seconds_and_what_it_paused_for(metrics, value):
     metrics.members.joined("worker-1")
     for _ in range(2):

@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 
 from common.errors import ConfigError, LearnerLostError, MemberFailedError, WeightsMismatchError
@@ -644,3 +645,43 @@ def test_what_is_forgotten_counts_nowhere_whichever_of_its_calls_is_answered():
     bench.answer(again)
     assert not bench.kinds(Done, Duplicate)
     assert not bench.pool._forgotten
+
+
+# --- weights that are fetched beside work
+
+
+@pytest.mark.parametrize("prefetches", [True, False])
+def test_members_that_work_are_told_of_new_weights_by_a_call_each_where_they_may_fetch_beside_it(prefetches):
+    bench = Bench(members=3, prefetches=prefetches)
+    bench.submit("prompts")
+    later = WeightsHandle(Identity(0, 4), "buffer 4", 4, ())
+    bench.take(bench.pool.publish(later, bench.now))
+    told = bench.calls("prefetch")
+    assert [(c.member.slot, c.argument) for c in told] == [(f"worker-{i}", later) for i in range(3) if prefetches]
+    for call in told:
+        bench.answer(call, {"fetch": 0.1, "verify": 0.1})
+    assert set(bench.states().values()) == {"active"}
+    assert not bench.kinds(Kill)
+    assert bench.calls("generate"), "the work goes on"
+
+
+def test_a_prefetch_that_holds_no_work_lets_a_member_leave_and_a_damaged_one_costs_its_life():
+    bench = Bench(members=2, prefetches=True)
+    bench.take(bench.pool.publish(WEIGHTS, bench.now))
+    bench.take(bench.pool.resize(1, bench.now))
+    assert bench.states() == {"worker-0": "active"}
+    call = next(c for c in bench.calls("prefetch") if c.member.slot == "worker-0")
+    bench.answer(call, error=WeightsMismatchError("worker-0: weights 0.3 arrived otherwise"))
+    assert len(bench.kinds(Kill)) == 2
+    assert bench.states() == {"worker-0": "starting"}
+
+
+def test_status_says_how_long_nearly_all_of_the_last_requests_were_queued():
+    bench = Bench(members=1, depth=1)
+    assert bench.pool.describe(bench.now)["queue_wait_p95_s"] == 0.0
+    bench.submit(*range(5))
+    for _ in range(5):
+        bench.pass_time(2)
+        bench.answer(*bench.calls("generate"))
+    waits = [0, 2, 4, 6, 8]
+    assert bench.pool.describe(bench.now)["queue_wait_p95_s"] == pytest.approx(np.quantile(waits, 0.95))

@@ -15,6 +15,7 @@ from common.errors import ConfigError
 from common.records import GenerateRequest, Identity, Prompt, WeightsHandle
 from common.text import (
     decode,
+    decode_all,
     encode,
     encode_documents,
     encode_for_classifier,
@@ -268,3 +269,23 @@ def test_trajectories_hold_the_sampled_ids_where_text_would_encode_to_others(lla
         assert trajectory.rollout.response_ids.tobytes() == again.rollouts[i].response_ids.tobytes()
         assert batch.input_ids[i, : len(ids)].tolist() == ids.tolist()
         assert int(batch.prompt_lengths[i] + batch.response_lengths[i]) == len(ids)
+
+
+@pytest.mark.parametrize("cleanup", [True, False])
+def test_many_texts_are_decoded_as_one_each(cleanup):
+    tokenizer = train_word_tokenizer(["a good film , and not a bad one ."], vocabulary_size=32, max_tokens=16)
+    tokenizer.clean_up_tokenization_spaces = cleanup
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, len(tokenizer) + 3, n).astype(np.int32) for n in (0, 1, 5, 9)]
+    assert decode_all(tokenizer, rows) == [decode(tokenizer, row) for row in rows]
+    assert decode_all(tokenizer, []) == []
+
+
+def test_a_tokenizer_with_a_way_of_its_own_decodes_many_texts_by_it():
+    class Loud(PreTrainedTokenizerFast):
+        def _decode(self, *arguments, **settings):
+            return super()._decode(*arguments, **settings).upper()
+
+    plain = train_word_tokenizer(["a good film"], vocabulary_size=32, max_tokens=16)
+    loud = Loud(tokenizer_object=plain.backend_tokenizer)
+    assert decode_all(loud, [np.array([3, 4, 5], dtype=np.int32)]) == [decode(plain, [3, 4, 5]).upper()]

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 from safetensors import safe_open
 
-import actors.engine
+import actors.llama_decoder
+import actors.lockstep
 from actors.engine import SamplingEngine
 from common.checkpoint import TENSORS
 from common.classifiers import load_classifier
@@ -302,26 +303,36 @@ def names_judge(config, folder, stage):
     return pipeline._judge(stage) is not None
 
 
-def test_a_worker_holds_the_cache_that_is_told(tiny, tiny_run, monkeypatch):
+@pytest.mark.parametrize(("kind", "batch"), [("auto", None), ("auto", 3), ("generic", None), ("generic", 3)])
+def test_a_worker_holds_the_cache_that_is_told(tiny, tiny_run, monkeypatch, kind, batch):
     caches = []
 
-    class Recorded(actors.engine.DynamicCache):
-        def __init__(self, **settings):
-            super().__init__(**settings)
-            caches.append(self)
+    def recorded(cache):
+        def made(*args, **settings):
+            caches.append(cache(*args, **settings))
+            return caches[-1]
 
-    monkeypatch.setattr(actors.engine, "DynamicCache", Recorded)
-    config = tiny()
+        return made
+
+    monkeypatch.setattr(actors.lockstep, "DynamicCache", recorded(actors.lockstep.DynamicCache))
+    monkeypatch.setattr(actors.llama_decoder, "KVCache", recorded(actors.llama_decoder.KVCache))
+    config = tiny(f"rollout.engine={kind}", *([f"rollout.batch_sequences={batch}"] if batch else []))
     rows, ppo = config.rollout.chunk_sequences, config.ppo
-    engine = SamplingEngine(load_policy(str(tiny_run / "models" / "sft")), frozenset())
+    policy = load_policy(str(tiny_run / "models" / "sft"))
+    engine = SamplingEngine(policy, frozenset(), kind=kind, batch_sequences=batch)
     engine.sample(
         [np.ones(ppo.prompt_tokens.max, np.int32)] * rows,
         max_new_tokens=[ppo.response_tokens.max] * rows,
         seeds=list(range(rows)),
         temperature=1.0,
     )
-    real = sum(layer.keys.nbytes + layer.values.nbytes for layer in caches[0].layers)
-    assert told(config)["memory_worker"]["cache_bytes"] == real
+    if kind == "auto":
+        real = [cache.num_bytes for cache in caches]
+        assert len(real) == 1, "its memory serves all batches of a call"
+    else:
+        real = [sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) for cache in caches]
+    assert told(config)["memory_worker"]["cache_bytes"] == max(real)
+    assert ("engine_bytes" in told(config)["memory_worker"]) == (kind == "auto")
 
 
 @pytest.mark.parametrize("changes", [[], ["ppo.trainable_layers=1"], ["ppo.microbatch_sequences=16"]])

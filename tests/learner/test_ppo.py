@@ -2,7 +2,6 @@
 
 import copy
 import math
-import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from common.metric_catalogue import LEARNING
 from common.modeling import PolicyWithValueHead
 from common.records import Identity
-from common.weights import buffer_hash, flatten
+from common.weights import buffer_hash, flatten, rest_hash
 from learner.batch import Batch
 
 CPU = torch.device("cpu")
@@ -308,35 +307,45 @@ def test_published_weights_are_a_copy_without_the_value_head(tiny_policy, sample
     assert handle.ref.size == sum(p.numel() for p in policy.parameters())
 
 
-def test_an_update_tells_the_hash_of_what_is_published_and_the_policy_is_copied_once(
+def test_an_update_tells_the_hash_of_what_is_published_and_the_policy_is_hashed_once(
     tiny_policy, sample, make_learner, monkeypatch
 ):
-    copies = []
+    hashed = []
 
-    def counted(model):
-        copies.append(flatten(model))
-        return copies[-1]
+    def counted(buffer):
+        hashed.append(buffer)
+        return buffer_hash(buffer)
 
-    monkeypatch.setattr("learner.flat_copy.flatten", counted)
+    monkeypatch.setattr("learner.flat_policy.buffer_hash", counted)
     policy = tiny_policy()
     learner = make_learner(policy)
     report = learner.update(sample(policy))
     handle = learner.weights()
-    assert len(copies) == 1
-    assert handle.ref is copies[0][0]
+    assert len(hashed) == 1
     assert report.weights_hash == f"{buffer_hash(handle.ref):016x}" == f"{handle.hash:016x}"
     assert np.array_equal(handle.ref, flatten(learner.plain.policy)[0])
     assert learner.weights().ref is not handle.ref, "a buffer that was published is nobody else's"
 
 
-def test_the_copy_for_the_publish_is_not_held_while_the_next_update_trains(tiny_policy, sample, make_learner):
+def test_lent_weights_are_the_policys_own_memory(tiny_policy, sample, make_learner):
     policy = tiny_policy()
     learner = make_learner(policy)
+    lent = learner.lend_weights()
     learner.update(sample(policy))
+    assert buffer_hash(lent.ref) == learner.lend_weights().hash != lent.hash
+
+
+def test_of_a_frozen_trunk_only_what_is_trained_is_published(tiny_policy, sample, make_learner):
+    policy = tiny_policy()
+    learner = make_learner(policy, trainable_layers=1)
     handle = learner.weights()
-    buffer = weakref.ref(handle.ref)
-    del handle
-    assert buffer() is None
+    trained = {name for name, p in learner.plain.policy.named_parameters() if p.requires_grad}
+    assert {spec.name for spec in handle.manifest} == trained
+    assert handle.rest_hashes["float32"] == rest_hash(policy, trained)
+    learner.update(sample(policy))
+    later = learner.weights()
+    assert later.hash != handle.hash
+    assert later.rest_hashes == handle.rest_hashes
 
 
 def test_an_update_that_changed_nothing_has_no_hash_and_leaves_nothing_to_publish(tiny_policy, sample, make_learner):

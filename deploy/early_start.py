@@ -1,0 +1,81 @@
+"""The start of a run, in which nothing waits for what it does not need.
+
+    main thread    parse ─▶ import ray ─▶ ray.init ─▶ ask for actors ─▶ wait ─▶ preflight, models of the actors
+    thread                       └─▶ import torch, transformers, the pipeline ─┘                    │
+    actors                                                     └─▶ import torch, transformers, role ─┴─▶ ready
+
+Called by `minichatgpt run` for a local cluster; on a cluster that is there the preflight has to say first what is
+missing. Where all stages are done already nothing is started.
+"""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.collector import loading_packages
+from common.config import RunConfig
+from common.run_place import shared
+from deploy.on_ray.environment import protect_local_cluster
+from deploy.on_ray.openness import refuse_open_local
+from deploy.scorer_secrets import scorer_secrets
+
+if TYPE_CHECKING:
+    from deploy.on_ray.early_actors import EarlyActors
+
+BEFORE_PPO = ("pretrain", "sft", "reward_model", "judge")
+
+
+def import_pipeline() -> None:
+    """Load what a run needs."""
+    with loading_packages():
+        import deploy.cluster
+        import deploy.run  # noqa: F401
+
+
+def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: frozenset[str]) -> "EarlyActors | None":
+    """A local cluster whose processes load their packages while this process loads its own.
+
+    Returns:
+        Actors that PPO starts with, none where other stages come first; None: Ray was not started.
+
+    Raises:
+        ConfigError: the cluster would be open to others, or a scorer's token is not set.
+    """
+    if not is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ:
+        return None
+    secrets = scorer_secrets(config, os.environ)
+    protect_local_cluster()
+    refuse_open_local(os.environ, insecure=insecure)
+    from deploy.on_ray.early_actors import EarlyActors, spawn_early
+    from deploy.on_ray.start import start_ray  # wholly, before another thread imports Ray too
+
+    with ThreadPoolExecutor(1, thread_name_prefix="imports") as executor:
+        imported = executor.submit(import_pipeline)
+        start_ray(config, address=None, insecure=insecure)  # here: Ray's processes end with the thread that began them
+        is_next = is_ppo_next(config, folder, again)
+        early = spawn_early(config, secrets, shared(folder.absolute())) if is_next else EarlyActors()
+        imported.result()
+    return early
+
+
+def _record(folder: Path, stage: str) -> Path:
+    return folder / "stages" / f"{stage}.json"
+
+
+def is_work_left(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
+    """Whether some stage has no record; one whose record is of other inputs starts its cluster later."""
+    stages = [stage for stage in (*BEFORE_PPO, "ppo", "evaluate") if _is_named(config, stage)]
+    return bool(again) or not all(_record(folder, stage).is_file() for stage in stages)
+
+
+def is_ppo_next(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
+    """Whether PPO is to be run, and all that it starts from has a record."""
+    before = [stage for stage in BEFORE_PPO if _is_named(config, stage)]
+    is_done = all(_record(folder, stage).is_file() for stage in before) and again.isdisjoint(before)
+    return config.ppo is not None and is_done and ("ppo" in again or not _record(folder, "ppo").is_file())
+
+
+def _is_named(config: RunConfig, stage: str) -> bool:
+    table = getattr(config, stage)
+    return table is not None and (stage not in ("reward_model", "judge") or table.training is not None)

@@ -1,0 +1,65 @@
+"""Actors that are asked for before the driver knows which models they shall have, so that they load their packages
+meanwhile: seconds of pure computation in each process, which is what a start consists of.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from actors.ray_actor import RolloutActor
+from common.config import RunConfig
+from common.records import ModelPaths
+from deploy.on_ray.calls import spawn
+from deploy.preflight.ray_facts import ray_facts
+from deploy.preflight.runtime_facts import RuntimeFacts
+from learner.ray_actor import LearnerActor
+from reward_service.ray_actor import RewardActor
+
+NOT_YET = ModelPaths("", None, None)
+"""Models of an actor that waits for `start_from`."""
+EMPTY: Mapping[str, Any] = {}
+
+
+class EarlyActors:
+    """By slot, until somebody takes them; `learner` is one.
+
+    Args:
+        actors: handles.
+        facts: of the cluster before they took their share of it, for the preflight; None: nobody took any.
+    """
+
+    def __init__(self, actors: Mapping[str, Any] = EMPTY, facts: RuntimeFacts | None = None) -> None:
+        self._actors = dict(actors)
+        self.facts = facts
+
+    def take(self, slot: str, avoid: str, paths: ModelPaths, fresh: Callable[[], Any]) -> Any:
+        """The actor of a slot, which is told its models; a fresh one where there is none, or another node is wanted."""
+        if avoid or slot not in self._actors:
+            return fresh()
+        actor = self._actors.pop(slot)
+        actor.start_from.remote(paths)
+        return actor
+
+    def end(self) -> None:
+        """Nobody takes the rest."""
+        while self._actors:
+            ray.kill(self._actors.popitem()[1])
+
+
+def spawn_early(config: RunConfig, secrets: Mapping[str, str], folder: str) -> EarlyActors:
+    """All that PPO starts with.
+
+    Args:
+        config: the run.
+        secrets: of scorers.
+        folder: of the run, as other processes see it.
+    """
+    facts = ray_facts()
+    actors = {"learner": spawn(LearnerActor, config.learner, config, NOT_YET, folder)}
+    for number in range(config.rollout.workers):
+        slot = f"worker-{number}"
+        actors[slot] = spawn(RolloutActor, config.rollout, config, NOT_YET, slot)
+    for number in range(config.reward_service.replicas):
+        actors[f"replica-{number}"] = spawn(RewardActor, config.reward_service, config, NOT_YET, secrets)
+    return EarlyActors(actors, facts)

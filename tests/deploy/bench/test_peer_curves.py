@@ -1,0 +1,58 @@
+"""Curves of learning: the table and the figures say what was measured, and the picture is one."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from common.errors import ConfigError
+from deploy.bench import suite
+from deploy.bench.options import Options
+from deploy.bench.peers.curve_plot import plot, smooth
+from deploy.bench.peers.curves import Point, figures_of, write_table
+
+
+def points(**levels):
+    """Two seeds, ten steps; the reward rises by the given slope."""
+    return [
+        Point(name, seed, step, 32 * step, 0.5 * step, slope * step + 0.01 * seed, 0.1)
+        for seed in (1, 2)
+        for step in range(1, 11)
+        for name, slope in levels.items()
+    ]
+
+
+def test_ours_is_held_against_each_of_the_others_by_the_mean_over_trajectories():
+    figures = {figure.name: figure for figure in figures_of(points(ours=0.05, other=0.05, better=0.06))}
+    assert figures["curves.ours.score_mean"].value == pytest.approx(0.05 * 5.5 + 0.015)
+    assert figures["curves.ours.score_last"].value == pytest.approx(0.5 + 0.015)
+    assert figures["curves.ours.seconds"].value == 5.0
+    assert (figures["curves.ours.over-other"].value, figures["curves.ours.over-other"].is_met) == (1.0, True)
+    assert figures["curves.ours.over-better"].value == pytest.approx(0.29 / 0.345)
+    assert figures["curves.ours.over-better"].is_met is False
+
+
+def test_the_table_has_a_row_for_each_step(tmp_path):
+    write_table(points(ours=0.05), tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 20
+    values = ("ours", "1", "1", "32", "0.5", "0.06", "0.1")
+    names = ("learner", "seed", "step", "trajectories", "seconds", "score", "kl")
+    assert rows[0] == dict(zip(names, values, strict=True))
+
+
+def test_the_picture_is_written(tmp_path):
+    plot(points(ours=0.05, other=0.04), tmp_path / "peers.png")
+    assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_smoothing_looks_back_and_never_ahead():
+    assert smooth(np.array([3.0, 0.0, 6.0, 0.0])).tolist() == [3.0, 1.5, 3.0, 2.0]
+
+
+def test_what_installs_others_is_not_part_of_all():
+    assert suite.APART.keys() >= {"peers", "curves"}
+    assert not suite.APART.keys() & suite.BENCHMARKS.keys()
+    with pytest.raises(ConfigError, match="peers"):
+        suite.run(["piers"], Options(), console=None)
