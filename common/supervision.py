@@ -121,6 +121,8 @@ class Limits:
     min_members: int = 1
     depth: int = 2
     """Calls that a member holds at once: one being worked on, one waiting, so that it never idles between them."""
+    binds_early: bool = False
+    """Work is handed out as long as somebody has room for it, and waits for no member that may be free sooner."""
     prefetches: bool = False
     """Whether members are told of new weights at once, to fetch them beside work; else they meet them on requests."""
 

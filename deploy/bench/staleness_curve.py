@@ -14,7 +14,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from deploy.evaluation.evaluations import NoEvaluations
 from deploy.local import LocalLearner, LocalTransport
 from deploy.ppo.chunk_flow import ChunkFlow
 from deploy.ppo.conductor import Conductor
-from deploy.ppo.pools import DEPTH_OF_OBJECTS
+from deploy.ppo.pools import of_objects
 from deploy.ppo.supervisor import Supervisor
 from deploy.stop_signal import StopSignal
 from deploy.stopwatch import Stopwatch
@@ -187,8 +186,8 @@ def _supervisor(config: RunConfig, transport: LocalTransport, watch: Stopwatch) 
     flow = ChunkFlow(
         config,
         prompts=prompts,
-        rollout=replace(rollout, depth=DEPTH_OF_OBJECTS),
-        reward=replace(reward, depth=DEPTH_OF_OBJECTS),
+        rollout=of_objects(rollout, config.ppo),
+        reward=of_objects(reward, config.ppo),
         with_reference=True,
         ledger=Ledger(),
     )

@@ -8,16 +8,13 @@ from dataclasses import replace
 from actors.prompts import PromptStream
 from common.metrics import RunMetrics
 from common.pool_actions import Note
+from common.ppo_config import PPOConfig
 from common.supervision import Ledger, Limits
 from deploy.place import Place
 from deploy.ppo.chunk_flow import ChunkFlow
 from deploy.ppo.conductor import Conductor
 from deploy.ppo.supervisor import Supervisor
 from deploy.runtime import Members
-
-DEPTH_OF_OBJECTS = 1 << 30
-"""Calls that an object holds where generation runs ahead: all of them, so that which weights a chunk is of follows from
-when it was admitted, and not from the pace of threads."""
 
 
 @contextmanager
@@ -56,7 +53,7 @@ def supervised(
         are_processes=processes,
     )
     if config.ppo.max_staleness > 0 and not processes:
-        rollout, reward = (replace(limits, depth=DEPTH_OF_OBJECTS) for limits in (rollout, reward))
+        rollout, reward = of_objects(rollout, config.ppo), of_objects(reward, config.ppo)
     rollout = replace(rollout, prefetches=config.ppo.max_staleness > 0 and processes)
     conductor = Conductor(
         ChunkFlow(
@@ -88,3 +85,13 @@ def supervised(
             yield supervisor
     finally:
         supervisor.close()
+
+
+def of_objects(limits: Limits, ppo: PPOConfig) -> Limits:
+    """Limits of members in one process where generation runs ahead: all that is admitted is handed out at once, so that
+    which weights a chunk is of follows from when that was, and not from the pace of threads.
+    """
+    calls_per_sample = 2  # of the reward service, at most
+    return replace(
+        limits, depth=calls_per_sample * (ppo.max_staleness + 2) * ppo.trajectories_per_update, binds_early=True
+    )
