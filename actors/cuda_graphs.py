@@ -30,7 +30,7 @@ class CUDAGraphs:
         graph, held, result = self._recorded[sizes]
         for mine, given in zip(held, inputs, strict=True):
             mine.copy_(given)
-        graph.replay()  # type: ignore[no-untyped-call]
+        graph.replay()
         return result
 
 

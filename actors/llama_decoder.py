@@ -11,6 +11,7 @@ W width, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,7 @@ def _attention_kinds(policy: PreTrainedModel) -> list[str]:
 class _Layer:
     """One decoder layer: the policy's, and copies of its weights."""
 
-    source: nn.Module
+    source: Any
     qkv: PackedLinear
     out: PackedLinear
     gate_up: PackedLinear
@@ -139,7 +140,7 @@ class LlamaDecoder:
 
     def _paired(self, rows: Tensor) -> Tensor:
         """[heads · D, …] with the two numbers that are turned together side by side; dot products stay the same."""
-        halves = rows.unflatten(0, (-1, 2, self.head_dim // 2))
+        halves = torch.unflatten(rows, 0, (-1, 2, self.head_dim // 2))
         return halves.transpose(1, 2).flatten(0, 2)
 
     def cache_of(self, rows: int, tokens: int) -> KVCache:
@@ -199,7 +200,7 @@ class LlamaDecoder:
         none = np.zeros(0, dtype=np.int64)
         before = self._head(self._hidden(cache, self._arrange(none, none, list(ids[:, :-1]))))
         last = self.advance(cache, ids[:, -1], np.full(num_texts, length - 1), [])
-        return torch.cat((before.unflatten(0, (num_texts, length - 1)), last[:, None]), dim=1)
+        return torch.cat((torch.unflatten(before, 0, (num_texts, length - 1)), last[:, None]), dim=1)
 
     def _arrange(
         self, tokens: npt.NDArray[np.int64], positions: Index, prompts: list[npt.NDArray[np.int64]]
@@ -234,7 +235,7 @@ class LlamaDecoder:
             source = layer.source
             qkv = layer.qkv(_normed(x, source.input_layernorm)).view(len(x), -1, self.head_dim)
             _turn(qkv[:, : self.num_heads + self.kv_heads], turns)
-            keys_values = qkv[:, self.num_heads :].unflatten(1, (2, self.kv_heads))
+            keys_values = torch.unflatten(qkv[:, self.num_heads :], 1, (2, self.kv_heads))
             cache.write(number, read.slots, read.positions, keys_values)
             x = x + layer.out(self._attended(cache, number, qkv[:, : self.num_heads], read))
             gate, up = layer.gate_up(_normed(x, source.post_attention_layernorm)).chunk(2, dim=-1)
@@ -253,7 +254,7 @@ class LlamaDecoder:
     def _attended_by_running(self, cache: KVCache, layer: int, queries: Tensor, read: _Tokens) -> Tensor:
         """One token of each row: the heads that share keys and values are the rows of one product."""
         keys, values = cache.read(layer, 0, read.num_running, read.width)
-        grouped = queries.unflatten(1, (self.kv_heads, -1))
+        grouped = torch.unflatten(queries, 1, (self.kv_heads, -1))
         mask = None if read.mask is None else read.mask.expand(-1, 1, grouped.shape[2], -1)
         found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=self.scaling)
         return found.reshape(read.num_running, -1)
@@ -275,17 +276,18 @@ def _rounded(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def _normed(x: Tensor, norm: nn.Module) -> Tensor:
+def _normed(x: Tensor, norm: Any) -> Tensor:
     """RMS norm in float32; reads x once less than torch's own."""
     wide = x.float()
     squares = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_()
     scale = squares.div_(x.shape[-1]).add_(norm.variance_epsilon).rsqrt_()
-    return (wide * scale).to(x.dtype).mul_(norm.weight)
+    normed: Tensor = (wide * scale).to(x.dtype).mul_(norm.weight)
+    return normed
 
 
 def _turn(heads: Tensor, turns: Tensor) -> None:
     """Turn the pairs of [N, H + K, D] in place by [N, 1, D / 2]."""
-    pairs = heads.unflatten(-1, (-1, 2))
+    pairs = torch.unflatten(heads, -1, (-1, 2))
     if heads.dtype == torch.float32:
         torch.view_as_complex(pairs).mul_(turns)
     else:  # there are no complex numbers of two halves of 16 bits

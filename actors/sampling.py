@@ -53,5 +53,5 @@ def draw(
 def _block_sums(p: Tensor) -> Tensor:
     """[B, V] to [B, G]."""
     whole = p.shape[-1] // BLOCK * BLOCK
-    sums = p[:, :whole].unflatten(-1, (-1, BLOCK)).sum(-1) if whole else p[:, :0]
+    sums = torch.unflatten(p[:, :whole], -1, (-1, BLOCK)).sum(-1) if whole else p[:, :0]
     return sums if whole == p.shape[-1] else torch.cat((sums, p[:, whole:].sum(-1, keepdim=True)), dim=-1)

@@ -178,8 +178,8 @@ def decode_limit_s(model: PreTrainedModel, work: Work, rate: float, roof: Roofli
     """Seconds below which the work cannot be done."""
     head = model.get_output_embeddings().weight
     inside = sum(n * k for n, k in _matrices(model))
-    flops_s = 2 * (inside * work.tokens_read + head.numel() * work.tokens) / rate
-    bytes_s = max(work.limits) * (inside + head.numel()) * head.element_size() / roof.copy_bytes
+    flops_s: float = 2 * (inside * work.tokens_read + head.numel() * work.tokens) / rate
+    bytes_s: float = max(work.limits) * (inside + head.numel()) * head.element_size() / roof.copy_bytes
     return max(flops_s, bytes_s)
 
 

@@ -138,7 +138,8 @@ def idle_shares(events: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def _within(span: Mapping[str, Any], begin: float, end: float) -> float:
-    return max(0.0, min(span["ts"] + span["dur"], end) - max(span["ts"], begin))
+    overlap: float = min(span["ts"] + span["dur"], end) - max(span["ts"], begin)
+    return max(0.0, overlap)
 
 
 def _first_rollout(shape: str, measured: Measured) -> Figure:

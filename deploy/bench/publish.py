@@ -62,7 +62,7 @@ def measure(options: Options, roof: Roofline) -> list[Figure]:
 def _model(name: str, rounds: int, threads: int) -> list[Figure]:
     import ray  # reads its environment when it is loaded
 
-    from deploy.bench.publish_actors import Publisher, Subscriber
+    from deploy.bench.publish_actors import PublisherActor, SubscriberActor
 
     size, part = _sizes(name)
     ray.init(
@@ -70,8 +70,8 @@ def _model(name: str, rounds: int, threads: int) -> list[Figure]:
         object_store_memory=max(STORE_COPIES * size, 1 << 28),
     )  # fmt: skip
     try:
-        publisher = Publisher.options(num_cpus=1).remote(name, threads)
-        workers = [Subscriber.options(num_cpus=1).remote(name) for _ in range(WORKERS)]
+        publisher = PublisherActor.options(num_cpus=1).remote(name, threads)
+        workers = [SubscriberActor.options(num_cpus=1).remote(name) for _ in range(WORKERS)]
         ray.get([publisher.size_bytes.remote(), *(worker.ready.remote() for worker in workers)], timeout=WAIT_S)
         course = _Course(publisher, workers, size)
         measured, naive = [], []

@@ -16,7 +16,6 @@ from deploy.bench.shapes import model_of
 from learner.flat_policy import FlatPolicy
 
 
-@ray.remote
 class Publisher:
     """The learner's side, without learning."""
 
@@ -48,7 +47,6 @@ class Publisher:
         return self._apart
 
 
-@ray.remote
 class Subscriber:
     """A rollout worker."""
 
@@ -68,3 +66,7 @@ class Subscriber:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """The other end of `Publisher.tensors`."""
         self._model.load_state_dict(tensors, strict=False)
+
+
+PublisherActor = ray.remote(Publisher)
+SubscriberActor = ray.remote(Subscriber)
