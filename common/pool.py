@@ -172,7 +172,7 @@ class Pool:
         actions: list[Action] = []
         sent: list[int] = []
         for task_id in self._queue:
-            idle = len(self._queue) - len(sent) < self.roster.target
+            idle = not self.limits.binds_at_once and len(self._queue) - len(sent) < self.roster.target
             if not openings.have_room(idle=idle):
                 break
             member = openings.choose(self.tasks[task_id].avoid, idle=idle)

@@ -121,6 +121,8 @@ class Limits:
     min_members: int = 1
     depth: int = 2
     """Calls that a member holds at once: one being worked on, one waiting, so that it never idles between them."""
+    binds_at_once: bool = False
+    """Whether all that members have room for is handed out; else the last tasks wait for who is done first."""
     prefetches: bool = False
     """Whether members are told of new weights at once, to fetch them beside work; else they meet them on requests."""
 

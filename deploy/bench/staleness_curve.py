@@ -187,8 +187,8 @@ def _supervisor(config: RunConfig, transport: LocalTransport, watch: Stopwatch) 
     flow = ChunkFlow(
         config,
         prompts=prompts,
-        rollout=replace(rollout, depth=DEPTH_OF_OBJECTS),
-        reward=replace(reward, depth=DEPTH_OF_OBJECTS),
+        rollout=replace(rollout, depth=DEPTH_OF_OBJECTS, binds_at_once=True),
+        reward=replace(reward, depth=DEPTH_OF_OBJECTS, binds_at_once=True),
         with_reference=True,
         ledger=Ledger(),
     )

@@ -56,7 +56,7 @@ def supervised(
         are_processes=processes,
     )
     if config.ppo.max_staleness > 0 and not processes:
-        rollout, reward = (replace(limits, depth=DEPTH_OF_OBJECTS) for limits in (rollout, reward))
+        rollout, reward = (replace(limits, depth=DEPTH_OF_OBJECTS, binds_at_once=True) for limits in (rollout, reward))
     rollout = replace(rollout, prefetches=config.ppo.max_staleness > 0 and processes)
     conductor = Conductor(
         ChunkFlow(
