@@ -18,8 +18,9 @@ class Openings:
     """
 
     def __init__(self, depth: int) -> None:
-        self._by_load: tuple[dict[MemberKey, Member], ...] = tuple({} for _ in range(depth))
-        """Those with room, by load; of like load, who came to it first is first."""
+        self._depth = depth
+        self._by_load: dict[int, dict[MemberKey, Member]] = {}
+        """Those with room, by load, where there are any; of like load, who came to it first is first."""
         self._loads: dict[MemberKey, int] = {}
         """Of all that are active."""
         self._active: dict[str, MemberKey] = {}
@@ -39,8 +40,8 @@ class Openings:
             self.close(member)
             self._loads[key] = load
             self._active[key.slot] = key
-            if load < len(self._by_load):
-                self._by_load[load][key] = member
+            if load < self._depth:
+                self._by_load.setdefault(load, {})[key] = member
 
     def close(self, member: Member) -> None:
         """A member takes no more work."""
@@ -48,12 +49,14 @@ class Openings:
         if load is None:
             return
         del self._active[member.key.slot]
-        if load < len(self._by_load):
+        if load < self._depth:
             del self._by_load[load][member.key]
+            if not self._by_load[load]:
+                del self._by_load[load]
 
     def have_room(self, *, idle: bool) -> bool:
         """Whether any member takes a call; `idle`: one that is at nothing."""
-        return any(self._by_load[: 1 if idle else None])
+        return 0 in self._by_load if idle else bool(self._by_load)
 
     def choose(self, avoid: Set[str], *, idle: bool) -> Member | None:
         """The least loaded member that a task may go to.
@@ -65,7 +68,7 @@ class Openings:
         Returns:
             None where it waits for one on which it has not failed, or none has room.
         """
-        with_room = self._by_load[: 1 if idle else None]
+        with_room = [self._by_load[load] for load in sorted(self._by_load) if load == 0 or not idle]
         for members in with_room:
             for key, member in members.items():
                 if key.slot not in avoid:

@@ -173,6 +173,19 @@ def test_a_second_call_is_held_back_where_another_member_may_be_done_first():
     assert [c.argument for c in bench.calls("generate", "worker-2")] == [4]
 
 
+def test_what_holds_all_that_there_is_gets_it_at_once():
+    bench = Bench(members=2, depth=1 << 30, binds_early=True)
+    bench.submit(*range(5))
+    assert [c.argument for c in bench.calls("generate")] == [0, 1, 2, 3, 4]
+    assert [c.member.slot for c in bench.calls("generate")] == [
+        "worker-0",
+        "worker-1",
+        "worker-0",
+        "worker-1",
+        "worker-0",
+    ]
+
+
 def test_a_member_of_its_own_has_its_next_call_before_it_is_done():
     bench = Bench(members=1)
     bench.submit(*range(3))
