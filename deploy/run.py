@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,15 +49,7 @@ def run_pipeline(
 ) -> None:
     """Run the pipeline, then write and show summary and report.
 
-    Args:
-        config: the run.
-        folder: of the run.
-        local: everything in one process.
-        address: of a running cluster.
-        again: stages to run even if they are done.
-        insecure: whether a cluster beyond loopback may be open to everybody.
-        early: what `start_early` returned, where it has started the cluster.
-        with_trace: write trace.json into the folder.
+    Where `start_early` has started the cluster, `early` is what it returned; `with_trace` leaves trace.json too.
 
     Raises:
         ConfigError: `again` names no stage of the configuration.
@@ -75,10 +67,8 @@ def run_pipeline(
     log = EventLog(folder, console, count=metrics.event)
 
     def start_runtime() -> Runtime:
-        warn = functools.partial(_warn, console)
-        runtime = checked_runtime(
-            config, folder, local=local, address=address, warn=warn, insecure=insecure, early=early
-        )
+        runtime = checked_runtime(config, folder, local=local, address=address, warn=functools.partial(_warn, console),
+                                  insecure=insecure, early=early)  # fmt: skip
         handlers.enter_context(handle_signals(controls.stop_signal))  # ray.init has put its own in their place
         return runtime
 
@@ -90,14 +80,7 @@ def run_pipeline(
         RecordEnd(folder),
         ExitStack() as handlers,
         announce(folder),
-        serve_control(
-            config.control,
-            controls,
-            folder,
-            registry=metrics.registry,
-            note=functools.partial(log.write, "control"),
-            count=metrics.control_request,
-        ) as url,
+        _served(config, controls, folder, metrics, log) as url,
     ):
         if url is not None:
             console.print(f"[dim]page, control and metrics at {url}[/]")
@@ -111,6 +94,20 @@ def run_pipeline(
             write_report(folder)
     print_summary(folder, console)
     mirror.show_where(console)
+
+
+def _served(
+    config: RunConfig, controls: RunControls, folder: Path, metrics: RunMetrics, log: EventLog
+) -> AbstractContextManager[str | None]:
+    """The control channel; its URL, if it has one."""
+    return serve_control(
+        config.control,
+        controls,
+        folder,
+        registry=metrics.registry,
+        note=functools.partial(log.write, "control"),
+        count=metrics.control_request,
+    )
 
 
 def _trace(folder: Path, log: EventLog, stack: ExitStack) -> RunTrace:
