@@ -20,9 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from common.modeling import decoder_layers
-
-_TOLERANCE = 1e-2
-"""Share of the largest logit by which rounding may move the trial's, in any precision; a layer moves them more."""
+from common.trial import REFUSED, tolerance
 
 
 class _Through(nn.Module):
@@ -50,7 +48,10 @@ class FrozenTrunk:
     def of(cls, policy: PreTrainedModel, trainable_layers: int) -> "FrozenTrunk | None":
         """A trunk of at least one layer that can be skipped in this architecture; None where there is none."""
         trunk = cls(policy, trainable_layers)
-        return trunk if trunk._cut > 0 and trunk._is_skipped_rightly(policy) else None
+        try:
+            return trunk if trunk._cut > 0 and trunk._is_skipped_rightly(policy) else None
+        except REFUSED:
+            return None
 
     @contextmanager
     def watched(self) -> Iterator[list[Any]]:
@@ -102,4 +103,4 @@ class FrozenTrunk:
             return False
         with self.replaced(seen[0]):
             top = policy(input_ids=ids, use_cache=False).logits
-        return bool((top - whole).abs().max() <= _TOLERANCE * whole.abs().max())
+        return bool((top - whole).abs().max() <= tolerance(whole.dtype) * whole.abs().max())

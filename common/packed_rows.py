@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from common.trial import REFUSED, tolerance
+
 _NAME = "packed_rows"
-_TOLERANCE = 1e-2
-"""Share of the largest logit by which rounding may move the trial's, in any precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,10 @@ class PackedRows:
             return None
         AttentionInterface.register(_NAME, _attention)
         packing = cls(policy)
-        return packing if packing._is_like_padding() else None
+        try:
+            return packing if packing._is_like_padding() else None
+        except REFUSED:
+            return None
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -100,7 +103,7 @@ class PackedRows:
         row = {"input_ids": ids[layout.rows, layout.positions][None], "position_ids": layout.positions[None]}
         with self.open():
             packed = self._policy(**row, use_cache=False, layout=layout).logits[0]
-        return bool((packed - padded).abs().max() <= _TOLERANCE * padded.abs().max())
+        return bool((packed - padded).abs().max() <= tolerance(padded.dtype) * padded.abs().max())
 
 
 def _attention(

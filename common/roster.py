@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from common.errors import ConfigError, DataError, MemberFailedError
+from common.errors import ConfigError, DataError, MemberFailedError, WeightsMismatchError
 from common.member import Held, Member, Slot
 from common.openings import Openings
 from common.pool_actions import Action, Counted, Departed, Failed, Kill, Note, Orphaned, Send, Start
@@ -140,6 +140,12 @@ class Roster:
     def on_control(self, reply: Reply, held: Held, slot: Slot, member: Member, now: float) -> list[Action]:
         """A call that is no work was answered."""
         if reply.error is not None:
+            if (
+                held.method == "prefetch"
+                and reply.cause != "died"
+                and not isinstance(reply.error, WeightsMismatchError)
+            ):
+                return []  # a request that needs these weights meets the same, and decides
             if isinstance(reply.error, ConfigError | DataError):
                 return [Failed(reply.error)]  # another life would meet the same
             if reply.cause == "lost":

@@ -9,6 +9,8 @@ missing. Where all stages are done already nothing is started.
 """
 
 import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +21,7 @@ from common.errors import ConfigError
 from common.run_place import shared
 from deploy.on_ray.environment import protect_local_cluster
 from deploy.on_ray.openness import refuse_open_local
+from deploy.run_folder.lock import is_held
 from deploy.scorer_secrets import scorer_secrets
 
 if TYPE_CHECKING:
@@ -40,9 +43,10 @@ def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: froze
     Returns:
         Actors that PPO starts with, none where other stages come first; None: Ray was not started, for nothing is to be
         done, or something is in the way, which the preflight then says with all else.
-
     """
-    if not is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ:
+    if not is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ or is_held(folder):
+        return None
+    if not again <= {"base", *BEFORE_PPO, "ppo", "evaluate"}:
         return None
     try:
         secrets = scorer_secrets(config, os.environ)
@@ -55,7 +59,10 @@ def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: froze
 
     with ThreadPoolExecutor(1, thread_name_prefix="imports") as executor:
         imported = executor.submit(import_pipeline)
+        at_sigterm = signal.getsignal(signal.SIGTERM)
         start_ray(config, address=None, insecure=insecure)  # here: Ray's processes end with the thread that began them
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own would end with another exit code
         is_next = is_ppo_next(config, folder, again)
         early = spawn_early(config, secrets, shared(folder.absolute())) if is_next else EarlyActors()
         imported.result()

@@ -169,12 +169,12 @@ class LocalLearner:
 
     def restart(self) -> None:
         """Another one in its place: its weights may be corrupt."""
-        with threads(self._threads):
+        with self._turn, threads(self._threads):
             self._service = self._build()
 
     def load(self, url: str | None, *, lineage: int) -> None:
         """Go on from a checkpoint, or from the weights before PPO where there is none, as a new lineage."""
-        with threads(self._threads):
+        with self._turn, threads(self._threads):
             self._service.load(url, lineage=lineage)
 
     def weights(self) -> WeightsHandle:

@@ -72,6 +72,10 @@ class FlatPolicy:
             self._now = Flat(self._warm, self._manifest, buffer_hash(self._warm), self._rest_hashes)
         return self._now
 
+    def forget_hash(self) -> None:
+        """Trained parameters are about to change."""
+        self._now = None
+
     def forget(self) -> None:
         """The parameters were changed by something else than an update, the frozen ones perhaps too."""
         self._now = None

@@ -24,6 +24,9 @@ from learner.batch import Batch
 from learner.kl import k3
 from learner.targets import Measured, Targets
 
+MAX_LOG_WEIGHT = 80.0
+"""Nats beyond which a weight would be infinite in float32."""
+
 
 def decouple(
     targets: Targets, batch: Batch, trajectories: Sequence[Trajectory], *, step: int, cap: float
@@ -53,7 +56,7 @@ def importance_weights(proximal: Tensor, behaviour: Tensor, mask: Tensor, *, cap
         mask: [B, R] bool, the live tokens.
         cap: cut there, which bounds the variance and biases towards the behaviour policy; inf: never.
     """
-    return torch.where(mask, proximal - behaviour, 0.0).exp().clamp(max=cap)
+    return torch.where(mask, proximal - behaviour, 0.0).clamp(max=MAX_LOG_WEIGHT).exp().clamp(max=cap)
 
 
 @torch.no_grad()
@@ -72,7 +75,7 @@ def staleness_measures(proximal: Tensor, behaviour: Tensor, mask: Tensor, *, age
         ages: [B] int, updates between the weights that generated a sample and those of the learner.
         cap: of the importance weights.
     """
-    log_weights = torch.where(mask, proximal - behaviour, 0.0)
+    log_weights = torch.where(mask, proximal - behaviour, 0.0).clamp(-MAX_LOG_WEIGHT, MAX_LOG_WEIGHT)
     weights = log_weights.exp()[mask]
     measures = {
         "staleness_mean": float(ages.float().mean()),

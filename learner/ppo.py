@@ -159,6 +159,7 @@ class PPOLearner:
             targets, seen = decouple(targets, batch, ordered, step=self.step, cap=self.config.importance_cap)
             measured |= seen
         prepared = time.perf_counter()
+        self.flat.forget_hash()  # also where training raises half-way
         tally = self._train_or_restore(batch, targets, measured)
         self.passes.forget()
         trained = time.perf_counter()

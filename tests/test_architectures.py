@@ -20,9 +20,10 @@ from transformers import (
 )
 
 from actors.engine import SamplingEngine
+from common.flat_parameters import FlatParameters
 from common.frozen_trunk import FrozenTrunk
 from common.modeling import PolicyWithValueHead, freeze_below, load_policy
-from common.weights import flatten, load_flat
+from common.weights import distinct_parameters, flatten
 
 VOCABULARY, LAYERS, EOS = 61, 3, frozenset({2, 7})
 SIZES = {"hidden_size": 32, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "max_position_embeddings": 64}
@@ -76,7 +77,7 @@ def logprobs_of(model, batch, weights=None):
 def test_a_worker_with_published_weights_samples_with_the_learners_logprobs(kind):
     learner = PolicyWithValueHead(make(kind, seed=1))
     worker = make(kind, seed=2).eval()
-    load_flat(worker, *flatten(learner.policy))
+    FlatParameters(distinct_parameters(worker)).load(*flatten(learner.policy))
     lengths = [20, 12, 16, 20]
     sampled = SamplingEngine(worker, EOS).sample(PROMPTS, max_new_tokens=lengths, seeds=range(4), temperature=0.8)
     logprobs = logprobs_of(learner, as_batch(PROMPTS, [one.ids for one in sampled]))
@@ -92,7 +93,7 @@ def test_what_is_published_is_all_that_differs_between_two_models_of_a_shape(kin
     head = first.get_output_embeddings().weight
     tied = head is first.get_input_embeddings().weight
     assert sum(tuple(spec.shape) == tuple(head.shape) for spec in manifest) == (1 if tied else 2)
-    load_flat(second, buffer, manifest)
+    FlatParameters(distinct_parameters(second)).load(buffer, manifest)
     ids = torch.arange(8, 20)[None, :]
     with torch.no_grad():
         assert torch.equal(first.eval()(input_ids=ids).logits, second.eval()(input_ids=ids).logits)

@@ -48,6 +48,8 @@ WAITING: Final = Row("Who waits for whom", (
 RATES: Final = Row("Rates", (
     Panel("Tokens generated", (Query(per_second("generated_tokens", "slot"), "{{run}} {{slot}}"),),
           "suffix: tokens/s", stacked=True),
+    Panel("Tokens by way of the engine", (Query(per_second("engine_tokens", "path"), "{{run}} {{path}}"),),
+          "suffix: tokens/s", stacked=True),
     Panel("Tokens trained", (Query(f"rate({series('trained_tokens')}[{INTERVAL}])"),), "suffix: tokens/s"),
     Panel("Prompt tokens read", (Query(per_second("prompt_tokens", "slot"), "{{run}} {{slot}}"),), "suffix: tokens/s",
           stacked=True),

@@ -187,7 +187,7 @@ class ChunkFlow:
 
     def _refill(self, batch: Batch, now: float) -> list[Action]:
         """The next draws for what was dropped, unless that happens too often."""
-        if (due := batch.due()) == 0:
+        if not batch.refill:
             return []
         limit = self.ppo.max_drops_per_update
         limit = self.ppo.trajectories_per_update if limit is None else limit
@@ -197,6 +197,8 @@ class ChunkFlow:
                 f"{dropped} samples of this update could not be judged: {batch.dropped} (limit {limit}, "
                 f"ppo.max_drops_per_update); the last one: {batch.detail or 'no detail'}"
             )
+            return []
+        if (due := batch.due()) == 0:
             return []
         return self.send(batch, batch.draw(self.prompts, due // batch.samples_per_prompt), now)
 

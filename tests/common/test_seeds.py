@@ -94,8 +94,7 @@ def test_noise_is_two_rounds_of_murmur3s_finaliser_bit_for_bit():
         return h ^ (h >> 16)
 
     def to_unit(h):
-        wide = np.float32(h) if h < 2**31 else np.float32(h - 2**32) + np.float32(2**32)
-        return float((wide + np.float32(0.5)) * np.float32(2**-32))
+        return float((np.float32(h) + np.float32(0.5)) * np.float32(2**-32))
 
     for key, position in ((0, 0), (seeds.sample_seed(5, 6, 7), 11), (2**64 - 1, 3)):
         high, low = divmod(seeds.mix(key, position), 2**32)

@@ -236,6 +236,7 @@ def test_another_learner_starts_from_the_policy_before_ppo(learner):
     first = learner.weights()
     with torch.no_grad():
         next(learner._service.learner.plain.parameters()).add_(1.0)
+    learner._service.learner.flat.forget()
     assert learner.weights().hash != first.hash
     learner.restart()
     assert len(built) == 2

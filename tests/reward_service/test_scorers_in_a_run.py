@@ -39,10 +39,15 @@ def without_reward_model(config, *scorers):
     return RunConfig.model_validate({**document, "reward_model": None})
 
 
+def python_processes():
+    """Those below this one; a browser of other tests may have some that come and go."""
+    return {process for process in psutil.Process().children(recursive=True) if "python" in process.name()}
+
+
 def run(config, folder):
-    before = set(psutil.Process().children(recursive=True))
+    before = python_processes()
     run_pipeline(config, folder, local=True, address=None, again=frozenset({"ppo"}))
-    assert set(psutil.Process().children(recursive=True)) <= before, "a function's process was left behind"
+    assert python_processes() <= before, "a function's process was left behind"
     columns = [read_trajectories(file) for file in sorted((folder / "trajectories").iterdir())]
     assert len(columns) == 3
     return columns, json.loads((folder / "summary.json").read_text(encoding="utf-8"))
