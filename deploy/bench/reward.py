@@ -31,7 +31,7 @@ from reward_service.model_scorer import ModelScorer, TextClassifier
 
 WORDS = ["".join(parts) for parts in itertools.product(("ba", "do", "fi", "ku", "le", "mo", "re", "su"), repeat=3)] * 4
 """Of a made-up language; a text's speed does not depend on its sense."""
-SAMPLES, BATCH, MAX_TOKENS = 256, 64, 128
+MAX_TOKENS = 128
 PROMPT, RESPONSE = (2, 8), (16, 48)
 MUST = 0.8
 
@@ -39,13 +39,16 @@ MUST = 0.8
 def measure(options: Options, roof: Roofline) -> list[Figure]:
     """A transformer of 66 million parameters, and the small convolution of the quickstart."""
     policy_tokenizer = train_word_tokenizer(WORDS, vocabulary_size=2000, max_tokens=MAX_TOKENS)
-    chunk = _chunk(len(policy_tokenizer))
     figures: list[Figure] = []
     pieces = _piece_tokenizer()
     transformer = DistilBertForSequenceClassification(DistilBertConfig(pad_token_id=0)).eval()
-    figures += _compare("distilbert", transformer, pieces, policy_tokenizer, chunk, options.rounds)
+    few = _chunk(len(policy_tokenizer), 64)
+    figures += _compare(
+        "distilbert", transformer, pieces, policy_tokenizer, few, batch=16, rounds=min(3, options.rounds)
+    )
     conv = ConvTextClassifier(ConvConfig(vocab_size=10_000, embedding_size=64, num_filters=128)).eval()
-    figures += _compare("conv", conv, policy_tokenizer, policy_tokenizer, chunk, 4 * options.rounds)
+    many = _chunk(len(policy_tokenizer), 256)
+    figures += _compare("conv", conv, policy_tokenizer, policy_tokenizer, many, batch=64, rounds=4 * options.rounds)
     return figures
 
 
@@ -55,44 +58,49 @@ def _compare(
     tokenizer: PreTrainedTokenizerBase,
     policy_tokenizer: PreTrainedTokenizerBase,
     chunk: RolloutChunk,
+    *,
+    batch: int,
     rounds: int,
 ) -> list[Figure]:
-    classifier = TextClassifier(model, tokenizer, positive_class=1, max_tokens=MAX_TOKENS, batch_sequences=BATCH)
+    classifier = TextClassifier(model, tokenizer, positive_class=1, max_tokens=MAX_TOKENS, batch_sequences=batch)
     service = Mixture(
         [Term(ModelScorer("reward_model", classifier), 1.0)], policy_tokenizer, budget_s=60.0, probe_budget_s=60.0
     )
     rows = [np.concatenate([p.token_ids, r.response_ids]) for p, r in zip(chunk.prompts, chunk.rollouts, strict=True)]
-    ready = _batches(encode_for_classifier(tokenizer, decode_all(policy_tokenizer, rows), MAX_TOKENS), tokenizer)
+    ready = _batches(encode_for_classifier(tokenizer, decode_all(policy_tokenizer, rows), MAX_TOKENS), batch, tokenizer)
 
     @torch.inference_mode()
     def bare() -> None:
         for ids, mask in ready:
             model(input_ids=ids, attention_mask=mask)
 
+    samples = len(chunk.rollouts)
     timed = interleave({"service": lambda: service.judge(chunk), "bare": bare}, rounds=rounds)
     share = speedup(timed, "service", "bare")
     return [
-        Figure(f"reward.{name}.service", SAMPLES / median(timed, "service"), "texts/s"),
-        Figure(f"reward.{name}.bare", SAMPLES / median(timed, "bare"), "texts/s", note=f"batches of {BATCH}"),
+        Figure(f"reward.{name}.service", samples / median(timed, "service"), "texts/s"),
+        Figure(f"reward.{name}.bare", samples / median(timed, "bare"), "texts/s", note=f"batches of {batch}"),
         Figure(f"reward.{name}.share", share, "share", share=share, limit="the bare model", must=MUST),
     ]
 
 
-def _batches(rows: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(
+    rows: Sequence[np.ndarray], batch: int, tokenizer: PreTrainedTokenizerBase
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Padded ids and masks, shortest first."""
     ordered = sorted(rows, key=len)
     batches = []
-    for start in range(0, len(ordered), BATCH):
-        ids, lengths = pad_right(ordered[start : start + BATCH], tokenizer.pad_token_id, torch.device("cpu"))
+    for start in range(0, len(ordered), batch):
+        ids, lengths = pad_right(ordered[start : start + batch], tokenizer.pad_token_id, torch.device("cpu"))
         batches.append((ids, mask_of(lengths, ids.shape[1]).long()))
     return batches
 
 
-def _chunk(vocabulary: int) -> RolloutChunk:
+def _chunk(vocabulary: int, samples: int) -> RolloutChunk:
     """Rollouts of random words; no two of a length follow each other but by chance."""
     rng = np.random.default_rng(0)
     prompts, rollouts = [], []
-    for draw in range(SAMPLES):
+    for draw in range(samples):
         ids = rng.integers(3, vocabulary, rng.integers(*PROMPT, endpoint=True)).astype(np.int32)
         response = rng.integers(3, vocabulary, rng.integers(*RESPONSE, endpoint=True)).astype(np.int32)
         prompts.append(Prompt(draw, draw, ids, RESPONSE[1]))

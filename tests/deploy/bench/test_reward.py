@@ -28,17 +28,19 @@ def test_share_is_the_services_part_of_the_bare_models_speed(monkeypatch):
     monkeypatch.setattr(reward, "interleave", noted)
     tokenizer = train_word_tokenizer(reward.WORDS, vocabulary_size=2000, max_tokens=64)
     model = ConvTextClassifier(ConvConfig(vocab_size=len(tokenizer))).eval()
-    service, bare, share = reward._compare("conv", model, tokenizer, tokenizer, reward._chunk(len(tokenizer)), 2)
-    assert len(seen["service"]) == len(seen["bare"]) == reward.SAMPLES // reward.BATCH
-    assert service.value == pytest.approx(reward.SAMPLES / 0.45)
-    assert bare.value == pytest.approx(reward.SAMPLES / 0.35)
+    service, bare, share = reward._compare(
+        "conv", model, tokenizer, tokenizer, reward._chunk(len(tokenizer), 256), batch=64, rounds=2
+    )
+    assert len(seen["service"]) == len(seen["bare"]) == 256 // 64
+    assert service.value == pytest.approx(256 / 0.45)
+    assert bare.value == pytest.approx(256 / 0.35)
     assert share.value == share.share == pytest.approx((0.8 + 0.75) / 2)
     assert share.is_met is False
 
 
 def test_chunks_hold_ragged_texts_that_the_tokenizers_know():
     tokenizer = train_word_tokenizer(reward.WORDS, vocabulary_size=2000, max_tokens=64)
-    chunk = reward._chunk(len(tokenizer))
+    chunk = reward._chunk(len(tokenizer), 256)
     lengths = {len(r.response_ids) for r in chunk.rollouts}
     assert min(lengths) == 16
     assert max(lengths) == 48
@@ -51,7 +53,8 @@ def test_chunks_hold_ragged_texts_that_the_tokenizers_know():
 
 @pytest.mark.slow
 def test_the_benchmark_runs(monkeypatch):
-    monkeypatch.setattr(reward, "SAMPLES", 8)
+    chunk = reward._chunk
+    monkeypatch.setattr(reward, "_chunk", lambda vocabulary, samples: chunk(vocabulary, 4))
     figures = reward.measure(Options(rounds=1), Roofline(1e11, 1e10, 1))
     assert {figure.name.split(".")[1] for figure in figures} == {"distilbert", "conv"}
     assert all(figure.value > 0 for figure in figures)
