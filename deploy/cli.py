@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 
 from deploy import config_cli
-from deploy.bench import cli as bench_cli
 from deploy.chat import cli as chat_cli
 from deploy.compare import cli as compare_cli
 from deploy.config_cli import ConfigArgument, SetOption
@@ -45,7 +44,6 @@ app.add_typer(chat_cli.app)
 app.add_typer(replay_cli.app)
 app.add_typer(watch_cli.app)
 app.add_typer(history_cli.app)
-app.add_typer(bench_cli.app)
 
 LocalOption = Annotated[bool, typer.Option("--local", help="Everything in this process, without Ray.")]
 AddressOption = Annotated[

@@ -1,1 +1,0 @@
-"""Benchmarks: every part beside what users would take instead, and beside what the machine can do."""
