@@ -82,19 +82,35 @@ def test_no_port_that_the_script_chooses_is_one_that_linux_or_ray_gives_away():
     assert max(ports) < min(clients), "of no other job either"
 
 
+def on_node():
+    """The function that the script sends to its other nodes."""
+    text = SCRIPT.read_text(encoding="utf-8")
+    (function,) = re.findall(r"^  on_node\(\) \{.*?^  \}$", text, re.MULTILINE | re.DOTALL)
+    return function
+
+
 def test_another_node_ends_with_the_signal_and_leaves_nothing_of_ray(tmp_path, until_there):
-    (function,) = re.findall(
-        r"^  on_node\(\) \{.*?^  \}$", SCRIPT.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
-    )
     folder, ready = tmp_path / "ray", tmp_path / "ready"
     folder.mkdir()
     ray = 'trap "sleep 0.3; exit 7" TERM; echo >"$0"; while :; do sleep 0.05; done'
     words = ["node", folder, "bash", "-c", ray, ready]
-    process = subprocess.Popen(["bash", "-c", f'{function}\non_node "$@"', *words])
+    process = subprocess.Popen(["bash", "-c", f'{on_node()}\non_node "$@"', *words])
     until_there(ready)
     assert folder.is_dir()
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 7
+    assert not folder.exists()
+
+
+def test_a_signal_that_comes_before_a_node_knows_its_ray_is_not_lost(tmp_path):
+    gap = "    ray=$!\n"
+    function = on_node()
+    assert function.count(gap) == 1
+    folder = tmp_path / "ray"
+    folder.mkdir()
+    command = f'{function.replace(gap, "    kill -TERM $$" + chr(10) + gap)}\non_node "$@"'
+    done = subprocess.run(["bash", "-c", command, "node", folder, "sleep", "1000"], check=False, timeout=60)
+    assert done.returncode == 128 + signal.SIGTERM
     assert not folder.exists()
 
 
