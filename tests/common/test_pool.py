@@ -641,11 +641,11 @@ def beats_of_each(members, seconds, **limits):
 
 def test_a_large_pool_asks_for_signs_of_life_less_often_and_a_small_one_as_configured():
     assert beats_of_each(2, 18.0) == 9, "one in 2 s"
-    assert beats_of_each(200, 18.0) == 5, "one in 4 s"
+    assert beats_of_each(200, 18.0) == 4, "one in 4 s"
 
 
 def test_however_large_a_pool_is_a_silent_member_is_asked_twice_within_its_deadline():
-    assert beats_of_each(1000, 16.0, heartbeat_s=10.0) == 4, "one in 5 s"
+    assert beats_of_each(1000, 16.0, heartbeat_s=10.0) == 3, "one in 5 s"
 
 
 def test_a_member_that_is_busy_with_short_calls_is_asked_for_signs_of_life_all_the_same():
