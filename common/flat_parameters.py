@@ -3,6 +3,7 @@
 They stay the parameters that they were; only their data move. The learner lays the trained ones out like this
 (`learner/flat_policy.py`), so that what it publishes needs no gathering; a rollout worker lays out all, so that what
 arrives is copied in as few pieces as there are gaps in it. Knows nothing of versions and hashes: `common/weights.py`.
+The way to a GPU by pinned memory has never run: no machine of this project's tests has one.
 
     parameters   embed │ layer 0 │ layer 1 │ norm          each begins at a multiple of 64 bytes
     buffer                         layer 1 │ norm          of a frozen trunk only what lies above it travels
