@@ -111,6 +111,7 @@ def test_a_run_that_is_refused_before_it_has_a_runtime_ends_the_early_cluster_on
     monkeypatch.setattr(sys, "argv", ["minichatgpt", "run", "tiny", "--again", "pop", "--runs", str(tmp_path)])
     with pytest.raises(SystemExit, match="1"):
         main()
+    assert told == ["ended"]
     early.close()
     assert told == ["ended"]
 
