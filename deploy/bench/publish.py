@@ -137,7 +137,8 @@ class Course:
         sent_s = time.perf_counter() - start
         handle = replace(handle, ref=buffer)
         asked = [worker.adopt.remote(handle) for worker in self._workers]
-        answered_s, waiting = {}, asked
+        waiting = asked
+        answered_s: dict[Any, float] = {}
         while waiting:
             ready, waiting = self._wait(waiting)
             answered_s |= dict.fromkeys(ready, time.perf_counter() - start)

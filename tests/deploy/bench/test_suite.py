@@ -4,7 +4,7 @@ import json
 import sys
 
 import pytest
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import RaySystemError
 from typer.testing import CliRunner
 
 from common.errors import BenchmarkError
@@ -47,7 +47,7 @@ def test_every_benchmark_is_named_in_the_help_and_the_help_names_no_other():
 
 
 @pytest.mark.parametrize(
-    "error", [BenchmarkError("its child ended"), GetTimeoutError("no answer"), FileNotFoundError("metrics.jsonl")]
+    "error", [BenchmarkError("its child ended"), RaySystemError("no store"), FileNotFoundError("metrics.jsonl")]
 )
 def test_where_one_fails_its_words_are_told_and_the_figures_of_the_others_kept(fakes, error):
     fakes("learner", error)
