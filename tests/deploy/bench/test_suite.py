@@ -1,6 +1,7 @@
 """`minichatgpt bench`: which benchmarks there are, and what becomes of the others where one fails."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -46,6 +47,16 @@ def test_every_benchmark_is_named_in_the_help_and_the_help_names_no_other():
         assert f"{name}: {what}" in shown
 
 
+def test_the_help_loads_nothing_heavy():
+    code = (
+        "import sys\nsys.argv[1:] = ['bench', '--help']\nfrom deploy.cli import main\n"
+        "try:\n main()\nexcept SystemExit:\n pass\n"
+        "print('heavy', [name for name in ('torch', 'ray', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines()[-1] == "heavy []"
+
+
 @pytest.mark.parametrize(
     "error", [BenchmarkError("its child ended"), RaySystemError("no store"), FileNotFoundError("metrics.jsonl")]
 )
@@ -67,6 +78,7 @@ def test_a_table_is_followed_by_what_failed(fakes):
 
 
 def test_all_are_all_but_those_that_install_something_each_once(fakes):
+    assert set(names.APART) == {"peers", "curves"}
     done = bench("scale", "all", "--json")
     document = json.loads(done.stdout)
     assert [figure["name"].partition(".")[0] for figure in document["figures"]] == [
