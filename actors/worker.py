@@ -8,7 +8,7 @@ thread may call `prefetch` while another generates:
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ import numpy as np
 from actors.engine import SamplingEngine
 from actors.weights_ahead import Arrived, WeightsAhead
 from common.errors import WeightsMismatchError
-from common.flat_parameters import Buffer, FlatParameters
-from common.records import GenerateRequest, Identity, Probe, Rollout, RolloutChunk, Stats, WeightsHandle
+from common.flat_parameters import Buffer, FlatParameters, can_lie_on, lay_on
+from common.records import GenerateRequest, Identity, Probe, Rollout, RolloutChunk, Stats, TensorSpec, WeightsHandle
 from common.seeds import sample_seed
 from common.weights import buffer_hash, distinct_parameters, rest_hash
 
@@ -160,9 +160,7 @@ class RolloutWorker:
         self._check_rest(handle)
         checked = time.perf_counter()
         self.identity = None  # until all is copied and has passed the probe, the model is of no version
-        if self._parameters is None:
-            self._parameters = FlatParameters(distinct_parameters(self.engine.policy))
-        self._parameters.load(arrived.buffer, handle.manifest)
+        self._load(arrived.buffer, handle.manifest)
         loaded = time.perf_counter()
         self.engine.renew()
         packed = time.perf_counter()
@@ -174,6 +172,17 @@ class RolloutWorker:
             "pack": packed - loaded,
             "probe": time.perf_counter() - packed + checked - start,
         }
+
+    def _load(self, buffer: Buffer, manifest: Sequence[TensorSpec]) -> None:
+        """Make the model a view of the buffer where that can be, for here it is only read; else copy the values."""
+        parameters = distinct_parameters(self.engine.policy)
+        if can_lie_on(parameters, buffer, manifest):
+            self._parameters = None
+            lay_on(parameters, buffer, manifest)
+            return
+        if self._parameters is None:
+            self._parameters = FlatParameters(parameters)
+        self._parameters.load(buffer, manifest)
 
     def _check_rest(self, handle: WeightsHandle) -> None:
         """The tensors that do not travel must be the learner's: looked at once, for nothing here changes them."""

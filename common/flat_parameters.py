@@ -1,14 +1,16 @@
 """A model's parameters, one behind the other in one stretch of memory: then publishing and loading are single copies.
 
 They stay the parameters that they were; only their data move. The learner lays the trained ones out like this
-(`learner/flat_policy.py`), so that what it publishes needs no gathering; a rollout worker lays out all, so that what
-arrives is copied in as few pieces as there are gaps in it. Knows nothing of versions and hashes: `common/weights.py`.
+(`learner/flat_policy.py`), so that what it publishes needs no gathering. A rollout worker makes its own views of the
+object store's memory where that can be (`lay_on`); else it lays them out too, so that what arrives is copied in as few
+pieces as there are gaps in it. Knows nothing of versions and hashes: `common/weights.py`.
 
     parameters   embed │ layer 0 │ layer 1 │ norm          each begins at a multiple of 64 bytes
     buffer                         layer 1 │ norm          of a frozen trunk only what lies above it travels
 """
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -139,9 +141,7 @@ class FlatParameters:
     def _matched(self, manifest: Sequence[TensorSpec]) -> list[tuple[TensorSpec, Place]]:
         for spec in manifest:
             place = self.places.get(spec.name)
-            if place is None or place.shape != spec.shape:
-                has = "no such tensor" if place is None else f"shape {place.shape}"
-                raise WeightsMismatchError(f"published {spec.name!r} has shape {spec.shape}; the worker has {has}")
+            _match(spec, None if place is None else place.shape)
         return [(spec, self.places[spec.name]) for spec in manifest]
 
     def _cast(self, target: Tensor, values: Buffer) -> None:
@@ -153,6 +153,48 @@ class FlatParameters:
             staged = self._staging[: len(piece)]
             np.copyto(staged.numpy(), piece)
             target[start : start + len(piece)].copy_(staged.to(target.device))
+
+
+def can_lie_on(parameters: Iterable[tuple[str, nn.Parameter]], buffer: Buffer, manifest: Sequence[TensorSpec]) -> bool:
+    """Whether `lay_on` may be called: nobody writes to the buffer, and it is in precision, place and order as they are.
+
+    Order: where a tensor does not begin at a multiple of 64 bytes, kernels may round otherwise.
+    """
+    if buffer.flags.writeable or buffer.ctypes.data % (ALIGNED * buffer.itemsize):
+        return False
+    return all(_is_plain(parameter) for _, parameter in parameters) and not any(s.offset % ALIGNED for s in manifest)
+
+
+def lay_on(parameters: Iterable[tuple[str, nn.Parameter]], buffer: Buffer, manifest: Sequence[TensorSpec]) -> None:
+    """Make the parameters that a manifest names views of its buffer; what they were before is let go.
+
+    Nothing is copied, and all workers of a node share one memory. The buffer lives as long as they are views of it.
+    Whoever writes to such a parameter changes the model of all of them, for torch does not heed that numpy forbids it:
+    only for models that are read.
+
+    Args:
+        parameters: distinct ones, by name.
+        buffer: one to which nobody writes any more, see `can_lie_on`.
+        manifest: of the buffer.
+
+    Raises:
+        WeightsMismatchError: a tensor is unknown or of another shape; nothing was changed.
+    """
+    by_name = dict(parameters)
+    for spec in manifest:
+        parameter = by_name.get(spec.name)
+        _match(spec, None if parameter is None else tuple(parameter.shape))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
+        whole = torch.from_numpy(buffer)
+    for spec in manifest:
+        by_name[spec.name].data = whole[spec.offset : spec.offset + math.prod(spec.shape)].view(spec.shape)
+
+
+def _match(spec: TensorSpec, shape: tuple[int, ...] | None) -> None:
+    if shape != spec.shape:
+        has = "no such tensor" if shape is None else f"shape {shape}"
+        raise WeightsMismatchError(f"published {spec.name!r} has shape {spec.shape}; the worker has {has}")
 
 
 def _continues(run: Run, spec: TensorSpec, place: Place) -> bool:

@@ -158,7 +158,7 @@ WEIGHTS: Final = (
     Metric("published_bytes", "gauge", "bytes", "Size of the published weights.", ""),
     Metric("publish_seconds", "histogram", "seconds",
            "Publishing by part. take: the learner hashes its weights and hands them to the object store; fetch: a "
-           "worker gets the buffer; verify: it hashes it; load: it copies it into its model; pack: it renews the "
+           "worker gets the buffer; verify: it hashes it; load: it is in its model; pack: it renews the "
            "copies of the weights that its engine decodes with; probe: it compares logprobs, where there is a probe, "
            "and once the frozen rest; pause: all the time in which it does not generate for that. With "
            "ppo.max_staleness above 0 it fetches and verifies beside its work, and wait is what it still waits for "

@@ -338,23 +338,51 @@ def test_reduced_precision_reports_its_gap_and_goes_on(llama):
     assert stats.probe_gap > PROBE_TOLERANCE
 
 
+def from_store(handle):
+    """Its buffer as Ray's object store hands it out: at a multiple of 64 bytes, not to be written."""
+    memory = np.zeros(len(handle.ref) + 16, dtype=np.float32)
+    skipped = -(memory.ctypes.data // 4) % 16
+    buffer = memory[skipped : skipped + len(handle.ref)]
+    buffer[:] = handle.ref
+    buffer.setflags(write=False)
+    return replace(handle, ref=buffer)
+
+
+@pytest.mark.parametrize("kind", ["auto", "generic"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_arrays_that_arrive_read_only_are_never_written_nor_warned_about(llama, dtype):
-    # Trap 29: what Ray's object store hands out may not be written.
+def test_arrays_that_arrive_read_only_are_never_written_nor_warned_about(llama, dtype, kind):
+    # Trap 29: what Ray's object store hands out may not be written, but torch would, into the weights of all workers.
     learner = llama(seed=1)
-    handle = handle_of(learner, probe=probe_of(learner))
+    handle = from_store(handle_of(learner, probe=probe_of(learner)))
     request = request_of(handle)
     arrays = [handle.ref, handle.probe.token_ids, handle.probe.logprobs, *(p.token_ids for p in request.prompts)]
     for array in arrays:
         array.setflags(write=False)
     policy = llama().to(dtype)
+    worker = RolloutWorker(SamplingEngine(policy, frozenset({EOS}), kind=kind), fetch=lambda handle: handle.ref)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        worker_of(policy).generate(request)
-    with torch.no_grad():
-        for parameter in policy.parameters():
-            parameter.zero_()
-    assert buffer_hash(handle.ref) == handle.hash, "the model writes through to the buffer"
+        for _ in range(2):
+            worker.generate(request)
+    assert buffer_hash(handle.ref) == handle.hash
+    shared = [np.shares_memory(p.detach().float().numpy(), handle.ref) for p in policy.parameters()]
+    assert all(shared) if dtype == torch.float32 else not any(shared)
+
+
+def test_a_buffer_that_may_still_be_written_to_is_copied(llama):
+    handle, policy = handle_of(llama(seed=1)), llama()
+    worker_of(policy).generate(request_of(handle))
+    handle.ref[:] = 0
+    assert all(
+        torch.equal(ours, theirs) for ours, theirs in zip(policy.parameters(), llama(seed=1).parameters(), strict=True)
+    )
+
+
+def test_what_does_not_travel_stays_where_it_was_when_the_rest_lies_on_a_buffer(llama):
+    handle, policy = from_store(frozen_below_the_last_layer(llama())), llama()
+    worker_of(policy).generate(request_of(handle))
+    lies = {name: np.shares_memory(p.detach().numpy(), handle.ref) for name, p in policy.named_parameters()}
+    assert {name for name, on_buffer in lies.items() if on_buffer} == {spec.name for spec in handle.manifest}
 
 
 def test_prefetched_weights_leave_the_model_alone_until_a_request_names_them(llama):

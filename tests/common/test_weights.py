@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from common.errors import WeightsMismatchError
-from common.flat_parameters import FlatParameters
+from common.flat_parameters import FlatParameters, can_lie_on, lay_on
 from common.weights import buffer_hash, distinct_parameters, flatten, rest_hash
 
 
@@ -210,6 +210,51 @@ def test_large_tensors_are_cast_in_pieces_without_a_seam(monkeypatch):
     load_flat(target, *flatten(source))
     assert torch.equal(target.weight, source.weight.bfloat16())
     assert torch.equal(target.bias, source.bias.bfloat16())
+
+
+def published(model):
+    """Buffer and manifest as they come out of the object store: nobody can write."""
+    flat = FlatParameters(distinct_parameters(model))
+    buffer = flat.buffer()
+    buffer.flags.writeable = False
+    return buffer, flat.manifest
+
+
+def test_a_model_that_lies_on_a_buffer_computes_the_same_and_holds_no_memory_of_its_own(architecture):
+    source, target = architecture().eval(), architecture().eval()
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.mul_(1.5)
+    ids = torch.arange(20).reshape(2, 10)
+    buffer, manifest = published(source)
+    named = distinct_parameters(target)
+    assert can_lie_on(named, buffer, manifest)
+    lay_on(named, buffer, manifest)
+    assert all(np.shares_memory(p.detach().numpy(), buffer) for p in target.parameters())
+    assert target.get_output_embeddings().weight.data_ptr() == target.get_input_embeddings().weight.data_ptr()
+    with torch.no_grad():
+        assert torch.equal(target(input_ids=ids).logits, source(input_ids=ids).logits)
+
+
+def test_a_buffer_that_may_change_or_does_not_fit_kernels_is_not_lain_on(llama):
+    buffer, manifest = published(llama())
+    named = distinct_parameters(llama())
+    assert not can_lie_on(named, buffer.copy(), manifest), "somebody may write to it"
+    assert not can_lie_on(named, buffer, [replace(spec, offset=spec.offset + 1) for spec in manifest])
+    shifted = np.concatenate(([0], buffer)).astype(np.float32)[1:]
+    shifted.flags.writeable = False
+    assert not can_lie_on(named, shifted, manifest)
+    assert not can_lie_on(distinct_parameters(llama().bfloat16()), buffer, manifest)
+
+
+def test_a_model_that_cannot_lie_on_a_buffer_is_left_as_it_was(llama):
+    buffer, manifest = published(llama(seed=1))
+    target = llama()
+    before = {name: p.detach().clone() for name, p in target.named_parameters()}
+    extra = replace(manifest[0], name="model.layers.9.mlp.weight")
+    with pytest.raises(WeightsMismatchError, match=r"'model\.layers\.9\.mlp\.weight'.*no such tensor"):
+        lay_on(distinct_parameters(target), buffer, (*manifest, extra))
+    assert all(torch.equal(p, before[name]) for name, p in target.named_parameters())
 
 
 def test_the_hash_of_the_rest_tells_values_names_and_precision(llama):
