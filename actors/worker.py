@@ -4,18 +4,17 @@ It is called by its shell (`actors/ray_actor.py`) or directly (`deploy/local.py`
 thread may call `prefetch` while another generates:
 
     prefetch   ─ fetch ─ verify ─┐               the buffer is kept, the model untouched
-    generate   ──────────────────┴─ load ─ pack ─ probe ─ sample …     waits for a prefetch that is under way
+    generate   ──────────────────┴─ load ─ pack ─ probe ─ sample …     waits where its weights are on their way
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from actors.engine import SamplingEngine
+from actors.weights_ahead import Arrived, WeightsAhead
 from common.errors import WeightsMismatchError
 from common.flat_parameters import Buffer, FlatParameters, can_lie_on, lay_on
 from common.records import GenerateRequest, Identity, Probe, Rollout, RolloutChunk, Stats, TensorSpec, WeightsHandle
@@ -24,24 +23,6 @@ from common.weights import buffer_hash, distinct_parameters, rest_hash
 
 PROBE_TOLERANCE = 1e-3
 """Nats by which a worker's logprobs may differ from the learner's at equal weights in float32."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrived:
-    """Weights that were fetched and verified, and are in no model yet."""
-
-    identity: Identity
-    hash: int
-    buffer: Buffer
-    seconds: Mapping[str, float]
-
-
-@dataclass(slots=True)
-class _Ahead:
-    """What `prefetch` brought."""
-
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    arrived: _Arrived | None = None
 
 
 class RolloutWorker:
@@ -62,7 +43,7 @@ class RolloutWorker:
         self.identity: Identity | None = None
         self.weights_hash = 0
         self.probe_gap = 0.0
-        self._ahead = _Ahead()
+        self._ahead = WeightsAhead()
         self._parameters: FlatParameters | None = None
         self._rest_hash: int | None = None
         """Of the tensors that never came, once it was compared; None: not yet, or all came since."""
@@ -70,15 +51,12 @@ class RolloutWorker:
     def prefetch(self, handle: WeightsHandle) -> dict[str, float]:
         """Fetch and verify weights beside the work, so that only the copy is left when a request names them.
 
-        Those of an earlier call that no request has named are dropped. Returns seconds by phase.
+        Which of several are kept, and for how long, says actors/weights_ahead.py. Returns seconds by phase.
 
         Raises:
             WeightsMismatchError: the weights that arrived are not those that were published.
         """
-        with self._ahead.lock:
-            self._ahead.arrived = None  # first, so that no third version is kept alive meanwhile
-            self._ahead.arrived = arrived = self._arrive(handle)
-        return dict(arrived.seconds)
+        return dict(self._ahead.bring(handle, self._arrive).seconds)
 
     def adopt(self, handle: WeightsHandle) -> dict[str, Any]:
         """Make the handle's weights this worker's own before its first prompt; says which, and seconds by phase.
@@ -151,9 +129,10 @@ class RolloutWorker:
     def _adopt(self, handle: WeightsHandle) -> tuple[dict[str, float], Mapping[str, float]]:
         """Make the handle's weights this worker's own; returns seconds by phase, and those that passed beside work."""
         if handle.identity == self.identity and handle.hash == self.weights_hash:
+            self._ahead.pass_by()
             return {}, {}
         start = time.perf_counter()
-        ahead = self._take_ahead(handle)
+        ahead = self._ahead.take(handle)
         waited = time.perf_counter()
         arrived = ahead or self._arrive(handle)
         taken = self._take_in(arrived, handle)
@@ -161,16 +140,7 @@ class RolloutWorker:
             return {**arrived.seconds, **taken}, {}
         return {"wait": waited - start, **taken}, arrived.seconds
 
-    def _take_ahead(self, handle: WeightsHandle) -> _Arrived | None:
-        """What was prefetched, if these are the weights; a prefetch that is under way is waited for."""
-        with self._ahead.lock:
-            ahead = self._ahead.arrived
-            if ahead is None or (ahead.identity, ahead.hash) != (handle.identity, handle.hash):
-                return None
-            self._ahead.arrived = None
-            return ahead
-
-    def _arrive(self, handle: WeightsHandle) -> _Arrived:
+    def _arrive(self, handle: WeightsHandle) -> Arrived:
         """Fetch and verify; the model is not touched."""
         start = time.perf_counter()
         buffer = self.fetch(handle)
@@ -182,9 +152,9 @@ class RolloutWorker:
                 f"but {handle.hash:016x} was published; the buffer changed on its way"
             )
         seconds = {"fetch": fetched - start, "verify": time.perf_counter() - fetched}
-        return _Arrived(handle.identity, handle.hash, buffer, seconds)
+        return Arrived(handle.identity, handle.hash, buffer, seconds)
 
-    def _take_in(self, arrived: _Arrived, handle: WeightsHandle) -> dict[str, float]:
+    def _take_in(self, arrived: Arrived, handle: WeightsHandle) -> dict[str, float]:
         """Copy into the model, let the engine prepare itself, compare; returns seconds by phase."""
         start = time.perf_counter()
         self._check_rest(handle)

@@ -2,6 +2,11 @@
 
 By default the C library gives large blocks back to the kernel, and the next step pays for every page anew: about a
 third of the time of the matrix products that make gradients. Called once by who builds a learner in its process.
+
+It holds for the whole process to its end: what the system sees of it stays at its peak. A learner's process, which
+needs its peak again at every step, loses nothing by that. With `--local` driver, workers and replicas share the
+process; then a stage begins with the memory that the largest one before it had, and the run's peak is that of its
+largest stage, as without. Of the processes under Ray only those that train do it.
 """
 
 import ctypes

@@ -1,8 +1,9 @@
 """The frozen layers of a policy of which only the top learns: computed once per batch, then put in their own place.
 
 The model's own forward runs all the same, with embeddings, positions and masks as ever, so that this works for every
-architecture whose layers take the states as their first argument and return them; `FrozenTrunk.of` tries it out, and
-says None where it does not hold. Used by `learner/passes.py`, which keeps the states.
+architecture whose layers take the states as their first argument and return them, alone or first in a tuple;
+`FrozenTrunk.of` tries it out, and says None where it does not hold. Used by `learner/passes.py`, which keeps the
+states.
 
     pass for old logprobs    embeddings ▶ layer 1 … k ──▶ layer k + 1 … ▶ norm ▶ head
                                                      └─▶ states, kept
@@ -24,11 +25,20 @@ from common.trial import REFUSED, tolerance
 
 
 class _Through(nn.Module):
-    """In the place of a layer: what comes in goes out."""
+    """In the place of a layer: what comes in goes out, in the form in which the layer returns it."""
 
-    def forward(self, states: Tensor, *_: object, **__: object) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self._others: int | None = None
+        """Further members of the tuple that a layer returns; None: it returns the states alone."""
+
+    def imitate(self, _: nn.Module, __: object, returned: object) -> None:
+        """A forward hook of a layer: have its form."""
+        self._others = len(returned) - 1 if isinstance(returned, tuple) else None
+
+    def forward(self, states: Tensor, *_: object, **__: object) -> Tensor | tuple[Tensor | None, ...]:
         """The states as they came."""
-        return states
+        return states if self._others is None else (states, *[None] * self._others)
 
 
 class FrozenTrunk:
@@ -97,7 +107,7 @@ class FrozenTrunk:
     def _is_skipped_rightly(self, policy: PreTrainedModel) -> bool:
         """Whether a short text has the same logits with and without the trunk's layers."""
         ids = torch.arange(6, device=policy.device)[None] % policy.config.get_text_config().vocab_size
-        with self.watched() as seen:
+        with self.watched() as seen, self._layers[0].register_forward_hook(self._through.imitate):
             whole = policy(input_ids=ids, use_cache=False).logits
         if len(seen) != 1 or not isinstance(seen[0], Tensor) or seen[0].shape[:2] != ids.shape:
             return False

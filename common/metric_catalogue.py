@@ -106,7 +106,7 @@ SAMPLES_AND_TOKENS: Final = (
     Metric("trained_tokens", "counter", "tokens", "Response tokens trained on, each counted once.", ""),
     Metric("staleness_updates", "histogram", "updates",
            "Updates by which the weights that generated a sample were older than those it was trained on.",
-           "Far above ppo.max_staleness: some responses take much longer than others.", buckets=UPDATES),
+           "Far above minichatgpt_max_staleness: some responses take much longer than others.", buckets=UPDATES),
 )
 
 MEMBERS: Final = (
@@ -171,7 +171,9 @@ WEIGHTS: Final = (
            "Longer than some updates.", labels=("slot",)),
     Metric("weights_lag_updates", "gauge", "updates",
            "Updates by which a worker's weights are behind the published ones; one that has no work stays behind.",
-           "Above ppo.max_staleness + 1 while it is busy.", labels=("slot",)),
+           "Above 1 + 3 * minichatgpt_max_staleness while it is busy.", labels=("slot",)),
+    Metric("max_staleness", "gauge", "updates",
+           "ppo.max_staleness: updates by which generation may run ahead of learning; 0 in synchronous mode.", ""),
     Metric("probe_gap_nats", "gauge", "nats",
            "Largest gap between a worker's and the learner's logprobs of the probe prompts.",
            "Above 0.001 in float32.", labels=("slot",)),

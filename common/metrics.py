@@ -47,7 +47,7 @@ class RunMetrics:
         self.families.set("run_info", 1, name, runtime)
 
     @timed
-    def began(self, identity: Identity, planned: int) -> None:
+    def began(self, identity: Identity, planned: int, *, max_staleness: int) -> None:
         """The PPO stage begins, or goes on, from these weights."""
         now = time.time()
         for name in ("start_time_seconds", "last_update_time_seconds", "checkpoint_time_seconds"):
@@ -56,6 +56,7 @@ class RunMetrics:
         self.families.set("checkpoint_bytes", 0)
         self.families.set("over_optimised", 0)
         self.families.set("updates_planned", planned)
+        self.families.set("max_staleness", max_staleness)
         self._show(identity)
 
     @timed

@@ -2,8 +2,8 @@
 
 Every linear layer, norm and activation then works on live tokens alone; attention, a few hundredths of the work at a
 learner's lengths, sees each row by itself. It goes through transformers' attention interface, so that it holds for
-every architecture that uses it and does not mix tokens elsewhere; `PackedRows.of` tries it out, and says None where it
-does not hold. Used by `common/modeling.py`.
+every architecture that uses it and does not mix tokens elsewhere; `refusal` says which kinds of attention are not
+rebuilt here, `PackedRows.of` tries the rest out, and says None where it does not hold. Used by `common/modeling.py`.
 
     rows     a a a · ·     packed   a a a b b b b b c c       positions   0 1 2 0 1 2 3 4 0 1
              b b b b b
@@ -19,12 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from common.trial import REFUSED, tolerance
 
 _NAME = "packed_rows"
+_REBUILT = frozenset({"full_attention", "sliding_attention"})
+"""Kinds of layers, by transformers' names, whose attention `_attention` computes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,18 @@ class Layout:
         return self.rows * self.shape[1] + self.positions
 
 
+def refusal(config: PretrainedConfig) -> str:
+    """Why rows of this architecture are never packed; empty where it is worth a trial, whose two texts are too short to
+    show what a mask does further on.
+    """
+    settings = config.get_text_config().to_dict()
+    if settings.get("attention_chunk_size") is not None:
+        return f"its attention sees chunks of {settings['attention_chunk_size']} tokens (attention_chunk_size)"
+    if foreign := sorted(set(settings.get("layer_types") or ()) - _REBUILT):
+        return f"its layers are of a kind that is not rebuilt here: {', '.join(foreign)} (layer_types)"
+    return ""
+
+
 class PackedRows:
     """A policy whose attention can be told where each row of a packed one begins.
 
@@ -74,7 +88,7 @@ class PackedRows:
     @classmethod
     def of(cls, policy: PreTrainedModel) -> "PackedRows | None":
         """What packs rows for this policy, if its architecture allows it."""
-        if not policy.is_backend_compatible() or policy.config._attn_implementation != "sdpa":
+        if refusal(policy.config) or not policy.is_backend_compatible() or policy.config._attn_implementation != "sdpa":
             return None
         AttentionInterface.register(_NAME, _attention)
         packing = cls(policy)

@@ -6,7 +6,7 @@ Used by `frozen_trunk.py` and `packed_rows.py`, which take a model's own way whe
 import torch
 
 REFUSED = (AttributeError, IndexError, RuntimeError, TypeError, ValueError)
-"""What architectures raise that the shortcut does not fit, as layers that return tuples or read each other's fields."""
+"""What architectures raise that the shortcut does not fit, as layers that read each other's fields."""
 
 
 def tolerance(dtype: torch.dtype) -> float:

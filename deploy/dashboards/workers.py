@@ -31,7 +31,8 @@ WORK: Final = Row("Work, by slot", (
 WEIGHTS: Final = Row("Weights", (
     Panel("Weights held and published", (Query(series("weights_step"), "{{run}} {{slot}}"),
                                          Query(series("published_step"), "{{run}} published"))),
-    Panel("Updates behind", (Query(series("weights_lag_updates"), "{{run}} {{slot}}"),), steps=((2, "red"),)),
+    Panel("Updates behind", (Query(series("weights_lag_updates"), "{{run}} {{slot}}"),
+                             Query(f"1 + 3 * {series('max_staleness')}", "{{run}} allowed"))),
     Panel("Age of the weights held", (Query(series("weights_age_seconds"), "{{run}} {{slot}}"),), "s"),
     Panel("Since the last publish", (Query(f"time() - ({series('published_time_seconds')} > 0)"),), "s"),
     Panel("Lineage", (Query(series("weights_lineage"), "{{run}} {{slot}}"), Query(series("lineage"), "{{run}}"))),

@@ -183,7 +183,8 @@ def ppo_run(
     assert config.ppo is not None, "the pipeline runs the stages that the configuration names"
     assert learner is not None, "training has a learner"
     lineages, ledger = _latest(place, beginning)
-    metrics.began(Identity(lineages.lineage, beginning.step), config.ppo.updates)
+    identity = Identity(lineages.lineage, beginning.step)
+    metrics.began(identity, config.ppo.updates, max_staleness=config.ppo.max_staleness)
     with ExitStack() as stack:
         supervisor = stack.enter_context(
             supervised(

@@ -57,7 +57,7 @@ class RunTrace:
         """Where the last span of a row ends."""
         self._counted: dict[str, dict[str, float]] = {}
         self._update: tuple[float, float] | None = None
-        """The learner's update whose report is not here yet."""
+        """From when to when the learner's update took whose report is not here yet."""
 
     # --- told by the supervisor
 
@@ -107,7 +107,9 @@ class RunTrace:
     def phase(self, name: str, start: float, end: float) -> None:
         """The loop waited for something, or a learner's call took that time."""
         self.file.span("driver", name, start, end, {})
-        if name == "update":  # two calls: the payloads are fetched, then trained on
+        if name == "collect":
+            self._update = None  # of an attempt that has no report: payloads, or the learner, were lost in it
+        elif name == "update":  # two calls: the payloads are fetched, then trained on
             self._update = (self._update[0] if self._update else start, end)
         elif name in LEARNER_PHASES:
             self._span("learner", LEARNER_PHASES[name], start, end, {})

@@ -2,7 +2,9 @@
 
 import threading
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -397,7 +399,7 @@ def test_prefetched_weights_leave_the_model_alone_until_a_request_names_them(lla
     assert set(stats.beside) == {"fetch", "verify"}
 
 
-def test_of_two_prefetches_the_last_is_kept_and_other_weights_are_fetched_as_ever(llama):
+def test_other_weights_than_the_newest_are_fetched_as_ever_once_a_call_has_begun(llama):
     fetched = []
     worker = worker_of(llama(), fetched)
     handles = [handle_of(llama(seed=seed), step=seed) for seed in range(4)]
@@ -411,18 +413,77 @@ def test_of_two_prefetches_the_last_is_kept_and_other_weights_are_fetched_as_eve
     assert [identity.step for identity in fetched] == [1, 2, 3, 1]
 
 
-def test_a_request_waits_for_a_prefetch_of_its_weights_that_is_under_way(llama):
-    handle, begun, may_end = handle_of(llama(seed=1)), threading.Event(), threading.Event()
+def test_what_a_waiting_call_names_stays_however_many_newer_weights_come(llama):
     fetched = []
+    worker = worker_of(llama(), fetched)
+    handles = [handle_of(llama(seed=seed), step=seed) for seed in range(5)]
+    worker.generate(request_of(handles[0]))
+    for handle in handles[1:]:
+        worker.prefetch(handle)
+    waiting, stats = worker.generate(request_of(handles[1]))
+    assert_generated_by(llama(seed=1), waiting)
+    assert set(stats.beside) == {"fetch", "verify"}
+    last, _ = worker.generate(request_of(handles[4]))
+    assert_generated_by(llama(seed=4), last)
+    assert [identity.step for identity in fetched] == [0, 1, 2, 3, 4]
+
+
+def test_once_a_call_begins_that_needs_none_what_is_newest_then_stays(llama):
+    fetched = []
+    worker = worker_of(llama(), fetched)
+    handles = [handle_of(llama(seed=seed), step=seed) for seed in range(5)]
+    worker.generate(request_of(handles[0]))
+    for handle in handles[1:3]:
+        worker.prefetch(handle)
+    worker.generate(request_of(handles[0]))
+    for handle in handles[3:]:
+        worker.prefetch(handle)
+    worker.generate(request_of(handles[2]))
+    worker.generate(request_of(handles[4]))
+    assert [identity.step for identity in fetched] == [0, 1, 2, 3, 4]
+
+
+def test_however_many_weights_come_two_buffers_are_held_at_most_the_one_on_its_way_included(llama):
+    brought, alive = [], []
+
+    def fetch(handle):
+        buffer = handle.ref.copy()
+        brought.append(weakref.ref(buffer))
+        alive.append(sum(one() is not None for one in brought))
+        return buffer
+
+    worker = RolloutWorker(SamplingEngine(llama(), frozenset({EOS})), fetch=fetch)
+    handle = handle_of(llama(seed=1))
+    for step in range(5):
+        worker.prefetch(replace(handle, identity=Identity(0, step)))
+    assert alive == [1, 2, 2, 2, 2]
+    worker.generate(request_of(replace(handle, identity=Identity(0, 4))))
+    assert not any(one() is not None for one in brought)
+
+
+@contextmanager
+def slow_worker(model):
+    """A worker whose fetches of later weights than the first wait for `may_end`."""
+    begun, may_end, fetched = threading.Event(), threading.Event(), []
 
     def fetch(asked):
         fetched.append(asked.identity)
-        begun.set()
-        assert may_end.wait(60)
+        if asked.identity.step > 1:
+            begun.set()
+            assert may_end.wait(60)
         return asked.ref
 
-    worker = RolloutWorker(SamplingEngine(llama(), frozenset({EOS})), fetch=fetch)
+    worker = RolloutWorker(SamplingEngine(model, frozenset({EOS})), fetch=fetch)
     with ThreadPoolExecutor(2) as pool:
+        try:
+            yield worker, pool, begun, may_end, fetched
+        finally:
+            may_end.set()
+
+
+def test_a_request_waits_for_a_prefetch_of_its_weights_that_is_under_way(llama):
+    handle = handle_of(llama(seed=1), step=2)
+    with slow_worker(llama()) as (worker, pool, begun, may_end, fetched):
         ahead = pool.submit(worker.prefetch, handle)
         assert begun.wait(60)
         answer = pool.submit(worker.generate, request_of(handle))
@@ -431,6 +492,37 @@ def test_a_request_waits_for_a_prefetch_of_its_weights_that_is_under_way(llama):
         chunk, _ = answer.result(60)
     assert len(fetched) == 1
     assert_generated_by(llama(seed=1), chunk)
+
+
+def test_a_request_whose_weights_are_here_does_not_wait_for_later_ones(llama):
+    first, second = handle_of(llama(seed=1), step=1), handle_of(llama(seed=2), step=2)
+    with slow_worker(llama()) as (worker, pool, begun, may_end, fetched):
+        worker.prefetch(first)
+        ahead = pool.submit(worker.prefetch, second)
+        assert begun.wait(60)
+        chunk, _ = pool.submit(worker.generate, request_of(first)).result(60)
+        assert not ahead.done()
+        may_end.set()
+        ahead.result(60)
+        worker.generate(request_of(second))
+    assert_generated_by(llama(seed=1), chunk)
+    assert [identity.step for identity in fetched] == [1, 2]
+
+
+def test_a_prefetch_that_fails_leaves_a_request_to_fetch_by_itself(llama):
+    handle, failures = handle_of(llama(seed=1)), [OSError("the node is cut off")]
+
+    def fetch(asked):
+        if failures:
+            raise failures.pop()
+        return asked.ref
+
+    worker = RolloutWorker(SamplingEngine(llama(), frozenset({EOS})), fetch=fetch)
+    with pytest.raises(OSError, match="cut off"):
+        worker.prefetch(handle)
+    chunk, stats = worker.generate(request_of(handle))
+    assert_generated_by(llama(seed=1), chunk)
+    assert stats.beside == {}
 
 
 def test_a_prefetch_that_is_damaged_is_an_error_and_is_not_kept(llama):

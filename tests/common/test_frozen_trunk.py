@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import BloomConfig, BloomForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from common.frozen_trunk import FrozenTrunk
 from common.modeling import PolicyWithValueHead, decoder_layers, freeze_below
@@ -40,6 +41,40 @@ def test_kept_states_stand_for_the_trunk_in_outputs_and_gradients(architecture):
     for handle in handles:
         handle.remove()
     assert [name for name, _ in model.named_parameters()] == names, "all layers are back in their places"
+
+
+def assert_frozen_layers_are_computed_once(policy, frozen):
+    freeze_below(policy, 1)
+    trunk = FrozenTrunk.of(policy, 1)
+    assert trunk is not None
+    ids = torch.arange(3, 33).view(3, 10)
+    with trunk.watched() as seen:
+        expected = policy(input_ids=ids, use_cache=False).logits
+    ran = []
+    for layer in decoder_layers(policy):
+        layer.register_forward_hook(lambda *_: ran.append(1))
+    with trunk.replaced(seen[0].detach()):
+        found = policy(input_ids=ids, use_cache=False).logits
+    assert len(ran) == 1
+    assert torch.equal(found, expected)
+    assert len(decoder_layers(policy)) == frozen + 1
+
+
+@pytest.mark.parametrize("frozen", [1, 3, 4, 6])
+def test_layers_that_return_tuples_are_skipped_however_many_there_are(frozen):
+    torch.manual_seed(0)
+    bloom = BloomForCausalLM(BloomConfig(vocab_size=97, hidden_size=32, n_layer=frozen + 1, n_head=4)).eval()
+    returned = []
+    with bloom.transformer.h[0].register_forward_hook(lambda _, __, out: returned.append(type(out))):
+        bloom(input_ids=torch.arange(4)[None])
+    assert returned == [tuple], "what this test is about"
+    assert_frozen_layers_are_computed_once(bloom, frozen)
+
+
+def test_many_layers_that_return_the_states_alone_are_skipped():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 6, "num_attention_heads": 4}
+    assert_frozen_layers_are_computed_once(GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=97, **sizes)).eval(), 5)
 
 
 def test_the_layers_come_back_after_an_error(architecture):

@@ -106,8 +106,9 @@ def test_seconds_spent_on_metrics_are_counted(metrics, value, monkeypatch):
 
 def test_a_stage_that_begins_says_when_and_from_where(metrics, value):
     before = time.time()
-    metrics.began(Identity(3, 20), 100)
+    metrics.began(Identity(3, 20), 100, max_staleness=2)
     assert (value("step"), value("lineage"), value("updates_planned")) == (20, 3, 100)
+    assert value("max_staleness") == 2
     for name in ("start_time_seconds", "last_update_time_seconds", "checkpoint_time_seconds"):
         assert before <= value(name) <= time.time()
     metrics.went_back(Identity(4, 10))
@@ -161,7 +162,7 @@ def test_an_update_sets_gauges_and_adds_to_counters(metrics, value):
 
 
 def test_an_update_without_a_finite_step_is_none(metrics, value):
-    metrics.began(Identity(0, 7), 10)
+    metrics.began(Identity(0, 7), 10, max_staleness=0)
     bad = UpdateReport(7, Identity(0, 7), (), {"nonfinite_steps": 3.0, "score_mean": 9.0}, {}, is_finite=False)
     metrics.update(bad)
     assert (value("updates_total"), value("nonfinite_steps_total"), value("step")) == (0, 3, 7)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, Qwen2Config
 
 from common.modeling import PolicyWithValueHead
-from common.packed_rows import Layout, PackedRows
+from common.packed_rows import Layout, PackedRows, refusal
 
 BATCH = (torch.arange(3, 48).view(3, 15), torch.tensor([2, 4, 1]), torch.tensor([13, 3, 5]), 13, 0.7)
 
@@ -52,6 +53,25 @@ def test_an_architecture_that_mixes_tokens_outside_of_attention_is_not_packed(ll
     model = PolicyWithValueHead(policy)
     model.pack()
     assert model.layout(torch.tensor([2, 3]), 3) is None
+
+
+def test_attention_in_chunks_is_refused_though_short_texts_do_not_show_it():
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "intermediate_size_mlp": 48, "num_hidden_layers": 4}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2}
+    special = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
+    config = Llama4TextConfig(vocab_size=97, attention_chunk_size=6, **sizes, **heads, **special)
+    policy = Llama4ForCausalLM(config).eval()
+    assert PackedRows(policy)._is_like_padding(), "the trial alone would let it pass"
+    assert PackedRows.of(policy) is None
+
+
+def test_a_refusal_names_the_setting_and_sliding_windows_are_none():
+    kinds = {"num_hidden_layers": 2, "layer_types": ["full_attention", "linear_attention"]}
+    assert "chunks of 6 tokens (attention_chunk_size)" in refusal(LlamaConfig(attention_chunk_size=6))
+    assert "linear_attention (layer_types)" in refusal(LlamaConfig(**kinds))
+    assert refusal(LlamaConfig()) == ""
+    assert refusal(Qwen2Config(use_sliding_window=True, max_window_layers=1)) == ""
 
 
 def test_rows_of_one_length_have_no_padding_to_save(llama):

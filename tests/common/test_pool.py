@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from common.errors import ConfigError, LearnerLostError, MemberFailedError, WeightsMismatchError
+from common.errors import ConfigError, DataError, LearnerLostError, MemberFailedError, WeightsMismatchError
 from common.pool import Pool
 from common.pool_actions import (
     Counted,
@@ -698,6 +698,29 @@ def test_a_prefetch_that_holds_no_work_lets_a_member_leave_and_a_damaged_one_cos
     bench.answer(call, error=WeightsMismatchError("worker-0: weights 0.3 arrived otherwise"))
     assert len(bench.kinds(Kill)) == 2
     assert bench.states() == {"worker-0": "starting"}
+
+
+@pytest.mark.parametrize("error", [TimeoutError("no buffer within 120 s"), ConfigError("a field"), DataError("a file")])
+def test_a_prefetch_that_fails_kills_nobody_for_the_request_that_needs_the_weights_meets_the_same(error):
+    bench = Bench(members=1, prefetches=True)
+    bench.submit("prompts")
+    bench.take(bench.pool.publish(WEIGHTS, bench.now))
+    assert bench.answer(*bench.calls("prefetch"), error=error) == []
+    assert bench.states() == {"worker-0": "active"}
+    bench.take(bench.pool.publish(WEIGHTS, bench.now))
+    assert bench.answer(*bench.calls("prefetch"), error=error, cause="lost") == [], "nor is the learner lost for it"
+    assert not bench.kinds(Kill, Failed, Counted)
+    assert [c.argument for c in bench.calls("generate")] == ["prompts"], "the work goes on"
+
+
+def test_a_worker_that_dies_in_a_prefetch_is_replaced_and_its_work_moves():
+    bench = Bench(members=1, prefetches=True)
+    bench.submit("prompts")
+    bench.take(bench.pool.publish(WEIGHTS, bench.now))
+    bench.answer(*bench.calls("prefetch"), error=OSError("killed"), cause="died")
+    assert bench.states() == {"worker-0": "starting"}
+    assert [kill.member.slot for kill in bench.kinds(Kill)] == ["worker-0"]
+    assert bench.pool.num_queued == 1
 
 
 def test_status_says_how_long_nearly_all_of_the_last_requests_were_queued():

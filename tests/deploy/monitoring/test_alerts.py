@@ -54,6 +54,10 @@ def held(calls):
     return {'calls_held{role="rollout",slot="worker-0"}': f"{calls}x200"}
 
 
+def behind(updates, *, max_staleness="0x200"):
+    return {'weights_lag_updates{slot="worker-0"}': f"{updates}x200", "max_staleness": max_staleness}
+
+
 def judged(unscored):
     return {'unscored_samples_total{reason="reward_error"}': unscored, "sample_score_count": "0+97x200"}
 
@@ -118,13 +122,15 @@ CASES = [
     Case("LearnerRestarted", "never", "10m", {'restarts_total{role="learner"}': "0x200"}),
     Case("LearnerRestarted", "long ago", "40m", {'restarts_total{role="learner"}': "0x8 1x200"}),
 
-    Case("StaleWeights", "busy and behind", "12m", {'weights_lag_updates{slot="worker-0"}': "3x200"} | held(1),
+    Case("StaleWeights", "busy and behind", "12m", behind(3) | held(1),
          "Its weights are 3 updates behind those published.", {"slot": "worker-0"}),
-    Case("StaleWeights", "in its first call after a rest", "3m", {'weights_lag_updates{slot="worker-0"}': "3x200"}
-         | held(1)),
-    Case("StaleWeights", "idle and behind", "12m", {'weights_lag_updates{slot="worker-0"}': "3x200"} | held(0)),
-    Case("StaleWeights", "has not fetched the newest yet", "12m", {'weights_lag_updates{slot="worker-0"}': "1x200"}
-         | held(1)),
+    Case("StaleWeights", "in its first call after a rest", "3m", behind(3) | held(1)),
+    Case("StaleWeights", "idle and behind", "12m", behind(3) | held(0)),
+    Case("StaleWeights", "has not fetched the newest yet", "12m", behind(1) | held(1)),
+    Case("StaleWeights", "behind what running ahead explains", "12m", behind(5, max_staleness="1x200") | held(1),
+         "Its weights are 5 updates behind those published.", {"slot": "worker-0"}),
+    Case("StaleWeights", "generation runs ahead of learning", "12m", behind(4, max_staleness="1x200") | held(1)),
+    Case("StaleWeights", "another stage runs", "12m", behind(3, max_staleness=UNKNOWN) | held(1)),
 
     Case("RewardFailing", "three of a hundred are not judged", "10m", judged("0+3x200"),
          "3% of the samples are not judged (100 %: no replica is active)."),

@@ -83,6 +83,7 @@ def test_numbers_agree_with_each_other(value):
     done = UPDATES - 1
     assert value("updates_total") == value("step") == value("published_step") == done
     assert value("updates_planned") == UPDATES
+    assert value("max_staleness") == 0
     assert value("samples", fate="trained", reason="") == 32 * done
     assert value("samples_dispatched") == 32 * UPDATES
     assert value("ledger_mismatch_samples") == 0

@@ -272,6 +272,33 @@ def test_a_reward_service_that_scores_nothing_is_an_error_and_no_endless_loop(ma
     bench.conductor.ledger.check()
 
 
+AHEAD = ("ppo.max_staleness=1", "ppo.updates=9")
+
+
+def test_where_generation_runs_ahead_a_reward_service_that_scores_nothing_is_an_error_too(make_bench):
+    bench = make_bench(*AHEAD, unscored=set(range(1000)))
+    with pytest.raises(TooManyDropsError, match=r"40 samples .*reward_nonfinite.*limit 32.*scored nan"):
+        bench.collect(32)
+    bench.conductor.ledger.check()
+
+
+def test_where_generation_runs_ahead_the_limit_is_that_of_one_update(make_bench):
+    bench = make_bench(*AHEAD, "ppo.max_drops_per_update=8", unscored={d for d in range(200) if d % 8 == 0})
+    for step in range(1, 6):
+        handles = bench.collect(32)
+        assert sum(handle.num_samples for handle in handles) == 32
+        bench.conductor.account(report_of(step, handles))
+        bench.publish(weights_of(step))
+    assert bench.conductor.ledger.dropped["reward_nonfinite"] > 2 * 8
+    bench.conductor.ledger.check()
+
+
+def test_where_generation_runs_ahead_drops_above_the_limit_of_an_update_end_the_run(make_bench):
+    bench = make_bench(*AHEAD, "ppo.max_drops_per_update=2", unscored={1, 2, 3})
+    with pytest.raises(TooManyDropsError, match=r"3 samples .*limit 2"):
+        bench.collect(32)
+
+
 def test_a_chunk_that_no_replica_can_judge_is_dropped_whole_and_its_other_call_forgotten(make_bench):
     def fail(call):
         of_second_chunk = call.method == "score" and call.argument.rollouts[0].draw_index == 8

@@ -10,7 +10,7 @@ from common.config import RunConfig
 from common.config_file import load_config
 from common.pool_actions import Send
 from common.ports import Call, MemberKey, Reply
-from common.records import Stats
+from common.records import Identity, Stats, UpdateReport
 from deploy.run import run_pipeline
 from deploy.trace.picture import draw_traces
 from deploy.trace.run_trace import RunTrace
@@ -106,3 +106,16 @@ def test_weights_that_are_fetched_beside_the_work_have_a_row_of_their_own(tmp_pa
     rows = spans_by_row(tmp_path / "trace.json")
     assert [span["dur"] for span in rows["worker-0"]] == [1_000_000]
     assert [span["name"] for span in rows["worker-0 prefetch"]] == ["prefetch"]
+
+
+def test_an_update_is_drawn_from_the_beginning_of_the_attempt_that_was_finished(tmp_path: Path) -> None:
+    trace = RunTrace(TraceFile(tmp_path / "trace.json", clock=lambda: 0.0, told=print))
+    trace.phase("collect", 0.0, 1.0)
+    trace.phase("update", 1.0, 2.0)  # payloads were lost, or the learner
+    trace.phase("collect", 2.0, 5.0)
+    trace.phase("update", 5.0, 5.5)
+    trace.phase("update", 5.5, 7.0)
+    trace.updated(UpdateReport(1, Identity(0, 1), ((0, 0),), {}, {}))
+    trace.file.close()
+    spans = spans_by_row(tmp_path / "trace.json")["learner"]
+    assert [(span["name"], span["ts"], span["dur"]) for span in spans] == [("update", 5_000_000, 2_000_000)]
