@@ -50,5 +50,5 @@ def test_texts_that_a_scorer_cannot_judge_are_dropped_and_replaced(break_a_run, 
 
 def test_a_scorer_that_judges_nothing_stops_the_run_with_the_reason(break_a_run, with_path):
     outcome = break_a_run(*scorers("always_nan", timeout_s=2.0))
-    assert "samples of this update could not be judged: {'reward_nonfinite': 64}" in str(outcome.error)
+    assert "samples of this update could not be judged: {'reward_nonfinite': 40} (limit 32" in str(outcome.error)
     assert "There is no checkpoint: the same command starts PPO from its beginning" in outcome.error.__notes__[0]
