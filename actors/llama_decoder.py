@@ -3,7 +3,8 @@
 The same arithmetic as `transformers.LlamaForCausalLM`, on copies of its weights: queries, keys and values in one
 product, gate and up in one, all by `packed_linear.py`; rotary positions as one complex multiplication; rows of any
 lengths side by side, without padding, over `kv_cache.py`. It learns nothing, and its copies must be renewed with
-`load` whenever the policy's weights change. Called by `engine.py` and `ragged.py`.
+`load` whenever the policy's weights change. Called by `engine.py` and `ragged.py`. On CUDA it has never run: tested on
+the CPU are its arithmetic, in float32 and bfloat16, and steps that are rounded up and replayed by a stand-in.
 
 Legend: N tokens of a pass, B running rows and J joining ones, H query heads, K key-value heads, D numbers of a head,
 W width, V vocabulary.
@@ -144,8 +145,10 @@ class LlamaDecoder:
         return halves.transpose(1, 2).flatten(0, 2)
 
     def cache_of(self, rows: int, tokens: int) -> KVCache:
-        """A cache without content, in the memory of the last call where that is large enough."""
-        tokens = _rounded(tokens, self.rounding[1])
+        """A cache without content, in the memory of the last call where that is large enough; steps that are filled up
+        have room in it.
+        """
+        rows, tokens = _rounded(rows, self.rounding[0]), _rounded(tokens, self.rounding[1])
         if self._cache is None or self._cache.rows < rows or self._cache.tokens < tokens:
             self._cache = None  # let go of the old one first
             self._cache = KVCache(self.shape, rows, tokens)
@@ -170,7 +173,7 @@ class LlamaDecoder:
         """See `RaggedDecoder`."""
         if prompts:
             return self._logits(cache, self._arrange(tokens, positions, prompts))
-        read = self._arrange(*self._filled_up(cache, tokens, positions), prompts)
+        read = self._arrange(*self._filled_up(tokens, positions), prompts)
         if self._graphs is None or read.mask is None:
             return self._logits(cache, read)[: len(tokens)]
         inputs = (read.ids, read.slots, read.positions, read.mask, read.last)
@@ -182,11 +185,9 @@ class LlamaDecoder:
 
         return self._graphs.run((read.num_running, read.width), inputs, compute)[: len(tokens)]
 
-    def _filled_up(
-        self, cache: KVCache, tokens: npt.NDArray[np.int64], positions: Index
-    ) -> tuple[npt.NDArray[np.int64], Index]:
+    def _filled_up(self, tokens: npt.NDArray[np.int64], positions: Index) -> tuple[npt.NDArray[np.int64], Index]:
         """As many rows as `rounding` has them: what is added writes to the beginning of slots that are free."""
-        missing = min(_rounded(len(tokens), self.rounding[0]), cache.rows) - len(tokens)
+        missing = _rounded(len(tokens), self.rounding[0]) - len(tokens)
         return np.pad(tokens, (0, missing)), np.pad(positions, (0, missing))
 
     def _logits(self, cache: KVCache, read: _Tokens) -> Tensor:

@@ -4,6 +4,7 @@ They stay the parameters that they were; only their data move. The learner lays 
 (`learner/flat_policy.py`), so that what it publishes needs no gathering. A rollout worker makes its own views of the
 object store's memory where that can be (`lay_on`); else it lays them out too, so that what arrives is copied in as few
 pieces as there are gaps in it. Knows nothing of versions and hashes: `common/weights.py`.
+The way to a GPU by pinned memory has never run: no machine of this project's tests has one.
 
     parameters   embed │ layer 0 │ layer 1 │ norm          each begins at a multiple of 64 bytes
     buffer                         layer 1 │ norm          of a frozen trunk only what lies above it travels

@@ -105,9 +105,10 @@ def run(
     from deploy.early_start import start_early
 
     folder, stages = workplace(runs) / settings.name, frozenset(again or ())
+    early = None
     try:
-        is_ours = not local and address is None
-        early = start_early(settings, folder, insecure=insecure, again=stages) if is_ours else None
+        if not local and address is None:
+            early = start_early(settings, folder, insecure=insecure, again=stages)
         from deploy.run import run_pipeline
 
         run_pipeline(
@@ -125,6 +126,9 @@ def run(
             "[yellow]Interrupted.[/] Finished stages are kept; the same command goes on from there."
         )
         raise
+    finally:
+        if early is not None:
+            early.close()  # where the run was refused before a runtime was there to do it
 
 
 @app.command()

@@ -45,7 +45,8 @@ class RayRuntime:
         config: the run; a local cluster has the machine's CPUs, or as many logical ones as the roles may ask for.
         address: of a running cluster; None starts one on this machine, for this run alone.
         insecure: accept a running cluster beyond loopback that asks for no token.
-        early: actors that have been asked for, where Ray has been started already; see `deploy/early_start.py`.
+        early: actors that have been asked for, where Ray has been started already; see `deploy/early_start.py`. Once
+            they are closed, as by a runtime before this one, they are no more than None.
     """
 
     name = "ray"
@@ -59,9 +60,10 @@ class RayRuntime:
         insecure: bool = False,
         early: EarlyActors | None = None,
     ) -> None:
-        if early is None:
+        if early is None or not early.is_open:
             start_ray(config, address=address, insecure=insecure)
-        self._early = early or EarlyActors()
+            early = EarlyActors()
+        self._early = early
 
     def facts(self) -> RuntimeFacts:
         """For the preflight."""
@@ -150,7 +152,7 @@ class RayRuntime:
 
     def close(self) -> None:
         """Disconnect; a local cluster ends with it."""
-        ray.shutdown()
+        self._early.close()
 
 
 def _weights_of(selector: dict[str, str], path: str, identity: Identity) -> WeightsHandle:

@@ -12,6 +12,7 @@ import os
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,13 @@ from deploy.on_ray.environment import protect_local_cluster
 from deploy.on_ray.openness import refuse_open_local
 from deploy.run_folder.lock import is_held
 from deploy.scorer_secrets import scorer_secrets
+from deploy.stage_names import check_again, stages_of
 
 if TYPE_CHECKING:
     from deploy.on_ray.early_actors import EarlyActors
 
-BEFORE_PPO = ("pretrain", "sft", "reward_model", "judge")
+AFTER_LEARNING = ("ppo", "evaluate")
+"""Stages that PPO does not wait for."""
 
 
 def import_pipeline() -> None:
@@ -41,14 +44,13 @@ def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: froze
     """A local cluster whose processes load their packages while this process loads its own.
 
     Returns:
-        Actors that PPO starts with, none where other stages come first; None: Ray was not started, for nothing is to be
-        done, or something is in the way, which the preflight then says with all else.
+        Actors that PPO starts with, none where other stages come first, to be closed on every way out; None: Ray was
+        not started, for nothing is to be done, or something is in the way, which the run then says with all else.
     """
     if not is_work_left(config, folder, again) or "RAY_ADDRESS" in os.environ or is_held(folder):
         return None
-    if not again <= {"base", *BEFORE_PPO, "ppo", "evaluate"}:
-        return None
     try:
+        check_again(config, again)
         secrets = scorer_secrets(config, os.environ)
         protect_local_cluster()
         refuse_open_local(os.environ, insecure=insecure)
@@ -57,15 +59,18 @@ def start_early(config: RunConfig, folder: Path, *, insecure: bool, again: froze
     from deploy.on_ray.early_actors import EarlyActors, spawn_early
     from deploy.on_ray.start import start_ray  # wholly, before another thread imports Ray too
 
-    with ThreadPoolExecutor(1, thread_name_prefix="imports") as executor:
+    with ExitStack() as failing, ThreadPoolExecutor(1, thread_name_prefix="imports") as executor:
         imported = executor.submit(import_pipeline)
         at_sigterm = signal.getsignal(signal.SIGTERM)
         start_ray(config, address=None, insecure=insecure)  # here: Ray's processes end with the thread that began them
+        early = EarlyActors()
+        failing.callback(early.close)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, at_sigterm)  # Ray's own would end with another exit code
-        is_next = is_ppo_next(config, folder, again)
-        early = spawn_early(config, secrets, shared(folder.absolute())) if is_next else EarlyActors()
+        if is_ppo_next(config, folder, again):
+            early = spawn_early(config, secrets, shared(folder.absolute()))
         imported.result()
+        failing.pop_all()
     return early
 
 
@@ -75,17 +80,11 @@ def _record(folder: Path, stage: str) -> Path:
 
 def is_work_left(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
     """Whether some stage has no record; one whose record is of other inputs starts its cluster later."""
-    stages = [stage for stage in (*BEFORE_PPO, "ppo", "evaluate") if _is_named(config, stage)]
-    return bool(again) or not all(_record(folder, stage).is_file() for stage in stages)
+    return bool(again) or not all(_record(folder, stage).is_file() for stage in stages_of(config))
 
 
 def is_ppo_next(config: RunConfig, folder: Path, again: frozenset[str]) -> bool:
     """Whether PPO is to be run, and all that it starts from has a record."""
-    before = [stage for stage in BEFORE_PPO if _is_named(config, stage)]
+    before = [stage for stage in stages_of(config) if stage not in AFTER_LEARNING]
     is_done = all(_record(folder, stage).is_file() for stage in before) and again.isdisjoint(before)
     return config.ppo is not None and is_done and ("ppo" in again or not _record(folder, "ppo").is_file())
-
-
-def _is_named(config: RunConfig, stage: str) -> bool:
-    table = getattr(config, stage)
-    return table is not None and (stage not in ("reward_model", "judge") or table.training is not None)

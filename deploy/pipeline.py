@@ -38,11 +38,11 @@ from deploy.run_folder.files import read_json, write_json
 from deploy.run_folder.mirror import Mirror
 from deploy.runtime import Runtime
 from deploy.software import versions
+from deploy.stage_names import STAGES, is_work, stages_of
 from deploy.stop_signal import StopSignal
 from deploy.trace.run_trace import RunTrace
 from learner.stages import StageRequest
 
-STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
 OUTPUT = {
     "base": "base",
     "pretrain": "pretrained",
@@ -117,7 +117,7 @@ class Pipeline:
         """Run all stages; returns whether any had to be run; raises RunStopped if somebody asked the run to end."""
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
-            ran = [self._stage(stage) for stage in ("base", *STAGES) if is_work(self.config, stage)]
+            ran = [self._stage(stage) for stage in stages_of(self.config)]
         finally:
             if self._runtime is not None:
                 self._runtime.close()
@@ -288,14 +288,6 @@ class Pipeline:
         shutil.rmtree(cache, ignore_errors=True)
         shutil.copytree(self.folder / "models" / OUTPUT["pretrain"], cache / "model")
         write_json(cache / "stage.json", record)
-
-
-def is_work(config: RunConfig, stage: str) -> bool:
-    """Whether the configuration has something to do in a stage: a classifier that is used as it is has none."""
-    if stage == "base":
-        return config.model.type == "gguf"
-    table = getattr(config, stage)
-    return table is not None and (stage not in ("reward_model", "judge") or table.training is not None)
 
 
 def _done(path: Path, mark: str, output: Path | None) -> bool:

@@ -13,21 +13,21 @@ from rich.console import Console
 from rich.markup import escape
 
 from common.config import RunConfig
-from common.errors import ConfigError, MiniChatGPTError, RunStopped
+from common.errors import MiniChatGPTError, RunStopped
 from common.metrics import RunMetrics
 from deploy.checked_runtime import checked_runtime
 from deploy.console import print_summary
 from deploy.control.run_controls import RunControls
 from deploy.control.server import serve_control
-from deploy.pipeline import STAGES, Pipeline, is_work
+from deploy.pipeline import Pipeline
 from deploy.preflight.models import check_data
-from deploy.report.report import write_report
 from deploy.report.summary import write_summary
 from deploy.run_folder.address import RecordEnd, announce
 from deploy.run_folder.event_log import EventLog
 from deploy.run_folder.lock import run_lock
 from deploy.run_folder.mirror import Mirror
 from deploy.runtime import Runtime
+from deploy.stage_names import check_again
 from deploy.stop_signal import StopSignal, handle_signals
 from deploy.trace.run_trace import RunTrace
 from deploy.trace.trace_file import TRACE, TraceFile
@@ -56,7 +56,7 @@ def run_pipeline(
         RunInUseError: another process works in the folder.
         RunStopped: somebody asked the run to end.
     """
-    _check_again(config, again)
+    check_again(config, again)
     _quiet()
     console = Console()
     for caution in cautions(config):
@@ -91,7 +91,7 @@ def run_pipeline(
                             controls=controls, metrics=metrics, mirror=mirror, trace=trace)  # fmt: skip
         if pipeline.run() or not (folder / "report.html").is_file():
             write_summary(folder)
-            write_report(folder)
+            _write_report(folder)
     print_summary(folder, console)
     mirror.show_where(console)
 
@@ -116,12 +116,6 @@ def _trace(folder: Path, log: EventLog, stack: ExitStack) -> RunTrace:
     return RunTrace(stack.enter_context(file))
 
 
-def _check_again(config: RunConfig, again: frozenset[str]) -> None:
-    stages = [stage for stage in ("base", *STAGES) if is_work(config, stage)]
-    if unknown := sorted(again - set(stages)):
-        raise ConfigError(f"--again {unknown[0]}: no stage of this configuration; it has {', '.join(stages)}")
-
-
 @contextmanager
 def report_if_stopped(folder: Path, console: Console) -> Iterator[None]:
     """Where the block ends with RunStopped, by a guard rail too, write the report of what there is so far.
@@ -133,7 +127,7 @@ def report_if_stopped(folder: Path, console: Console) -> Iterator[None]:
         yield
     except RunStopped:
         try:
-            console.print(f"[dim]what there is so far: {escape(str(write_report(folder)))}[/]", soft_wrap=True)
+            console.print(f"[dim]what there is so far: {escape(str(_write_report(folder)))}[/]", soft_wrap=True)
         except (MiniChatGPTError, OSError, ValueError, LookupError, ArithmeticError, TemplateError) as error:
             what = escape(f"{type(error).__name__}: {error}")
             console.print(f"[yellow]Caution:[/] report.html could not be written: {what}", soft_wrap=True)
@@ -159,8 +153,15 @@ def cautions(config: RunConfig) -> list[str]:
 def show(folder: Path, console: Console) -> None:
     """Write summary and report of a finished run anew, and print the summary."""
     write_summary(folder)
-    write_report(folder)
+    _write_report(folder)
     print_summary(folder, console)
+
+
+def _write_report(folder: Path) -> Path:
+    """Imports here what draws figures: a tenth of the driver's imports, of which a run's start needs none."""
+    from deploy.report.report import write_report
+
+    return write_report(folder)
 
 
 def _warn(console: Console, caution: str) -> None:

@@ -6,6 +6,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from deploy.bench.names import what_there_is
+from deploy.exit_codes import FAILED
+
 app = typer.Typer(rich_markup_mode="rich")
 
 EXAMPLES = """
@@ -25,7 +28,7 @@ EXAMPLES = """
 
 @app.command(epilog=EXAMPLES)
 def bench(
-    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help="One or more of the benchmarks, or `all`.")],
+    what: Annotated[list[str], typer.Argument(metavar="WHAT...", help=f"One or more of\n\n{what_there_is()}\n\n")],
     model: Annotated[
         list[str] | None, typer.Option("--model", help="Shape, folder or hub name; several may be given.")
     ] = None,
@@ -58,8 +61,13 @@ def bench(
         out=out,
     )
     console = Console(stderr=as_json)
-    roof, measured = suite.run(what, options, console)
+    done = suite.run(what, options, console)
     if as_json:
-        typer.echo(figures.as_json(measured, roof.describe()))
+        typer.echo(figures.as_json(done.figures, done.roof.describe(), done.errors))
     else:
-        figures.show(measured, console)
+        figures.show(done.figures, console)
+    for name, words in done.errors.items():
+        console.print(f"[bold red]bench {name} failed[/]", highlight=False)
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
+    if done.errors:
+        raise typer.Exit(FAILED)

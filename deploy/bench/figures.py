@@ -1,7 +1,7 @@
 """What a benchmark says: figures with units, each beside the limit that it is measured against."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -35,10 +35,10 @@ class Figure:
         return self.value <= self.must if self.lower_is_better else self.value >= self.must
 
 
-def as_json(figures: Sequence[Figure], machine: dict[str, Any]) -> str:
-    """Figures and the machine they were measured on, as one JSON document."""
+def as_json(figures: Sequence[Figure], machine: dict[str, Any], errors: Mapping[str, str]) -> str:
+    """Figures, the machine they were measured on, and the words of benchmarks that failed, as one JSON document."""
     rows = [asdict(figure) | {"is_met": figure.is_met} for figure in figures]
-    return json.dumps({"machine": machine, "figures": rows}, indent=2)
+    return json.dumps({"machine": machine, "figures": rows, "errors": dict(errors)}, indent=2)
 
 
 def show(figures: Sequence[Figure], console: Console) -> None:

@@ -20,8 +20,6 @@ from deploy.bench.random_prompts import prompts_of
 from deploy.ppo.chunk_flow import ChunkFlow
 from deploy.ppo.conductor import Conductor
 
-TICK_S = 1.0
-
 
 class FreeControl:
     """One run in simulated time.
@@ -92,8 +90,6 @@ class FreeControl:
                 stats = Stats(samples=call.argument.num_samples, identity=call.argument.weights.identity)
             case "score" | "reference":
                 took_s, stats = self._latency.judge_s, Stats(samples=self._config.rollout.chunk_sequences)
-            case "ready":
-                payload = {}
             case "adopt":
                 payload = {"identity": str(call.argument.identity)}
             case "probe":

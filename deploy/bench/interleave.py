@@ -3,27 +3,41 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 Timed = Mapping[str, list[float]]
+Told = TypeVar("Told")
 
 
-def interleave(ways: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1) -> Timed:
-    """Seconds of each way in each round, in which the ways take turns, every second round in the opposite order.
+def take_turns(ways: Mapping[str, Callable[[], Told]], *, rounds: int, warm_up: int = 1) -> Mapping[str, list[Told]]:
+    """What each way says in each round, in which the ways take turns, every second round in the opposite order.
 
     Args:
         ways: by name; each does the whole work once.
         rounds: measured ones.
-        warm_up: rounds before, whose times are thrown away.
+        warm_up: rounds before, of which nothing is kept.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    told: dict[str, list[Told]] = {name: [] for name in ways}
     for number in range(warm_up + rounds):
-        order = list(ways)[:: 1 if number % 2 == 0 else -1]
-        for name in order:
-            start = time.perf_counter()
-            ways[name]()
+        for name in list(ways)[:: 1 if number % 2 == 0 else -1]:
+            said = ways[name]()
             if number >= warm_up:
-                seconds[name].append(time.perf_counter() - start)
-    return seconds
+                told[name].append(said)
+    return told
+
+
+def interleave(ways: Mapping[str, Callable[[], object]], *, rounds: int, warm_up: int = 1) -> Timed:
+    """Seconds of each way in each round, as `take_turns` has them."""
+
+    def clocked(way: Callable[[], object]) -> Callable[[], float]:
+        def seconds() -> float:
+            start = time.perf_counter()
+            way()
+            return time.perf_counter() - start
+
+        return seconds
+
+    return take_turns({name: clocked(way) for name, way in ways.items()}, rounds=rounds, warm_up=warm_up)
 
 
 def median(timed: Timed, name: str) -> float:

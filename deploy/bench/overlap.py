@@ -6,7 +6,8 @@ by one update, the longer of the two, so that the ratio would be 2 if nothing el
 different times (lognormal), taking turns also means to wait for the slowest one.
 """
 
-import statistics
+import itertools
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,15 +18,13 @@ from actors.prompts import PromptStream
 from common.config import RunConfig
 from common.config_file import load_config
 from common.metrics import RunMetrics
-from common.ports import Learner, Rollouts
-from common.ppo_config import PPOConfig
-from common.records import UpdateReport
-from common.run_settings import RunSettings
 from common.supervision import Ledger, Limits
 from deploy.bench.figures import Figure
+from deploy.bench.interleave import Timed, median, speedup, take_turns
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline
-from deploy.bench.sleepers import SleepingLearner, SleepingTransport
+from deploy.bench.sleepers import SleepingTransport
+from deploy.bench.stand_ins import FixedSettings, NoCheckpoints, NoRecords, WaitingLearner
 from deploy.evaluation.evaluations import NoEvaluations
 from deploy.ppo.chunk_flow import ChunkFlow
 from deploy.ppo.conductor import Conductor
@@ -36,7 +35,7 @@ from learner.loop import train
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.toml"
 WORKERS, CHUNKS_PER_WORKER = 4, 2
-UPDATE_S = 0.4
+UPDATE_S = 0.25
 """That the learner takes, and that a batch takes the workers."""
 SCORE_S = 0.002
 UPDATES, WARM_UP = 9, 2
@@ -44,60 +43,41 @@ UPDATES, WARM_UP = 9, 2
 SIGMA = 0.8
 """Of the logarithm of a chunk's seconds where chunks differ, as `bench scale` has it."""
 MUST = 1.8
-
-
-class Standing:
-    """Nobody steers, records or keeps anything: settings as configured, no checkpoints.
-
-    Args:
-        config: of the stage.
-    """
-
-    def __init__(self, config: PPOConfig) -> None:
-        self._settings = RunSettings.of(config)
-
-    def at(self, step: int) -> RunSettings:
-        """The settings of every update."""
-        return self._settings
-
-    def record(self, report: UpdateReport) -> None:
-        """Nowhere."""
-
-    def due(self, step: int) -> bool:
-        """Never."""
-        return False
-
-    def save(self, learner: Learner, rollouts: Rollouts) -> None:
-        """Never asked for."""
-
-    def wait(self) -> None:
-        """Nothing is being written."""
+ROUNDS = 3
+"""At most: a round of both cases takes twenty seconds."""
 
 
 def measure(options: Options, roof: Roofline) -> list[Figure]:
     """Seconds of a step by staleness, in turns: where all chunks take as long, and where they do not."""
-    rounds = max(1, min(3, options.rounds))
-    even = [{staleness: seconds_per_step(staleness, sigma=0.0) for staleness in (0, 1)} for _ in range(rounds)]
-    uneven = [{staleness: seconds_per_step(staleness, sigma=SIGMA) for staleness in (0, 1, 2)}]
+    rounds = min(ROUNDS, options.rounds)
+    even = _in_turns((0, 1), 0.0, rounds)
+    uneven = _in_turns((0, 1, 2), SIGMA, rounds)
     note = f"a batch takes its workers {UPDATE_S:g} s, an update the learner {UPDATE_S:g} s"
+    ratio = speedup(even, "1", "0")
     return [
         *_steps("even", even),
-        Figure("overlap.even.speedup", _speedup(even, 1), "x", _speedup(even, 1) / 2, "twice", must=MUST, note=note),
+        Figure("overlap.even.speedup", ratio, "x", ratio / 2, "twice", must=MUST, note=note),
         *_steps("uneven", uneven),
         *(
-            Figure(f"overlap.uneven.speedup_{staleness}", _speedup(uneven, staleness), "x", note="lognormal times")
-            for staleness in (1, 2)
+            Figure(f"overlap.uneven.speedup_{ahead}", speedup(uneven, ahead, "0"), "x", note="lognormal times")
+            for ahead in ("1", "2")
         ),
     ]
 
 
-def _speedup(runs: list[dict[int, float]], staleness: int) -> float:
-    return statistics.median(run[0] / run[staleness] for run in runs)
+def _in_turns(stalenesses: Sequence[int], sigma: float, rounds: int) -> Timed:
+    """Seconds of a step by staleness, round by round; all of a round meet the same times of chunks."""
+
+    def way(staleness: int) -> Callable[[], float]:
+        seeds = itertools.count()
+        return lambda: seconds_per_step(staleness, sigma=sigma, seed=next(seeds))
+
+    return take_turns({str(staleness): way(staleness) for staleness in stalenesses}, rounds=rounds, warm_up=0)
 
 
-def _steps(case: str, runs: list[dict[int, float]]) -> list[Figure]:
+def _steps(case: str, timed: Timed) -> list[Figure]:
     """Seconds of a step, beside those of the update alone."""
-    medians = {staleness: statistics.median(run[staleness] for run in runs) for staleness in runs[0]}
+    medians = {staleness: median(timed, staleness) for staleness in timed}
     return [
         Figure(f"overlap.{case}.staleness_{staleness}", seconds, "s/step", UPDATE_S / seconds, "the update alone",
                lower_is_better=True)
@@ -105,28 +85,29 @@ def _steps(case: str, runs: list[dict[int, float]]) -> list[Figure]:
     ]  # fmt: skip
 
 
-def seconds_per_step(staleness: int, *, sigma: float) -> float:
+def seconds_per_step(staleness: int, *, sigma: float, seed: int = 0) -> float:
     """Mean over the updates of one run, without the first.
 
     Args:
         staleness: of the run.
         sigma: of the logarithm of a chunk's seconds; 0: all take as long.
+        seed: of what they differ by.
     """
     config = load_config(TINY, _changes(staleness))
     assert config.ppo is not None, "tiny has a PPO stage"
-    learner, still = SleepingLearner(UPDATE_S), Standing(config.ppo)
-    mean_s = UPDATE_S / CHUNKS_PER_WORKER
-    factors = np.random.default_rng(0).lognormal(-(sigma**2) / 2, sigma, size=UPDATES * WORKERS * CHUNKS_PER_WORKER)
+    learner = WaitingLearner(UPDATE_S)
+    mean_s, chunks = UPDATE_S / CHUNKS_PER_WORKER, UPDATES * WORKERS * CHUNKS_PER_WORKER
+    factors = np.random.default_rng(seed).lognormal(-(sigma**2) / 2, sigma, size=chunks)
     transport = SleepingTransport(generate_s=lambda index: mean_s * float(factors[index]), score_s=SCORE_S)
     with closing(transport), closing(supervisor_of(config, transport)) as supervisor:
         supervisor.resize(workers=WORKERS, replicas=1)
         train(
             learner=learner,
             rollouts=supervisor,
-            recorder=still,
-            steering=still,
+            recorder=NoRecords(),
+            steering=FixedSettings(config),
             evaluations=NoEvaluations(),
-            checkpoints=still,
+            checkpoints=NoCheckpoints(),
             config=config.ppo,
         )
     ended = learner.ended_at

@@ -1,13 +1,23 @@
 """Benchmark `publish`: from the learner's memory into the memory of two workers, through Ray's object store.
 
+The other way is a dictionary of torch tensors through the same store, in turns with ours. A publish is one call of the
+learner and one of each worker by construction, whatever the number of tensors: there is no figure of that.
+
 Everything is counted in copies: the time in which this machine copies as many bytes from memory to memory, measured in
-the same rounds. The other way is a dictionary of torch tensors through the same store.
+the same rounds. *Moved* is the time until the last worker would have its weights if hashing and packing cost nothing:
+from asking the learner until each worker's answer is here, calls and waking included, less the learner's hash and less
+that same worker's own verifying and packing; of the workers the longest one.
+
+    learner   │ hash │ put │                           total: until the last answer
+    worker 0               │ fetch │ verify │ load │ pack │
+    worker 1               │ fetch   │ verify   │ load   │ pack   │
 """
 
+import functools
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +25,7 @@ import torch
 
 from common.modeling import freeze_below
 from deploy.bench.figures import Figure
+from deploy.bench.interleave import Timed, speedup, take_turns
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline
 from deploy.bench.shapes import model_of
@@ -22,11 +33,11 @@ from deploy.on_ray.environment import THREADS, protect_local_cluster
 
 WORKERS = 2
 WARM_UP = 4
-"""Rounds: a store is warm once each place that its buffers take in turn has been written."""
-NAIVE_ROUNDS = 2
+"""Rounds of both ways: a store is warm once each place that their objects take in turn has been written."""
 TOP_LAYERS = 2
 STORE_COPIES = 6
-"""Size of the object store in buffers."""
+"""Size of the object store in buffers. Three are there at once: the last publish, the next one, the dictionary; the
+rest is room for gaps between them, so that nobody has to wait for another's place."""
 WAIT_S = 240.0
 LARGE_BYTES = 1 << 28
 """Below, the calls count and not the copies, so that nothing is promised."""
@@ -38,15 +49,13 @@ class Round:
     """Seconds of one publish."""
 
     parts: dict[str, float]
-    """Of workers the slower one's."""
+    """Of workers the slower one's, so that they need not add up."""
+    moved: float
+    """See above."""
     total: float
     """From asking the learner until all have loaded."""
     copy: float
     """Of one copy of as many bytes."""
-
-    def without_hash(self) -> float:
-        """What only moves: the hashes and the engine's own preparation are told by themselves."""
-        return self.total - sum(self.parts[part] for part in ("hash", "verify", "pack"))
 
 
 def measure(options: Options, roof: Roofline) -> list[Figure]:
@@ -73,13 +82,12 @@ def _model(name: str, rounds: int, threads: int) -> list[Figure]:
         publisher = PublisherActor.options(num_cpus=1).remote(name, threads)
         workers = [SubscriberActor.options(num_cpus=1).remote(name) for _ in range(WORKERS)]
         ray.get([publisher.size_bytes.remote(), *(worker.ready.remote() for worker in workers)], timeout=WAIT_S)
-        course = _Course(publisher, workers, size)
-        measured, naive = [], []
-        for number in range(WARM_UP + rounds):
-            measured.append(course.publish())
-            if number < NAIVE_ROUNDS + 1:
-                naive.append(course.naive())
-        return _figures(name, measured[WARM_UP:], naive[1:], course.calls / len(measured), part, size)
+        course = Course(
+            publisher, workers, size,
+            get=functools.partial(ray.get, timeout=WAIT_S), wait=functools.partial(ray.wait, timeout=WAIT_S),
+        )  # fmt: skip
+        timed = take_turns({"ours": course.publish, "tensors": course.tensors}, rounds=rounds, warm_up=WARM_UP)
+        return figures_of(name, course.rounds[WARM_UP:], timed, part, size)
     finally:
         ray.shutdown()
 
@@ -92,68 +100,100 @@ def _sizes(name: str) -> tuple[int, float]:
     return 4 * whole, sum(p.numel() for p in model.parameters() if p.requires_grad) / whole
 
 
-class _Course:
-    """Publishes one way or the other."""
+class Course:
+    """Publishes one way or the other.
 
-    def __init__(self, publisher: Any, workers: Sequence[Any], size_bytes: int) -> None:
-        self.publisher = publisher
-        self.workers = workers
-        self.calls = 0
-        """Of all publishes by now."""
+    Args:
+        publisher: who has the weights.
+        workers: who want them.
+        size_bytes: of the weights.
+        get: `ray.get` with a deadline.
+        wait: `ray.wait` with one.
+    """
+
+    def __init__(
+        self,
+        publisher: Any,
+        workers: Sequence[Any],
+        size_bytes: int,
+        *,
+        get: Callable[[Any], Any],
+        wait: Callable[[list[Any]], tuple[list[Any], list[Any]]],
+    ) -> None:
+        self.rounds: list[Round] = []
+        """Of `publish`, warm-up included."""
+        self._publisher = publisher
+        self._workers = workers
+        self._get = get
+        self._wait = wait
         self._from, self._to = torch.ones(size_bytes // 4), torch.zeros(size_bytes // 4)
         self._published: Any = None
 
-    def publish(self) -> Round:
-        """As a run does it: the buffer of the last time is held until the new one is there."""
-        import ray
-
+    def publish(self) -> float:
+        """Seconds of ours: as a run does it, the buffer of the last time is held until the new one is there."""
         start = time.perf_counter()
-        buffer, answer = self._call(self.publisher.weights)
-        handle, mine = ray.get(answer, timeout=WAIT_S)
-        sent = time.perf_counter()
+        buffer, told = self._publisher.weights.remote()
+        handle, mine = self._get(told)
+        sent_s = time.perf_counter() - start
         handle = replace(handle, ref=buffer)
-        theirs = ray.get([self._call(worker.adopt, handle) for worker in self.workers], timeout=WAIT_S)
-        total = time.perf_counter() - start
+        asked = [worker.adopt.remote(handle) for worker in self._workers]
+        waiting = asked
+        answered_s: dict[Any, float] = {}
+        while waiting:
+            ready, waiting = self._wait(waiting)
+            answered_s |= dict.fromkeys(ready, time.perf_counter() - start)
+            if not ready:
+                break  # past its deadline: `get` says so
+        theirs = self._get(asked)
         self._published = handle
-        parts = mine | {part: max(t[part] for t in theirs) for part in theirs[0]}
-        parts["put"] = sent - start - mine["hash"] - mine["take"]
-        start = time.perf_counter()
-        self._to.copy_(self._from)
-        return Round(parts, total, time.perf_counter() - start)
+        moved_s = max(
+            answered_s[answer] - seconds["verify"] - seconds["pack"]
+            for answer, seconds in zip(asked, theirs, strict=True)
+        )
+        parts = mine | {part: max(seconds[part] for seconds in theirs) for part in theirs[0]}
+        parts["put"] = sent_s - mine["hash"] - mine["take"]
+        total_s = max(answered_s.values())
+        self.rounds.append(Round(parts, moved_s - mine["hash"], total_s, self._copy_s()))
+        return total_s
 
-    def naive(self) -> float:
+    def tensors(self) -> float:
         """Seconds of a dictionary of tensors."""
-        import ray
-
         start = time.perf_counter()
-        tensors = self.publisher.tensors.remote()
-        ray.get([worker.load.remote(tensors) for worker in self.workers], timeout=WAIT_S)
+        tensors = self._publisher.tensors.remote()
+        self._get([worker.load.remote(tensors) for worker in self._workers])
         return time.perf_counter() - start
 
-    def _call(self, method: Any, *arguments: Any) -> Any:
-        self.calls += 1
-        return method.remote(*arguments)
+    def _copy_s(self) -> float:
+        start = time.perf_counter()
+        self._to.copy_(self._from)
+        return time.perf_counter() - start
 
 
-def _figures(
-    name: str, rounds: Sequence[Round], naive: Sequence[float], calls: float, part: float, size: int
-) -> list[Figure]:
+def figures_of(name: str, rounds: Sequence[Round], timed: Timed, share: float, size: int) -> list[Figure]:
+    """Of one model.
+
+    Args:
+        name: of the model.
+        rounds: of ours, measured.
+        timed: seconds of `ours` and of `tensors`, round by round.
+        share: of the bytes that travels if only the top layers are trained.
+        size: in bytes.
+    """
+
     def figure(what: str, seconds: Sequence[float], must: float | None = None, note: str = "") -> list[Figure]:
         copies = statistics.median(s / r.copy for s, r in zip(seconds, rounds, strict=True))
         value = Figure(f"publish.{name}.{what}", copies, "copies", must=must, lower_is_better=True, note=note)
         return [Figure(f"publish.{name}.{what}_seconds", statistics.median(seconds), "s", lower_is_better=True), value]
 
     must = 3.0 if size >= LARGE_BYTES else None
-    whole = [r.total for r in rounds]
-    over = statistics.median(naive) / statistics.median(whole)
     return [
         *[f for part in PARTS for f in figure(part, [r.parts.get(part, 0.0) for r in rounds])],
-        *figure("moved", [r.without_hash() for r in rounds], must, f"to {WORKERS} workers, without hash and pack"),
+        *figure("moved", [r.moved for r in rounds], must, f"to {WORKERS} workers, without hash and pack"),
         *figure("hashed", [r.parts["hash"] + r.parts["verify"] for r in rounds], note="learner's and workers' hash"),
-        *figure("total", whole),
-        Figure(f"publish.{name}.calls", calls, "calls", must=1.0 + WORKERS, lower_is_better=True),
-        Figure(f"publish.{name}.speedup", over, "x", note="over a dictionary of torch tensors"),
+        *figure("total", [r.total for r in rounds]),
+        *figure("tensors", timed["tensors"], note="a dictionary of tensors instead"),
+        Figure(f"publish.{name}.speedup", speedup(timed, "ours", "tensors"), "x", note="over a dictionary of tensors"),
         Figure(
-            f"publish.{name}.top_{TOP_LAYERS}_layers", part, "share", note="of the bytes, if only these are trained"
+            f"publish.{name}.top_{TOP_LAYERS}_layers", share, "share", note="of the bytes, if only these are trained"
         ),
     ]

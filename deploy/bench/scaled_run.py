@@ -145,7 +145,7 @@ def _run(config: RunConfig, runtime: RayRuntime, watched: DispatchTimes, timing:
     watch, stop, metrics = Stopwatch(), StopSignal(), RunMetrics(CollectorRegistry())
     place = Place(config, runtime, folder, Console(file=io.StringIO()), stop, RunControls(config.name, stop), metrics)
     members = Members(watched, None, lambda path, identity: WeightsHandle(identity, None, 0, ()), watch)
-    learner = WaitingLearner(timing.update_s)
+    learner = WaitingLearner(timing.update_s, ray.put(np.zeros(16, np.float32)))
     with supervised(
         place, members, prompts=prompts_of(config), metrics=metrics, ledger=Ledger(), note=lambda note: None,
         keep=Lineages(folder / "ledger.json").keep,

@@ -14,23 +14,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import ray
 import ray.util
 
 from common.ports import Call, MemberKey, Reply, Role, Transport
-from common.records import (
-    GenerateRequest,
-    Judgement,
-    JudgementChunk,
-    ReferenceChunk,
-    Rollout,
-    RolloutChunk,
-    Stats,
-    WeightsHandle,
-)
+from common.records import GenerateRequest, JudgementChunk, ReferenceChunk, RolloutChunk, Stats, WeightsHandle
 from common.vitals import describe, heartbeat
 from deploy.bench.latency import Latency, Worked
+from deploy.bench.made_up import generated, judged, referred
 from deploy.on_ray.transport import RayTransport
 from deploy.preflight.packing import Demand
 
@@ -77,18 +68,14 @@ class Host:
         """Judge alike."""
         async with self._turns[slot]:
             await asyncio.sleep(self._latency.judge_s)
-        judgements = [Judgement(r.draw_index, r.sample_index, 0.5, {"simulated": 0.5}, "0") for r in chunk.rollouts]
-        scores = tuple(judgement.score for judgement in judgements)
-        stats = Stats(samples=len(scores), scores=scores, seconds={"score": self._latency.judge_s})
-        return JudgementChunk(tuple(judgements)), stats
+        return judged(chunk, self._latency.judge_s)
 
     @ray.method(num_returns=2)
     async def reference(self, slot: str, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
         """The policy's own logprobs."""
         async with self._turns[slot]:
             await asyncio.sleep(self._latency.judge_s)
-        stats = Stats(samples=len(chunk.rollouts), seconds={"reference": self._latency.judge_s})
-        return ReferenceChunk(tuple(rollout.logprobs for rollout in chunk.rollouts)), stats
+        return referred(chunk, self._latency.judge_s)
 
     async def heartbeat(self, slot: str) -> dict[str, Any]:
         """A sign of life."""
@@ -100,29 +87,6 @@ class Host:
 
 
 HostActor = ray.remote(max_concurrency=CALLS_OF_A_HOST, num_cpus=0)(Host)
-
-
-def generated(request: GenerateRequest, took_s: float) -> tuple[RolloutChunk, Stats]:
-    """Responses of the greatest length that each prompt allows."""
-    prompts = tuple(prompt for prompt in request.prompts for _ in range(request.samples_per_prompt))
-    longest = max(prompt.max_new_tokens for prompt in prompts)
-    ids, logprobs = np.full(longest, 7, np.int32), np.full(longest, -1.5, np.float32)
-    identity, lengths = request.weights.identity, tuple(prompt.max_new_tokens for prompt in prompts)
-    rollouts = tuple(
-        Rollout(prompt.draw_index, number % request.samples_per_prompt, request.attempt, 0,
-                ids[:length].copy(), logprobs[:length].copy(), identity, "length")
-        for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
-    )  # fmt: skip
-    stats = Stats(
-        samples=len(rollouts),
-        prompt_tokens=sum(len(prompt.token_ids) for prompt in prompts),
-        response_tokens=sum(lengths),
-        response_lengths=lengths,
-        seconds={"generate": took_s},
-        identity=identity,
-        weights_hash=request.weights.hash,
-    )
-    return RolloutChunk(prompts, rollouts, request.temperature), stats
 
 
 class Remote:

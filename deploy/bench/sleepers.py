@@ -1,4 +1,4 @@
-"""Members and a learner that sleep for as long as their work would take, and answer with records of the real kind.
+"""Members that sleep for as long as their work would take, and answer with records of the real kind.
 
 What is between them is that of real runs: conductor, pools, supervisor thread, loop. Used by `bench overlap`, which
 looks at how long steps take, without what depends on models.
@@ -7,27 +7,13 @@ looks at how long steps take, without what depends on models.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-
-from common.checkpoint import ShardFiles
 from common.ports import WORK, Call, MemberKey, Reply
-from common.records import (
-    ChunkHandle,
-    GenerateRequest,
-    Identity,
-    Judgement,
-    JudgementChunk,
-    Rollout,
-    RolloutChunk,
-    Stats,
-    UpdateReport,
-    WeightsHandle,
-)
-from common.run_settings import RunSettings
+from common.records import WeightsHandle
+from deploy.bench.made_up import generated, judged
 
 THREADS = 32
 """That sleep; more calls than that would wait for each other."""
@@ -69,12 +55,13 @@ class SleepingTransport:
         self._receiver(reply)
 
     def _generate(self, call: Call) -> Reply:
-        time.sleep(self._generate_s(call.argument.chunk_index))
-        return Reply(call.call_id, *_generated(call.argument))
+        seconds = self._generate_s(call.argument.chunk_index)
+        time.sleep(seconds)
+        return Reply(call.call_id, *generated(call.argument, seconds))
 
     def _score(self, call: Call) -> Reply:
         time.sleep(self._score_s)
-        return Reply(call.call_id, *_scored(call.argument))
+        return Reply(call.call_id, *judged(call.argument, self._score_s))
 
     def kill(self, member: MemberKey, *, dump: bool) -> None:
         """What it is at runs out."""
@@ -94,61 +81,3 @@ class SleepingTransport:
     def close(self) -> None:
         """Once all have woken up."""
         self._executor.shutdown(wait=True, cancel_futures=True)
-
-
-class SleepingLearner:
-    """Implements `common.ports.Learner`.
-
-    Args:
-        update_s: seconds that an update takes.
-    """
-
-    def __init__(self, update_s: float) -> None:
-        self.step = 0
-        self.ended_at: list[float] = []
-        """When each update ended, by the performance counter."""
-        self._update_s = update_s
-        self._chunks: Sequence[ChunkHandle] = ()
-
-    def weights(self) -> WeightsHandle:
-        """Nothing but a name."""
-        return WeightsHandle(Identity(0, self.step), None, self.step, ())
-
-    def prepare(self, chunks: Sequence[ChunkHandle]) -> list[int]:
-        """Nothing is lost."""
-        self._chunks = chunks
-        return []
-
-    def update(self, settings: RunSettings) -> UpdateReport:
-        """Sleep."""
-        time.sleep(self._update_s)
-        self.step += 1
-        self.ended_at.append(time.perf_counter())
-        trained = tuple(
-            (draw, k) for chunk in self._chunks for draw in chunk.draw_indices for k in range(chunk.samples_per_prompt)
-        )
-        return UpdateReport(self.step, Identity(0, self.step), trained, {}, {})
-
-    def begin_save(self, url: str) -> "Future[ShardFiles]":
-        """There is nothing to keep."""
-        raise NotImplementedError("nobody asks a sleeping learner for checkpoints")
-
-
-def _generated(request: GenerateRequest) -> tuple[RolloutChunk, Stats]:
-    """Responses of the length that each prompt allows."""
-    identity = request.weights.identity
-    rollouts = tuple(
-        Rollout(p.draw_index, k, request.attempt, 0, np.full(p.max_new_tokens, 7, np.int32),
-                np.full(p.max_new_tokens, -1.5, np.float32), identity, "length")
-        for p in request.prompts
-        for k in range(request.samples_per_prompt)
-    )  # fmt: skip
-    prompts = tuple(p for p in request.prompts for _ in range(request.samples_per_prompt))
-    stats = Stats(samples=len(rollouts), response_tokens=sum(len(r.response_ids) for r in rollouts), identity=identity)
-    return RolloutChunk(prompts, rollouts, request.temperature), stats
-
-
-def _scored(chunk: RolloutChunk) -> tuple[JudgementChunk, Stats]:
-    """All score the same."""
-    judgements = tuple(Judgement(r.draw_index, r.sample_index, 0.5, {}, "") for r in chunk.rollouts)
-    return JudgementChunk(judgements), Stats(samples=len(judgements), scores=tuple(0.5 for _ in judgements))

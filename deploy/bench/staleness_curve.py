@@ -35,7 +35,8 @@ from common.records import Judgement, JudgementChunk, ReferenceChunk, RolloutChu
 from common.seeds import seed_everything
 from common.supervision import Ledger, Limits
 from common.text import train_word_tokenizer
-from deploy.bench.overlap import TINY, Standing
+from deploy.bench.overlap import TINY
+from deploy.bench.stand_ins import FixedSettings, NoCheckpoints
 from deploy.evaluation.evaluations import NoEvaluations
 from deploy.local import LocalLearner, LocalTransport
 from deploy.ppo.chunk_flow import ChunkFlow
@@ -88,12 +89,10 @@ class EmitToken:
         return {}
 
 
-class Scores(Standing):
+class Scores:
     """A recorder that keeps the mean score of each update."""
 
-    def __init__(self, config: RunConfig) -> None:
-        assert config.ppo is not None, "tiny has a PPO stage"
-        super().__init__(config.ppo)
+    def __init__(self) -> None:
         self.means: list[float] = []
 
     def record(self, report: UpdateReport) -> None:
@@ -111,7 +110,7 @@ def curve(staleness: int, seed: int) -> list[float]:
     config = load_config(TINY, _changes(staleness, seed))
     assert config.ppo is not None, "tiny has a PPO stage"
     seed_everything(seed)
-    policy, watch, scores = LlamaForCausalLM(_shape()), Stopwatch(), Scores(config)
+    policy, watch, scores = LlamaForCausalLM(_shape()), Stopwatch(), Scores()
     with (
         tempfile.TemporaryDirectory() as folder,
         closing(LocalTransport(_members(policy), {"rollout": 1, "reward": 1})) as transport,
@@ -123,9 +122,9 @@ def curve(staleness: int, seed: int) -> list[float]:
             learner=learner,
             rollouts=supervisor,
             recorder=scores,
-            steering=scores,
+            steering=FixedSettings(config),
             evaluations=NoEvaluations(),
-            checkpoints=scores,
+            checkpoints=NoCheckpoints(),
             config=config.ppo,
         )
     return scores.means

@@ -1,14 +1,11 @@
-"""What the loop of a run meets in `bench scale` in the place of a learner, of an operator and of checkpoints: nothing
-that takes the driver's time.
+"""What the loop of a run meets in the place of a learner, of an operator, of records and of checkpoints: nothing that
+takes the driver's time. For `bench scale` and `bench overlap`; knows no Ray.
 """
 
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
-
-import numpy as np
-import ray
 
 from common.config import RunConfig
 from common.records import ChunkHandle, Identity, UpdateReport, WeightsHandle
@@ -21,13 +18,16 @@ class WaitingLearner:
 
     Args:
         update_s: that time.
+        buffer: what a handle of its weights refers to; on Ray an object of the store.
     """
 
-    def __init__(self, update_s: float) -> None:
+    def __init__(self, update_s: float, buffer: Any = None) -> None:
         self.step = 0
+        self.ended_at: list[float] = []
+        """When each update ended, by the performance counter."""
         self._update_s = update_s
         self._chunks: Sequence[ChunkHandle] = ()
-        self._buffer = ray.put(np.zeros(16, np.float32))
+        self._buffer = buffer
 
     def weights(self) -> WeightsHandle:
         """Of the present step."""
@@ -43,6 +43,7 @@ class WaitingLearner:
         time.sleep(self._update_s)
         trained = samples_of(self._chunks)
         self.step += 1
+        self.ended_at.append(time.perf_counter())
         self._chunks = ()
         metrics = {"score_mean": 0.5, "response_tokens": 1.0}
         return UpdateReport(self.step, Identity(0, self.step), trained, metrics, {"train": self._update_s})
@@ -62,6 +63,13 @@ class FixedSettings:
     def at(self, step: int) -> RunSettings:
         """As configured."""
         return self.settings
+
+
+class NoRecords:
+    """Implements `common.ports.Recorder`: nobody reads them."""
+
+    def record(self, report: UpdateReport) -> None:
+        """Nowhere."""
 
 
 class NoCheckpoints:

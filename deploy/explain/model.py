@@ -1,4 +1,6 @@
-"""The size of models, from their shapes: torch's fake tensors carry shapes through a real pass, and hold no memory."""
+"""The size of models, from their shapes: tensors of torch's device `meta` hold no memory, and its fake tensors carry
+shapes through a real pass besides, which costs four times as much.
+"""
 
 import copy
 from collections.abc import Iterator
@@ -42,8 +44,8 @@ def policy_size(shape: PretrainedConfig, config: RunConfig) -> PolicySize:
         shape: of the policy.
         config: the run; what is trained, and how, follows from its PPO stage.
     """
-    with FakeTensorMode():
-        policy = _fake_policy(shape, config)
+    with torch.device("meta"):  # where transformers too builds a model before it loads it
+        policy = _unloaded_policy(shape, config)
     parameters = list(policy.named_parameters())
     trained = [(name, p) for name, p in parameters if p.requires_grad]
     is_muon = config.ppo is not None and isinstance(config.ppo.optimizer, Muon)
@@ -70,14 +72,14 @@ def pass_size(shape: PretrainedConfig, config: RunConfig) -> PassSize | None:
     assert ppo is not None, "the passes are those of PPO"
     try:
         with FakeTensorMode():
-            policy = _fake_policy(shape, config)
+            policy = _unloaded_policy(shape, config)
             return PassSize(_cache_values(policy), _live_bytes(PolicyWithValueHead(policy), ppo))
     except RuntimeError:  # torch's word for a pass that depends on values; fake tensors have none
         return None
 
 
-def _fake_policy(shape: PretrainedConfig, config: RunConfig) -> PreTrainedModel:
-    """To be called with fake tensors on: each FakeTensorMode knows its own only."""
+def _unloaded_policy(shape: PretrainedConfig, config: RunConfig) -> PreTrainedModel:
+    """To be called with fake tensors on, each FakeTensorMode knows its own only, or on the device `meta`."""
     policy = AutoModelForCausalLM.from_config(
         shape, dtype=resolve_dtype(config.learner.dtype, torch.device("cpu"), serves=False)
     )

@@ -22,16 +22,26 @@ EMPTY: Mapping[str, Any] = {}
 
 
 class EarlyActors:
-    """By slot, until somebody takes them; `learner` is one.
+    """By slot, until somebody takes them; `learner` is one. They live as long as the cluster that was begun for them.
 
     Args:
         actors: handles.
         facts: of the cluster before they took their share of it, for the preflight; None: nobody took any.
+        end_cluster: called by `close`; of a cluster that has ended already nothing is asked.
     """
 
-    def __init__(self, actors: Mapping[str, Any] = EMPTY, facts: RuntimeFacts | None = None) -> None:
+    def __init__(
+        self,
+        actors: Mapping[str, Any] = EMPTY,
+        facts: RuntimeFacts | None = None,
+        *,
+        end_cluster: Callable[[], None] = ray.shutdown,
+    ) -> None:
         self._actors = dict(actors)
         self.facts = facts
+        self._end_cluster = end_cluster
+        self.is_open = True
+        """Whether the cluster is there; a runtime that is built later starts one of its own."""
 
     def take(self, slot: str, avoid: str, paths: ModelPaths, fresh: Callable[[], Any]) -> Any:
         """The actor of a slot, which is told its models; a fresh one where there is none, or another node is wanted."""
@@ -45,6 +55,13 @@ class EarlyActors:
         """Nobody takes the rest."""
         while self._actors:
             ray.kill(self._actors.popitem()[1])
+
+    def close(self) -> None:
+        """The cluster ends, and all actors with it; to be called on every way out, a second time does nothing."""
+        if self.is_open:
+            self.is_open = False
+            self._actors.clear()
+            self._end_cluster()
 
 
 def spawn_early(config: RunConfig, secrets: Mapping[str, str], folder: str) -> EarlyActors:

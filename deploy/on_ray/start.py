@@ -1,4 +1,6 @@
-"""Starts a Ray cluster for a run, or joins one. Imports Ray and nothing else that is slow, see `early.py`."""
+"""Starts a Ray cluster for a run, or joins one. Imports Ray and nothing else that is slow, see
+`deploy/early_start.py`.
+"""
 
 import logging
 import os

@@ -1,16 +1,23 @@
+import functools
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from common.config_file import load_config
+from common.errors import ConfigError
 from common.records import ModelPaths
-from deploy.early_start import is_ppo_next, is_work_left
+from deploy import cluster
+from deploy.cli import main
+from deploy.early_start import is_ppo_next, is_work_left, start_early
+from deploy.on_ray import early_actors, start
 from deploy.on_ray.early_actors import EarlyActors
+from deploy.stage_names import STAGES
 
 CONFIG = load_config(Path("deploy/configs/tiny.toml"))
-STAGES = ("pretrain", "sft", "reward_model", "judge", "ppo", "evaluate")
 NOTHING: frozenset[str] = frozenset()
 PATHS = ModelPaths("policy", "reward", None)
 
@@ -65,3 +72,75 @@ def test_who_asks_for_actors_early_imports_neither_torch_nor_transformers() -> N
     code = "import sys, deploy.on_ray.early_actors; print({'torch', 'transformers'} & set(sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "set()"
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What `start_early` asked of Ray, which is not there; the environment stays as it was."""
+    told: list[str] = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("deploy.early_start.protect_local_cluster", lambda: None)
+    monkeypatch.setattr("deploy.early_start.refuse_open_local", lambda *_, **__: None)
+    monkeypatch.setattr(start, "start_ray", lambda *_, **__: told.append("started"))
+    fake = functools.partial(EarlyActors, end_cluster=lambda: told.append("ended"))
+    monkeypatch.setattr(early_actors, "EarlyActors", fake)
+    return told
+
+
+def test_a_runtime_that_is_built_after_one_was_closed_has_a_cluster_and_actors_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(cluster, "start_ray", lambda *_, **__: told.append("started"))
+    old, fresh = actor(), actor()
+    early = EarlyActors({"worker-0": old}, end_cluster=lambda: told.append("ended"))
+    cluster.RayRuntime(CONFIG, early=early).close()
+    assert told == ["ended"]
+    again = cluster.RayRuntime(CONFIG, early=early)
+    assert told == ["ended", "started"]
+    assert again._early is not early
+    assert early.take("worker-0", "", PATHS, lambda: fresh) is fresh
+
+
+def test_a_run_that_is_refused_before_it_has_a_runtime_ends_the_early_cluster_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told: list[str] = []
+    early = EarlyActors(end_cluster=lambda: told.append("ended"))
+    monkeypatch.setattr("deploy.early_start.start_early", lambda *_, **__: early)
+    monkeypatch.setattr(sys, "argv", ["minichatgpt", "run", "tiny", "--again", "pop", "--runs", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        main()
+    assert told == ["ended"]
+    early.close()
+    assert told == ["ended"]
+
+
+def test_a_start_that_fails_half_way_ends_what_it_has_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, begun: list[str]
+) -> None:
+    def fail(*_: object) -> EarlyActors:
+        raise ConfigError("no such actor")
+
+    monkeypatch.setattr(early_actors, "spawn_early", fail)
+    folder = with_records(tmp_path, "pretrain", "sft", "reward_model", "judge")
+    with pytest.raises(ConfigError, match="no such actor"):
+        start_early(CONFIG, folder, insecure=False, again=NOTHING)
+    assert begun == ["started", "ended"]
+
+
+def test_a_start_that_succeeds_leaves_the_cluster_to_its_caller(tmp_path: Path, begun: list[str]) -> None:
+    early = start_early(CONFIG, tmp_path, insecure=False, again=NOTHING)
+    assert early is not None
+    assert begun == ["started"]
+    early.close()
+    assert begun == ["started", "ended"]
+
+
+@pytest.mark.parametrize("stage", ["pop", "base", "judge"])
+def test_no_cluster_is_started_to_run_a_stage_again_that_the_configuration_lacks(
+    stage: str, tmp_path: Path, begun: list[str]
+) -> None:
+    config = CONFIG.model_copy(update={"judge": None})
+    assert start_early(config, tmp_path, insecure=False, again=frozenset({stage})) is None
+    assert begun == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deploy.fingerprint import data_hash, fingerprint, folder_hash
-from deploy.pipeline import STAGES
+from deploy.stage_names import STAGES
 
 INPUTS = {"policy": "11", "reward_model": "22"}
 

@@ -23,11 +23,12 @@ from common.hashing import file_hash
 from common.records import ModelPaths, Progress, StageResult
 from common.seeds import sample_seed
 from deploy.local import LocalRuntime
-from deploy.pipeline import STAGES, Pipeline
+from deploy.pipeline import Pipeline
 from deploy.ppo.resume import refuse_changes, run_settings
 from deploy.run import run_pipeline
 from deploy.run_folder.contents import read_run
 from deploy.runtime import Runtime
+from deploy.stage_names import STAGES
 from deploy.stop_signal import StopSignal
 from learner.stages import StageRequest
 from learner.trajectory_file import read_trajectories

@@ -5,7 +5,7 @@ import pytest
 from deploy.bench import overlap, staleness_curve
 from deploy.bench.options import Options
 from deploy.bench.roofline import Roofline
-from deploy.bench.sleepers import SleepingLearner
+from deploy.bench.stand_ins import WaitingLearner
 
 
 @pytest.fixture
@@ -17,14 +17,14 @@ def quick(monkeypatch):
 
 def test_both_ways_do_the_same_updates_of_the_same_size(quick, monkeypatch):
     trained = []
-    update = SleepingLearner.update
+    update = WaitingLearner.update
 
     def watched(learner, settings):
         report = update(learner, settings)
         trained.append(sorted(draw for draw, _ in report.trained))
         return report
 
-    monkeypatch.setattr(SleepingLearner, "update", watched)
+    monkeypatch.setattr(WaitingLearner, "update", watched)
     for staleness in (0, 1):
         trained.clear()
         assert overlap.seconds_per_step(staleness, sigma=0.5) > 0
@@ -38,6 +38,22 @@ def test_the_promise_is_the_ratio_of_both(quick):
     turns, ahead = (by_name[f"overlap.even.staleness_{staleness}"].value for staleness in (0, 1))
     assert by_name["overlap.even.speedup"].value == pytest.approx(turns / ahead)
     assert by_name["overlap.even.speedup"].must == 1.8
+
+
+def test_runs_take_turns_in_both_orders_and_those_of_a_round_meet_the_same_times(monkeypatch):
+    ran = []
+
+    def seconds_per_step(staleness, *, sigma, seed):
+        ran.append((sigma > 0, seed, staleness))
+        return 1.0
+
+    monkeypatch.setattr(overlap, "seconds_per_step", seconds_per_step)
+    overlap.measure(Options(rounds=5), Roofline(1.0, 1.0, 1))
+    forth, back = [0, 1, 2], [2, 1, 0]
+    assert ran == [
+        *((False, seed, staleness) for seed, order in enumerate([[0, 1], [1, 0], [0, 1]]) for staleness in order),
+        *((True, seed, staleness) for seed, order in enumerate([forth, back, forth]) for staleness in order),
+    ]
 
 
 def test_a_learning_curve_has_the_score_of_each_update_and_a_table_of_differences(quick, tmp_path):

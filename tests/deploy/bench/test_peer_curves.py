@@ -5,9 +5,6 @@ import csv
 import numpy as np
 import pytest
 
-from common.errors import ConfigError
-from deploy.bench import suite
-from deploy.bench.options import Options
 from deploy.bench.peers.curve_plot import plot, smooth
 from deploy.bench.peers.curves import Point, figures_of, write_table
 
@@ -49,10 +46,3 @@ def test_the_picture_is_written(tmp_path):
 
 def test_smoothing_looks_back_and_never_ahead():
     assert smooth(np.array([3.0, 0.0, 6.0, 0.0])).tolist() == [3.0, 1.5, 3.0, 2.0]
-
-
-def test_what_installs_others_is_not_part_of_all():
-    assert suite.APART.keys() >= {"peers", "curves"}
-    assert not suite.APART.keys() & suite.BENCHMARKS.keys()
-    with pytest.raises(ConfigError, match="peers"):
-        suite.run(["piers"], Options(), console=None)

@@ -8,9 +8,10 @@ import pytest
 from common.ports import Call, MemberKey, Reply
 from deploy.bench.free_control import FreeControl
 from deploy.bench.latency import Latency, Worked, busy_share
+from deploy.bench.made_up import generated
 from deploy.bench.own_cost import own_cost
 from deploy.bench.scale import config_of
-from deploy.bench.simulated import DispatchTimes, generated
+from deploy.bench.simulated import DispatchTimes
 
 
 class Even(Latency):
