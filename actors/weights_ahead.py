@@ -39,8 +39,9 @@ class Arrived:
 
 
 class WeightsAhead:
-    """At most two buffers, the one on its way included, beside that on which the model may lie. One thread brings, another
-    takes.
+    """At most two buffers, the one on its way included, beside that on which the model may lie.
+
+    One thread brings, another takes.
     """
 
     def __init__(self) -> None:
