@@ -40,7 +40,7 @@ def with_path(ray_runtime, monkeypatch):
     ("function", "reason"), [("hangs", "reward_timeout"), ("raises", "reward_error"), ("nan", "reward_nonfinite")]
 )
 def test_texts_that_a_scorer_cannot_judge_are_dropped_and_replaced(break_a_run, with_path, function, reason):
-    outcome = break_a_run(*scorers(function, timeout_s=2.0))
+    outcome = break_a_run(*scorers(function, timeout_s=1.0))
     dropped = outcome.ledger()["dropped"]
     assert set(dropped) == {reason}
     assert 0 < dropped[reason] < 32

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
 ENDLESS = ["ppo.updates=100000", "ppo.checkpoint_every=5", "ppo.probe_every=2", "evaluate.every_updates=5",
-           "ppo.kl.type=adaptive", "ppo.samples_per_prompt=2"]  # fmt: skip
+           "ppo.kl.type=adaptive", "ppo.samples_per_prompt=2", "ppo.max_staleness=1"]  # fmt: skip
 WITHOUT_DATA = {
     "ray_": "Ray's own metrics; this run is in one process",
     "minichatgpt_autoscaler_": "this run has none",

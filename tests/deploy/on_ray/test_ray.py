@@ -181,10 +181,12 @@ def test_what_ray_start_left_behind_is_not_joined():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 4])
-def test_any_number_of_workers_leaves_the_same_bytes(tiny, tiny_run, run_copy, ray_runtime, workers):
+@pytest.mark.parametrize(("workers", "replicas"), [(1, 1), (4, 2)])
+def test_any_number_of_workers_and_replicas_leaves_the_same_bytes(
+    tiny, tiny_run, run_copy, ray_runtime, workers, replicas
+):
     shutil.rmtree(run_copy / "trajectories")
-    run_ppo(tiny(f"rollout.workers={workers}"), run_copy, ray_runtime)
+    run_ppo(tiny(f"rollout.workers={workers}", f"reward_service.replicas={replicas}"), run_copy, ray_runtime)
     assert_same_bytes(tiny_run, run_copy)
 
 
@@ -196,12 +198,6 @@ def test_groups_of_samples_on_ray_leave_the_bytes_of_one_process(tiny, run_copy,
     run_ppo(tiny(*groups), local, LocalRuntime())
     run_ppo(tiny(*groups, "rollout.workers=4"), run_copy, ray_runtime)
     assert_same_bytes(local, run_copy)
-
-
-@pytest.mark.slow
-def test_several_reward_replicas_leave_the_same_bytes(tiny, tiny_run, run_copy, ray_runtime):
-    run_ppo(tiny("reward_service.replicas=2"), run_copy, ray_runtime)
-    assert_same_bytes(tiny_run, run_copy)
 
 
 @pytest.mark.slow
