@@ -19,6 +19,7 @@ COLOURS: Mapping[str, str] = {
     "publish": "#b279a2",
     "fetch": "#e45756",
     "load": "#ff9da6",
+    "pack": "#9ecae9",
     "checkpoint": "#9d755d",
     "collect": "#d5d5d5",
     "start": "#eeca3b",
@@ -51,6 +52,8 @@ def draw_traces(traces: Sequence[tuple[str, Path]], target: Path, *, start_s: fl
     panels[-1].set_xlabel("seconds")
     seen = {span["name"] for _, rows in drawn for spans in rows.values() for span in spans}
     handles = [Patch(color=colour, label=name) for name, colour in COLOURS.items() if name in seen]
+    if seen - set(COLOURS):
+        handles.append(Patch(color=OTHER, label="other"))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=110)
