@@ -13,7 +13,7 @@ app = typer.Typer(rich_markup_mode="rich")
 EXAMPLES = """
 [bold]Examples[/]
 
-  minichatgpt run tiny --trace && minichatgpt trace tiny        a picture of runs/tiny/trace.json
+  minichatgpt run tiny --trace --again ppo && minichatgpt trace tiny     a picture of runs/tiny/trace.json
 
   minichatgpt trace one other --png both.png --seconds 5        two runs, one above the other
 """

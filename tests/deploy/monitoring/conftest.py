@@ -19,6 +19,7 @@ import pytest
 from deploy.monitoring.watch_cli import PACKAGE, write_configuration
 
 ROOT = Path(__file__).parents[3]
+NO_ANSWER = 'expr: up{job="minichatgpt"} == 0\n        for: '
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +134,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watching(tool, tmp_path_factory):
-    """Starts the programs that watch a folder, configured as `minichatgpt watch` does, but looking every second."""
+    """Starts the programs that watch a folder, as `minichatgpt watch` does, but sooner: all of it looks every second."""
     with ExitStack() as stack:
 
         def start(*, ray_folder=Path("/nowhere"), token=None):
@@ -145,6 +146,9 @@ def watching(tool, tmp_path_factory):
             settings, alerting = folder / "prometheus.yml", folder / "alertmanager.yml"
             change(settings, {"_interval: 5s": "_interval: 1s", "_interval: 15s": "_interval: 1s",
                               "_interval: 10s": "_interval: 1s"})  # fmt: skip
+            shutil.copytree(PACKAGE / "prometheus" / "rules", folder / "rules")
+            change(settings, {f"{PACKAGE / 'prometheus' / 'rules'}/*.yml": f"{folder / 'rules'}/*.yml"})
+            change(folder / "rules" / "alerts.yml", {NO_ANSWER + "1m": NO_ANSWER + "20s"})
             if token is not None:
                 (folder / "token").write_text(token, encoding="ascii")
                 change(settings, {"# authorization:": "authorization:", "#   credentials_file:": "  credentials_file:",
