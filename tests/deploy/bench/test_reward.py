@@ -29,7 +29,7 @@ def test_share_is_the_services_part_of_the_bare_models_speed(monkeypatch):
     tokenizer = train_word_tokenizer(reward.WORDS, vocabulary_size=2000, max_tokens=64)
     model = ConvTextClassifier(ConvConfig(vocab_size=len(tokenizer))).eval()
     service, bare, share = reward._compare(
-        "conv", model, tokenizer, tokenizer, reward._chunk(len(tokenizer), 256), batch=64, rounds=2
+        "conv", model, tokenizer, tokenizer, reward._chunk(len(tokenizer), 256), batch=64, rounds=2, must=reward.MUST
     )
     assert len(seen["service"]) == len(seen["bare"]) == 256 // 64
     assert service.value == pytest.approx(256 / 0.45)

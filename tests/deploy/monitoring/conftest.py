@@ -134,7 +134,7 @@ class Watched:
 
 @pytest.fixture(scope="module")
 def watching(tool, tmp_path_factory):
-    """Starts the programs that watch a folder, as `minichatgpt watch` does, but sooner: all of it looks every second."""
+    """Starts the programs that watch a folder, as `minichatgpt watch` does, but sooner: all look every second."""
     with ExitStack() as stack:
 
         def start(*, ray_folder=Path("/nowhere"), token=None):
