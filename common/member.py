@@ -51,6 +51,8 @@ class Member:
     """Of the weights that it last used."""
     worked_until: float = 0.0
     """When it answered its last work."""
+    is_behind: bool = False
+    """Newer weights than those that it prefetches were published."""
     beat_at: float = 0.0
     """Last sign of life."""
     beat_call: int | None = None

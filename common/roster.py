@@ -86,8 +86,14 @@ class Roster:
         """Weights for members to come; told at once are those that wait for them, or may fetch them beside work."""
         self._weights = weights
         waiting = [m for m in self.members() if m.state == "syncing" and not m.asked]
-        ahead = [self.call(m, "prefetch", weights, now) for m in self.active() if self.limits.prefetches]
-        return [action for member in waiting for action in self._sync(member, now)] + ahead
+        ahead = self.active() if self.limits.prefetches else []
+        synced = [action for member in waiting for action in self._sync(member, now)]
+        return synced + [action for member in ahead for action in self._prefetch(member, now)]
+
+    def _prefetch(self, member: Member, now: float) -> list[Action]:
+        """One at a time: where they take longer than updates, they would pile up, and keep their weights alive."""
+        member.is_behind = any(held.method == "prefetch" for held in member.asked.values())
+        return [] if member.is_behind else [self.call(member, "prefetch", self._weights, now)]
 
     def leave_nodes(self, nodes: frozenset[str], now: float) -> list[Action]:
         """These nodes are about to go: their members are replaced elsewhere, and no restart is counted."""
@@ -140,13 +146,10 @@ class Roster:
 
     def on_control(self, reply: Reply, held: Held, slot: Slot, member: Member, now: float) -> list[Action]:
         """A call that is no work was answered."""
+        if held.method == "prefetch" and reply.cause != "died" and not isinstance(reply.error, WeightsMismatchError):
+            # after any other error the request that needs these weights meets the same, and decides
+            return self._prefetch(member, now) if member.is_behind and member.state == "active" else []
         if reply.error is not None:
-            if (
-                held.method == "prefetch"
-                and reply.cause != "died"
-                and not isinstance(reply.error, WeightsMismatchError)
-            ):
-                return []  # a request that needs these weights meets the same, and decides
             if isinstance(reply.error, ConfigError | DataError):
                 return [Failed(reply.error)]  # another life would meet the same
             if reply.cause == "lost":
@@ -157,8 +160,6 @@ class Roster:
             case "heartbeat":
                 member.beat_call = None
                 member.last_beat = dict(reply.payload)
-                return []
-            case "prefetch":
                 return []
             case "ready":
                 member.described = dict(reply.payload)

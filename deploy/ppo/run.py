@@ -106,11 +106,18 @@ class PPORun:
             self.writer.settle()  # one may be on its way
             newest = self.writer.newest
             if self.learner.step > (newest.step if newest is not None else 0):
+                if not self._is_booked():
+                    return done + "The samples of that update are not booked, so that it is done again. " + self._kept()
                 self.writer.save(self.learner, self.supervisor)
                 self.writer.wait()
         except (MiniChatGPTError, OSError, RuntimeError) as error:
             done += f"A checkpoint of it could not be written: {error}. "
         return done + self._kept()
+
+    def _is_booked(self) -> bool:
+        """Whether the ledger knows of the last update: not where the supervisor ended while it was computed."""
+        trained: int = self.supervisor.state_dict()["ledger"]["trained"]
+        return trained == self.learner.step * self.ppo.trajectories_per_update
 
     def _kept(self) -> str:
         """From where the same command would go on."""

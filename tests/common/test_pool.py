@@ -689,6 +689,21 @@ def test_members_that_work_are_told_of_new_weights_by_a_call_each_where_they_may
     assert bench.calls("generate"), "the work goes on"
 
 
+@pytest.mark.parametrize("error", [None, TimeoutError("no buffer within 120 s")])
+def test_a_member_prefetches_one_version_at_a_time_and_then_the_newest(error):
+    bench = Bench(members=1, prefetches=True)
+    versions = [WeightsHandle(Identity(0, step), f"buffer {step}", step, ()) for step in range(4, 8)]
+    for handle in versions[:3]:
+        bench.take(bench.pool.publish(handle, bench.now))
+    (first,) = bench.calls("prefetch")
+    bench.answer(first, None if error else {}, error=error)
+    assert [call.argument for call in bench.calls("prefetch")] == [versions[2]], "none between"
+    bench.answer(*bench.calls("prefetch"), {})
+    assert not bench.calls("prefetch"), "it holds the newest"
+    bench.take(bench.pool.publish(versions[3], bench.now))
+    assert [call.argument for call in bench.calls("prefetch")] == [versions[3]]
+
+
 def test_a_prefetch_that_holds_no_work_lets_a_member_leave_and_a_damaged_one_costs_its_life():
     bench = Bench(members=2, prefetches=True)
     bench.take(bench.pool.publish(WEIGHTS, bench.now))

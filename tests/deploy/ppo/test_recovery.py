@@ -4,6 +4,7 @@ import pytest
 
 from common.errors import CheckpointError, CorruptWeightsError, DataError, LearnerLostError
 from common.hashing import file_hash
+from deploy.ppo.conductor import Conductor
 from deploy.run_folder.files import read_json
 
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=3")
@@ -63,6 +64,27 @@ def test_a_learner_that_is_lost_again_and_again_ends_the_run_and_its_checkpoint_
     assert not (outcome.folder / "stages" / "ppo.json").exists()
     cause = outcome.error.__cause__.__cause__
     assert isinstance(cause, CorruptWeightsError)
+
+
+def test_an_update_that_was_not_booked_is_not_saved_for_its_samples_would_come_again(train, undisturbed, monkeypatch):
+    account = Conductor.account
+
+    def broken(conductor, report):
+        if report.step == 3:
+            raise DataError("the disk is full")
+        account(conductor, report)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Conductor, "account", broken)
+        outcome = train(*EVERY_TWO)
+    with pytest.raises(DataError, match="the disk is full"):
+        outcome.ok()
+    (note,) = outcome.error.__notes__
+    assert note.startswith("Stopped after update 3 of 6. The samples of that update are not booked, so that it is done")
+    assert outcome.checkpoints() == ["step_000002"]
+    again = train(*EVERY_TWO).ok()
+    again.assert_same_as(undisturbed(*EVERY_TWO))
+    assert again.ledger()["trained"] == 6 * 32
 
 
 def test_the_same_command_then_goes_on_from_it(train, undisturbed, poison):
