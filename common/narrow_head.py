@@ -1,7 +1,7 @@
 """Logits only where they are wanted: a causal language model's own forward, its output head applied to chosen states.
 
 Not a head of its own: what a model does before and after its output layer, as scaling or soft-capping its logits, it
-does to these. Used by `common/modeling.py` (at response tokens).
+does to these. Used by `common/modeling.py` and by the reference (at response tokens).
 
 Legend: B sequences, T tokens of a padded sequence, n chosen states, H width, V vocabulary.
 """

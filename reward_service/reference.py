@@ -1,4 +1,7 @@
-"""The frozen reference: logprobs of a rollout's tokens under the policy before PPO."""
+"""The frozen reference: logprobs of a rollout's tokens under the policy before PPO.
+
+Legend: B sequences, T tokens of a padded sequence, n response tokens of all of them, V vocabulary.
+"""
 
 import time
 from collections.abc import Sequence
@@ -7,7 +10,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from common.logprobs import gather_response, token_logprobs
+from common.logprobs import log_distribution
+from common.narrow_head import head_at
 from common.padding import pad_right
 from common.records import Ids, Logprobs, ReferenceChunk, RolloutChunk, Stats
 
@@ -41,13 +45,20 @@ class Reference:
 
     @torch.inference_mode()
     def _forward(self, pairs: Sequence[tuple[Ids, Ids]], temperature: float) -> list[Logprobs]:
-        """Right padding needs no mask: under causal attention no live position sees what follows it."""
-        rows = [np.concatenate(pair) for pair in pairs]
-        ids, _ = pad_right(rows, 0, self.device)
-        prompt_lengths = torch.tensor([len(prompt) for prompt, _ in pairs], device=self.device)
-        slots = max(len(response) for _, response in pairs)
-        logits = gather_response(self.policy(input_ids=ids, use_cache=False).logits, prompt_lengths, slots)
-        tokens = gather_response(ids, prompt_lengths + 1, slots)
-        logprobs, _ = token_logprobs(logits, tokens, temperature)
-        table = logprobs.float().cpu().numpy()
-        return [table[i, : len(response)].copy() for i, (_, response) in enumerate(pairs)]
+        """Right padding needs no mask: under causal attention no live position sees what follows it.
+
+        Logits are [n, V], not [B, T, V].
+        """
+        ids, _ = pad_right([np.concatenate(pair) for pair in pairs], 0, self.device)
+        lengths = [len(response) for _, response in pairs]
+        rows = torch.from_numpy(np.repeat(np.arange(len(pairs)), lengths)).to(self.device)
+        before = [
+            np.arange(len(prompt) - 1, len(prompt) - 1 + n) for (prompt, _), n in zip(pairs, lengths, strict=True)
+        ]
+        positions = torch.from_numpy(np.concatenate(before)).to(self.device)
+        with head_at(self.policy, rows, positions) as seen:
+            logits = self.policy(input_ids=ids, use_cache=False).logits
+        wanted = logits[0] if seen else logits[rows, positions]
+        tokens = ids[rows, positions + 1]
+        logprobs = log_distribution(wanted, temperature).gather(-1, tokens[:, None]).squeeze(-1)
+        return [part.copy() for part in np.split(logprobs.float().cpu().numpy(), np.cumsum(lengths)[:-1])]

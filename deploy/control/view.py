@@ -174,7 +174,8 @@ def _members(role: str, pool: PoolStatus, console: Console) -> Table:
 
 
 def _table(role: str, pool: PoolStatus, rows: Sequence[Mapping[str, Text]], *, left_out: Sequence[str]) -> Table:
-    queued = f", {pool.queued} requests wait, {duration(pool.queue_age_s)}" if pool.queued else ""
+    waiting = "1 request waits" if pool.queued == 1 else f"{pool.queued} requests wait"
+    queued = f", {waiting}, {duration(pool.queue_age_s)}" if pool.queued else ""
     queued += f", queue wait p95 {duration(pool.queue_wait_p95_s)}" if pool.queue_wait_p95_s else ""
     table = Table(
         title=f"{TITLES.get(role, role)}: {pool.active} of {pool.target} active{queued}",

@@ -56,6 +56,16 @@ def test_reference_logprobs_are_the_gathered_plain_forward(language_model):
         np.testing.assert_allclose(logprobs, expected, atol=1e-5)
 
 
+def test_the_head_computes_logits_of_response_tokens_alone(language_model):
+    chunk = sampled_chunk(language_model)
+    shapes = []
+    head = language_model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, states, logits: shapes.append(tuple(logits.shape[:-1])))
+    Reference(language_model, batch_sequences=64).logprobs(chunk)
+    hook.remove()
+    assert shapes == [(1, sum(len(rollout.response_ids) for rollout in chunk.rollouts))]
+
+
 def test_results_do_not_share_memory_with_the_padded_table(language_model):
     found, _ = Reference(language_model, batch_sequences=64).logprobs(sampled_chunk(language_model))
     assert all(row.base is None for row in found.logprobs), "a view would carry the whole table to the learner"
