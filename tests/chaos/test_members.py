@@ -60,13 +60,12 @@ def test_a_worker_that_is_stopped_gives_no_sign_of_life_and_is_replaced_alone(br
     pids = {}
 
     def sabotage(run):
-        status = run.await_step(2)
-        pids["other"] = run.member(status, "worker-1").pid
+        run.await_step(2)
         pids["stopped"] = run.busy("worker-0").pid
         kill(pids["stopped"], signal.SIGSTOP)
         poll(lambda: not psutil.pid_exists(pids["stopped"]), what="the stopped process is gone")
         status = run.await_status(lambda s: run.member(s, "worker-0").restarts == 1, "it is replaced")
-        assert run.member(status, "worker-1").pid == pids["other"]
+        assert run.member(status, "worker-1").restarts == 0
 
     outcome = break_a_run(*SETTINGS, *FAST_HEART, sabotage=sabotage)
     outcome.assert_whole(UPDATES)
