@@ -49,7 +49,23 @@ def threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class LocalTransport:
+class OneProcess:
+    """What every transport within one process has in common: no nodes, and payloads that are their own references."""
+
+    def draining_nodes(self) -> frozenset[str]:
+        """One process is on no node."""
+        return frozenset()
+
+    def unplaced(self) -> Mapping[MemberKey, str]:
+        """There is always room."""
+        return {}
+
+    def fetch(self, ref: Any, timeout_s: float) -> Any:
+        """The payload itself."""
+        return ref
+
+
+class LocalTransport(OneProcess):
     """Builds members as objects and carries out their calls, in the order in which they were sent.
 
     Args:
@@ -112,18 +128,6 @@ class LocalTransport:
         gone = self._members.pop(member, None)
         if isinstance(gone, RewardService):
             gone.close()
-
-    def draining_nodes(self) -> frozenset[str]:
-        """One process is on no node."""
-        return frozenset()
-
-    def unplaced(self) -> Mapping[MemberKey, str]:
-        """There is always room."""
-        return {}
-
-    def fetch(self, ref: Any, timeout_s: float) -> Any:
-        """The payload itself."""
-        return ref
 
     def close(self) -> None:
         """Let the running call end, and carry out no other."""

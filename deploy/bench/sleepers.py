@@ -7,19 +7,19 @@ looks at how long steps take, without what depends on models.
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from common.ports import WORK, Call, MemberKey, Reply
 from common.records import WeightsHandle
 from deploy.bench.made_up import generated, judged
+from deploy.local import OneProcess
 
 THREADS = 32
 """That sleep; more calls than that would wait for each other."""
 
 
-class SleepingTransport:
+class SleepingTransport(OneProcess):
     """Members that are names: each carries out one call at a time, in the order in which they came.
 
     Args:
@@ -65,18 +65,6 @@ class SleepingTransport:
 
     def kill(self, member: MemberKey, *, dump: bool) -> None:
         """What it is at runs out."""
-
-    def draining_nodes(self) -> frozenset[str]:
-        """Names are on no node."""
-        return frozenset()
-
-    def unplaced(self) -> Mapping[MemberKey, str]:
-        """There is always room."""
-        return {}
-
-    def fetch(self, ref: Any, timeout_s: float) -> Any:
-        """The payload itself."""
-        return ref
 
     def close(self) -> None:
         """Once all have woken up."""
