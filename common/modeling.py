@@ -3,7 +3,9 @@
 Legend: B sequences, T tokens of a padded sequence, R response slots, H width, V vocabulary.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -157,16 +159,18 @@ class PolicyOutput:
 
 
 class PolicyWithValueHead(nn.Module):
-    """A causal language model with a scalar value of each state, on a shared trunk.
+    """A causal language model with a scalar value of each state, on a shared trunk or on one of its own.
 
     Args:
         policy: any Hugging Face causal language model; its dropout is turned off.
+        own_value_trunk: whether values come from a network of their own, which begins as a copy of the policy's trunk.
     """
 
-    def __init__(self, policy: PreTrainedModel) -> None:
+    def __init__(self, policy: PreTrainedModel, *, own_value_trunk: bool = False) -> None:
         super().__init__()
         self.policy = without_dropout(policy)
-        self._packing: PackedRows | None = None
+        self.value_trunk = copy.deepcopy(policy.base_model) if own_value_trunk else None
+        self._packing: tuple[PackedRows, ...] = ()
         self._narrows = policy.get_output_embeddings() is not None
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
         nn.init.zeros_(self.value_head.weight)
@@ -203,6 +207,8 @@ class PolicyWithValueHead(nn.Module):
             row_of, start_of = start_of, lengths.cumsum(0) - lengths
         places = row_of[rows], start_of[rows] + before
         hidden, logits = self._states_and_logits(input_ids, layout, *places)
+        if self.value_trunk is not None:
+            hidden = self._value_states(input_ids, layout)
         logprobs, entropy = token_logprobs(logits, input_ids[rows, before + 1], temperature)
 
         def padded(flat: Tensor) -> Tensor:
@@ -213,11 +219,19 @@ class PolicyWithValueHead(nn.Module):
 
     def pack(self) -> None:
         """From now on compute ragged rows without padding, if the architecture allows it."""
-        self._packing = PackedRows.of(self.policy)
+        packing = PackedRows.of(self.policy)
+        if packing is not None:
+            self._packing = (packing, *(PackedRows(trunk) for trunk in [self.value_trunk] if trunk is not None))
+
+    def value_parameters(self) -> Iterator[nn.Parameter]:
+        """Those that only the value loss moves: of the head, and of its own trunk where it has one."""
+        yield from self.value_head.parameters()
+        if self.value_trunk is not None:
+            yield from self.value_trunk.parameters()
 
     def layout(self, lengths: Tensor, width: int) -> Layout | None:
         """Where the tokens of packed rows stand; None where the rows are not packed, as where all are of one length."""
-        if self._packing is None:
+        if not self._packing:
             return None
         num_tokens = int(lengths.sum())
         return None if num_tokens == len(lengths) * width else Layout.of(lengths, width, num_tokens)
@@ -226,14 +240,7 @@ class PolicyWithValueHead(nn.Module):
         self, input_ids: Tensor, layout: Layout | None, rows: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """States before the output head, [B, T, H] or packed [1, N, H], and logits at the given of them, [n, V]."""
-        every = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :].expand_as(input_ids)
-        arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": every}
-        opened: AbstractContextManager[None] = nullcontext()
-        if layout is not None and self._packing is not None:
-            packed_ids = input_ids[layout.rows, layout.positions][None]
-            arguments = {"input_ids": packed_ids, "position_ids": layout.positions[None], "layout": layout}
-            opened = self._packing.open()
-        with opened, head_at(self.policy, rows, positions) as seen:
+        with self._reading(input_ids, layout) as arguments, head_at(self.policy, rows, positions) as seen:
             out = self.policy(**arguments, use_cache=False, output_hidden_states=not self._narrows)
         if self._narrows and seen:
             return seen[0], out.logits[0]
@@ -241,6 +248,26 @@ class PolicyWithValueHead(nn.Module):
             self._narrows = False
             return self._states_and_logits(input_ids, layout, rows, positions)
         return out.hidden_states[-1], out.logits[rows, positions]
+
+    def _value_states(self, input_ids: Tensor, layout: Layout | None) -> Tensor:
+        """What leaves the values' own trunk, [B, T, H] or packed [1, N, H]."""
+        assert self.value_trunk is not None, "values have a trunk of their own"
+        with self._reading(input_ids, layout) as arguments:
+            states: Tensor = self.value_trunk(**arguments, use_cache=False).last_hidden_state
+        return states
+
+    @contextmanager
+    def _reading(self, input_ids: Tensor, layout: Layout | None) -> Iterator[dict[str, Any]]:
+        """Yields how the networks are to be told of the rows, padded or packed."""
+        if layout is None:
+            every = torch.arange(input_ids.shape[1], device=input_ids.device)[None, :].expand_as(input_ids)
+            yield {"input_ids": input_ids, "position_ids": every}
+            return
+        packed_ids = input_ids[layout.rows, layout.positions][None]
+        with ExitStack() as opened:
+            for packing in self._packing:
+                opened.enter_context(packing.open())
+            yield {"input_ids": packed_ids, "position_ids": layout.positions[None], "layout": layout}
 
     def _value(self, hidden: Tensor) -> Tensor:
         """[..., H] to [...] float32, whatever the trunk's precision."""

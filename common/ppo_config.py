@@ -54,8 +54,11 @@ class PPOConfig(Config):
     like length go together, and the gradient is the same. None: by microbatch_sequences."""
     optimizer: Optimizer = AdamW(lr=1e-4)
     """Optimizer of the policy."""
+    value_network: Literal["shared", "own"] = "shared"
+    """What the value head stands on: the policy's own trunk, or a network that begins as a copy of it and learns from
+    the value loss alone. `own` learns more per sample, and costs as much again in memory and nearly so in time."""
     value_head_lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the value head; None: the AdamW rate of the policy."""
+    """Learning rate of the value head, and of its network where it has one; None: the AdamW rate of the policy."""
     lr_warmup_updates: int = Field(default=0, ge=0)
     """Updates over which all learning rates rise linearly."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "linear"
@@ -209,6 +212,20 @@ class PPOConfig(Config):
                     f"{name}={value} is for a value head, and advantage={self.advantage!r} has none: a "
                     f'response counts as a whole; set {name} = {str(neutral).lower()}, or advantage = "gae"'
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _values_are_wanted(self) -> "PPOConfig":
+        if self.value_network == "own" and not self.uses_value_head:
+            raise ValueError(
+                f'value_network="own" serves values, and advantage={self.advantage!r} needs none; set value_network = '
+                '"shared", or advantage = "gae"'
+            )
+        if self.value_network == "own" and self.trainable_layers is not None:
+            raise ValueError(
+                f'value_network="own" trains a whole network beside the top {self.trainable_layers} layers of the '
+                'policy; set value_network = "shared", or leave trainable_layers out'
+            )
         return self
 
     @model_validator(mode="after")

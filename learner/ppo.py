@@ -22,6 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from common.errors import CorruptWeightsError
+from common.fused_layers import fuse_layers
 from common.masked import whiten
 from common.modeling import (
     PolicyOutput,
@@ -37,6 +38,7 @@ from learner.early_stop import went_too_far
 from learner.flat_policy import FlatPolicy
 from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
+from learner.norms import total_norm
 from learner.off_policy import decouple
 from learner.optimizers import build_optimizers, set_rate
 from learner.packing import minibatches
@@ -81,7 +83,7 @@ class PPOLearner:
         optimizers = build_optimizers(
             config.optimizer,
             model.policy.named_parameters(),
-            head=list(model.value_head.parameters()),
+            head=list(model.value_parameters()),
             head_lr=config.value_head_lr,
         )
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
@@ -89,6 +91,9 @@ class PPOLearner:
         self.flat = FlatPolicy(self.plain.policy)
         if accelerator.num_processes == 1:  # several exchange gradients that must be dense from the start
             add_embedding_gradient_in_place(self.plain.policy)
+        for trunk in (self.plain.policy, self.plain.value_trunk):
+            if trunk is not None:
+                fuse_layers(trunk)
         self.passes = Passes(self.model, self.plain, config)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
@@ -186,7 +191,7 @@ class PPOLearner:
         """Raise CorruptWeightsError if a weight or a number of the optimizer state is NaN or infinite."""
         states = [v for o in self.optimizers for slots in o.state.values() for v in slots.values()]
         numbers = [p.detach() for p in self.plain.parameters()] + [v for v in states if v.is_floating_point()]
-        if math.isfinite(float(torch.nn.utils.get_total_norm(numbers))):  # many times faster than the largest one
+        if math.isfinite(float(total_norm(numbers))):  # many times faster than the largest one
             return
         largest = float(torch.nn.utils.get_total_norm(numbers, math.inf))
         if not math.isfinite(largest):
@@ -325,7 +330,7 @@ class PPOLearner:
     def clip(self, parameters: Sequence[nn.Parameter]) -> float:
         """Scale gradients down to the largest norm where they are above it; returns the norm before."""
         self.accelerator.unscale_gradients()
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = total_norm([p.grad for p in parameters if p.grad is not None])
         if norm > self.config.max_grad_norm:  # else a pass over all gradients would multiply them by 1
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         return float(norm)

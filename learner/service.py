@@ -222,7 +222,9 @@ def build_learner(config: RunConfig, paths: ModelPaths, folder: Path) -> Learner
     tokenizer = load_tokenizer(paths.policy)
     accelerator = build_accelerator(config)
     dtype = resolve_dtype(config.learner.dtype, accelerator.device, serves=False)
-    model = PolicyWithValueHead(load_policy(paths.policy, dtype=dtype))
+    model = PolicyWithValueHead(
+        load_policy(paths.policy, dtype=dtype), own_value_trunk=config.ppo.value_network == "own"
+    )
     probe = permutation(len(tokenizer), config.seed, _PROBE)[: PROBE_ROWS * PROBE_TOKENS]
     learner = PPOLearner(
         model,

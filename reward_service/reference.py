@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from common.fused_layers import fuse_layers
 from common.logprobs import log_distribution
 from common.narrow_head import head_at
 from common.padding import pad_right
@@ -28,6 +29,7 @@ class Reference:
         self.policy = policy.eval()
         self.batch_sequences = batch_sequences
         self.device = next(policy.parameters()).device
+        fuse_layers(policy)
 
     def logprobs(self, chunk: RolloutChunk) -> tuple[ReferenceChunk, Stats]:
         """Logprobs of every response token of a chunk, in order.

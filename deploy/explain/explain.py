@@ -132,7 +132,13 @@ def _model(config: RunConfig, shape: PretrainedConfig, texts: Texts) -> Group:
         what = "everything" if top is None else f"the top {counts(top, 'layer')} and the final norm"
         figures += [
             Figure("trained_parameters", "parameters that PPO trains", size.trained, f"{what} (ppo.trainable_layers)"),
-            Figure("value_head_parameters", "parameters of the value head", size.head, f"width of {size.width:,} + 1"),
+            Figure(
+                "value_head_parameters",
+                "parameters of the value head",
+                size.head,
+                f"width of {size.width:,} + 1"
+                + (", and a network of its own (ppo.value_network)" if size.value_trunk else ""),
+            ),
         ]
     return Group("model", "Policy", figures)
 

@@ -102,8 +102,8 @@ def _classifier(name: str, what: str, parameters: int | None) -> Figure:
 
 def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passes: PassSize | None) -> Group:
     """The learner."""
-    gradients = size.trained * size.value_bytes + size.trained_head * FLOAT_BYTES
-    weights, state = size.weights_bytes + size.head * FLOAT_BYTES, optimizer_bytes(size)
+    gradients = size.trained * size.value_bytes + size.trained_head_bytes
+    weights, state = size.weights_bytes + size.head_bytes, optimizer_bytes(size)
     dtype, rows, tokens = _trained(config.learner.dtype), microbatch_rows(ppo), longest_tokens(ppo)
     muon = f", one for the {size.by_muon:,} of hidden matrices" if size.by_muon else ""
     frozen = Figure(

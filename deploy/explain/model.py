@@ -51,6 +51,7 @@ def policy_size(shape: PretrainedConfig, config: RunConfig) -> PolicySize:
     is_muon = config.ppo is not None and isinstance(config.ppo.optimizer, Muon)
     matrices = [p for name, p in trained if is_muon and p.ndim == 2 and not is_table(name)]
     text = shape.get_text_config()
+    value_trunk = [p.numel() for p in policy.base_model.parameters()] if _has_own_values(config) else []
     return PolicySize(
         parameters=sum(p.numel() for _, p in parameters),
         value_bytes=bytes_of(config.learner.dtype),
@@ -60,6 +61,8 @@ def policy_size(shape: PretrainedConfig, config: RunConfig) -> PolicySize:
         by_muon=sum(p.numel() for p in matrices),
         muon_tensors=len(matrices),
         trains_head=config.ppo is None or config.ppo.uses_value_head,
+        value_trunk=sum(value_trunk),
+        value_trunk_tensors=len(value_trunk),
         width=text.hidden_size,
         vocabulary=text.vocab_size,
         layers=len(decoder_layers(policy)),
@@ -73,9 +76,15 @@ def pass_size(shape: PretrainedConfig, config: RunConfig) -> PassSize | None:
     try:
         with FakeTensorMode():
             policy = _unloaded_policy(shape, config)
-            return PassSize(_cache_values(policy), _live_bytes(PolicyWithValueHead(policy), ppo))
+            cache = _cache_values(policy)
+            model = PolicyWithValueHead(policy, own_value_trunk=_has_own_values(config))
+            return PassSize(cache, _live_bytes(model, ppo))
     except RuntimeError:  # torch's word for a pass that depends on values; fake tensors have none
         return None
+
+
+def _has_own_values(config: RunConfig) -> bool:
+    return config.ppo is not None and config.ppo.value_network == "own"
 
 
 def _unloaded_policy(shape: PretrainedConfig, config: RunConfig) -> PreTrainedModel:

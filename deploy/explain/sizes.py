@@ -35,6 +35,9 @@ class PolicySize:
     """Of the residual stream; the value head has one parameter more."""
     trains_head: bool
     """Whether the value head learns: not with advantages that need none."""
+    value_trunk: int
+    """Parameters of the values' own network below the head; 0 where the policy's trunk serves both."""
+    value_trunk_tensors: int
     vocabulary: int
     layers: int
     """Of the decoder."""
@@ -46,18 +49,23 @@ class PolicySize:
 
     @property
     def head(self) -> int:
-        """Parameters of the value head."""
-        return self.width + 1
+        """Parameters of the value head, its own network's included."""
+        return self.width + 1 + self.value_trunk
 
     @property
-    def trained_head(self) -> int:
-        """Those of them that learn."""
-        return self.head if self.trains_head else 0
+    def head_bytes(self) -> int:
+        """The head is in float32, its network as the policy is."""
+        return (self.width + 1) * FLOAT_BYTES + self.value_trunk * self.value_bytes
+
+    @property
+    def trained_head_bytes(self) -> int:
+        """Of what learns of it."""
+        return self.head_bytes if self.trains_head else 0
 
     @property
     def by_adamw(self) -> int:
-        """Tensors, weight and bias of the value head included."""
-        return self.trained_tensors - self.muon_tensors + 2 * self.trains_head
+        """Tensors, those of the value head included."""
+        return self.trained_tensors - self.muon_tensors + (2 + self.value_trunk_tensors) * self.trains_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +85,14 @@ def bytes_of(dtype: DType) -> int:
 
 def optimizer_bytes(size: PolicySize) -> int:
     """AdamW keeps two numbers per trained parameter and a count per tensor, Muon one per weight of a hidden matrix."""
-    return (2 * size.trained - size.by_muon) * size.value_bytes + (2 * size.trained_head + size.by_adamw) * FLOAT_BYTES
+    of_policy = (2 * size.trained - size.by_muon) * size.value_bytes
+    return of_policy + 2 * size.trained_head_bytes + size.by_adamw * FLOAT_BYTES
 
 
 def checkpoint_bytes(size: PolicySize) -> int:
     """Weights, value head and optimizer state of one checkpoint; its few kilobytes of JSON are left out."""
-    stored = size.tensors + 2 + 3 * size.by_adamw + size.muon_tensors
-    return size.weights_bytes + size.head * FLOAT_BYTES + optimizer_bytes(size) + stored * _HEADER_BYTES
+    stored = size.tensors + 2 + size.value_trunk_tensors + 3 * size.by_adamw + size.muon_tensors
+    return size.weights_bytes + size.head_bytes + optimizer_bytes(size) + stored * _HEADER_BYTES
 
 
 def publish_bytes(size: PolicySize) -> int:
@@ -126,7 +135,7 @@ def disk(config: RunConfig, ppo: PPOConfig, size: PolicySize) -> Group:
     file, one, number = trajectory_file_bytes(config, ppo), checkpoint_bytes(size), kept_checkpoints(ppo)
     models = models_bytes(config, size)
     files, checkpoints = ppo.updates * file, number * one
-    parts = (size.weights_bytes, size.head * FLOAT_BYTES, optimizer_bytes(size))
+    parts = (size.weights_bytes, size.head_bytes, optimizer_bytes(size))
     weights, head, state = map(show_bytes, parts)
     figures = [
         Figure(

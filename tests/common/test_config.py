@@ -237,6 +237,15 @@ def test_what_only_a_value_head_can_do_is_refused_without_one(change, named):
     assert load_config(TINY, [FOUR, change]).ppo.advantage == "gae"
 
 
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [((FOUR, "ppo.advantage=rloo"), "advantage='rloo' needs none"), (("ppo.trainable_layers=1",), "the top 1 layers")],
+)
+def test_a_value_network_of_its_own_is_refused_where_nothing_would_come_of_it(beside, named):
+    assert named in error(*beside, "ppo.value_network=own")
+    assert load_config(TINY, ["ppo.value_network=own"]).ppo.value_network == "own"
+
+
 @pytest.mark.parametrize(("kind", "whitening"), [("gae", "batch"), ("rloo", "none"), ("group_norm", "none")])
 def test_advantages_are_whitened_unless_groups_centre_them(kind, whitening):
     changes = [FOUR, NO_KL, f"ppo.advantage={kind}"]

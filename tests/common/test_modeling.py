@@ -36,8 +36,8 @@ def padded(lengths=LENGTHS, extra=0, pad_id=0, seed=0):
     return torch.from_numpy(ids), torch.tensor([p for p, _ in lengths]), torch.tensor([r for _, r in lengths])
 
 
-def with_random_values(policy):
-    model = PolicyWithValueHead(policy)
+def with_random_values(policy, *, own_value_trunk=False):
+    model = PolicyWithValueHead(policy, own_value_trunk=own_value_trunk)
     nn.init.normal_(model.value_head.weight, generator=torch.Generator().manual_seed(0))
     nn.init.constant_(model.value_head.bias, 0.3)
     return model
@@ -264,3 +264,29 @@ def test_a_device_that_is_not_there_is_an_error_and_auto_takes_what_is_there():
         assert resolve_device("auto", 1).type == "cpu"
         with pytest.raises(ConfigError, match='device = "cuda", but torch sees no GPU'):
             resolve_device("cuda", 1)
+
+
+def test_values_of_their_own_trunk_begin_as_those_of_the_policys(architecture):
+    policy = architecture()
+    shared, own = with_random_values(policy), with_random_values(policy, own_value_trunk=True)
+    expected, found = run(shared, *padded()), run(own, *padded())
+    for name in ("logprobs", "entropy", "values", "last_values"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    with torch.no_grad():
+        for parameter in own.value_trunk.parameters():
+            parameter.mul_(1.5)
+    moved = run(own, *padded())
+    assert torch.equal(moved.logprobs, expected.logprobs)
+    assert not torch.equal(moved.values, expected.values)
+
+
+def test_values_of_their_own_and_logprobs_share_no_gradient(architecture):
+    model = with_random_values(architecture(), own_value_trunk=True)
+    ids, prompts, responses = padded()
+    out = model(ids, prompts, responses, int(responses.max()), 1.0)
+    of_values = {id(p) for p in model.value_parameters()}
+    (out.values.sum() + out.last_values.sum()).backward(retain_graph=True)
+    assert {id(p) for p in model.parameters() if p.grad is not None} == of_values
+    model.zero_grad(set_to_none=True)
+    (out.logprobs.sum() + out.entropy.sum()).backward()
+    assert {id(p) for p in model.parameters() if p.grad is not None} == {id(p) for p in model.policy.parameters()}

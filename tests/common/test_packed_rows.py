@@ -20,15 +20,18 @@ def run(model):
     return out, found
 
 
-def test_packed_rows_have_the_outputs_and_gradients_of_padded_ones(architecture):
-    model = PolicyWithValueHead(architecture()).double()
+@pytest.mark.parametrize("own_value_trunk", [False, True], ids=["shared", "own"])
+def test_packed_rows_have_the_outputs_and_gradients_of_padded_ones(architecture, own_value_trunk):
+    model = PolicyWithValueHead(architecture(), own_value_trunk=own_value_trunk).double()
     nn.init.normal_(model.value_head.weight)
     expected, gradients = run(model)
     model.pack()
     widths = []
-    model.policy.get_input_embeddings().register_forward_hook(lambda _, args, out: widths.append(tuple(out.shape[:2])))
+    trunks = [model.policy, model.value_trunk][: 1 + own_value_trunk]
+    for trunk in trunks:
+        trunk.get_input_embeddings().register_forward_hook(lambda _, args, out: widths.append(tuple(out.shape[:2])))
     found, again = run(model)
-    assert widths == [(1, 28)], "28 tokens are live of 45"
+    assert widths == [(1, 28)] * len(trunks), "28 tokens are live of 45"
     for name in ("logprobs", "entropy", "values", "last_values"):
         torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-12, atol=1e-12)
     for name in gradients:

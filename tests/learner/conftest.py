@@ -180,10 +180,11 @@ def make_learner(ppo_config):
     """A learner over its own copy of a policy."""
 
     def build(policy, config=None, *, run_seed=5, double=False, **changed):
-        model = PolicyWithValueHead(copy.deepcopy(policy))
+        config = config or ppo_config(**changed)
+        model = PolicyWithValueHead(copy.deepcopy(policy), own_value_trunk=config.value_network == "own")
         return PPOLearner(
             model.double() if double else model,
-            config or ppo_config(**changed),
+            config,
             run_seed=run_seed,
             accelerator=Accelerator(cpu=True),
         )

@@ -359,3 +359,27 @@ def test_an_update_that_changed_nothing_has_no_hash_and_leaves_nothing_to_publis
     assert not report.is_finite
     assert report.weights_hash == ""
     assert learner.weights().hash == before.hash
+
+
+def test_a_value_network_of_its_own_learns_and_is_not_published(tiny_policy, sample, make_learner, weights_of, changed):
+    policy = tiny_policy()
+    learner = make_learner(policy, value_network="own", value_head_lr=1e-2)
+    before, published = weights_of(learner), {spec.name for spec in learner.weights().manifest}
+    assert published == {name for name, _ in policy.named_parameters()}
+    learner.update(sample(policy))
+    assert set(changed(before, weights_of(learner))) == set(before)
+    rates = [group["lr"] for group in learner.optimizers[0].param_groups]
+    assert rates == [1e-3, 1e-2], "the network has the value head's rate"
+
+
+def test_a_value_network_of_its_own_leaves_the_policys_gradient_to_the_policys_loss(
+    tiny_policy, sample, make_learner, gradients, assert_close
+):
+    policy = tiny_policy()
+    seen = {}
+    for coef in (0.1, 5.0):
+        learner = make_learner(policy, value_network="own", value_coef=coef, max_grad_norm=float("inf"), double=True)
+        noted = gradients(learner)
+        learner.update(sample(policy))
+        seen[coef] = {name: g for name, g in noted[0].items() if name.startswith("policy.")}
+    assert_close(seen[0.1], seen[5.0], relative=1e-12)

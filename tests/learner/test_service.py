@@ -82,6 +82,7 @@ KINDS = {
     "trunk, adaptive": ADAPTIVE | {"reference": "shared_trunk", "trainable_layers": 1},
     "trunk of all layers": {"reference": "shared_trunk", "kl": {"type": "fixed", "coef": 0.0}, "kl_loss_coef": 0.1},
     "none": {"reference": "none", "kl": {"type": "fixed", "coef": 0.0}},
+    "values of their own": ADAPTIVE | {"value_network": "own"},
     "normalised scores": ADAPTIVE | {"score_normalization": {"type": "running", "subtract_mean": True, "decay": 0.9}},
 }
 

@@ -31,13 +31,15 @@ from deploy.bench.roofline import Roofline
 from deploy.bench.shapes import model_of
 
 ROOT = Path(__file__).parents[3]
-OURS, OURS_TOP_2 = "ours", "ours-top-2"
+OURS, OURS_TOP_2, OURS_OWN_VALUE = "ours", "ours-top-2", "ours-own-value"
 CLASSIC, EXPERIMENTAL, EXPERIMENTAL_SMALL, GROUP = (
     "trl-0.11.4-ppo",
     "trl-1.9.2-ppo",
     "trl-1.9.2-ppo-small",
     "trl-1.16-grpo",
 )
+VARIANTS: dict[str, tuple[str, ...]] = {OURS: (), OURS_TOP_2: ("top-2",), OURS_OWN_VALUE: ("own-value",)}
+"""Of ours: further arguments of its program."""
 TRL: dict[str, tuple[Environment, str, tuple[str, ...]]] = {
     CLASSIC: (TRL_CLASSIC, "classic_ppo", ()),
     EXPERIMENTAL: (TRL_EXPERIMENTAL, "experimental_ppo", ("value",)),
@@ -48,6 +50,7 @@ TRL: dict[str, tuple[Environment, str, tuple[str, ...]]] = {
 NOTES = {
     OURS: "value head, all layers",
     OURS_TOP_2: "trainable_layers = 2: fewer parameters learn",
+    OURS_OWN_VALUE: 'value_network = "own": as large as the policy',
     CLASSIC: "value head, all layers: the same algorithm as ours",
     EXPERIMENTAL: "value model as large as the policy",
     EXPERIMENTAL_SMALL: "value model of one layer, 32 wide: its most favourable case",
@@ -60,8 +63,14 @@ MUSTS = {
     ("smollm2-135m", OURS_TOP_2, EXPERIMENTAL): 4.0,
 }
 """Least ratio of seconds per step, by model, ours and theirs."""
-GROUPS = ((CLASSIC, EXPERIMENTAL), (EXPERIMENTAL_SMALL, GROUP))
-"""Which of TRL's take turns with ours: not all at once, for each keeps its model, gradients and optimizer in memory."""
+GROUPS = (
+    (OURS, OURS_TOP_2, CLASSIC, EXPERIMENTAL),
+    (OURS, OURS_TOP_2, EXPERIMENTAL_SMALL, GROUP),
+    (OURS_OWN_VALUE, EXPERIMENTAL),
+)
+"""Who takes turns with whom: not all at once, for each keeps its model, gradients and optimizer in memory. What two groups
+measure alike is told of the first.
+"""
 
 Turns = Mapping[str, Sequence[StepTimes]]
 
@@ -70,9 +79,8 @@ def peers_of(names: Sequence[str], work: Path, cache: Path, console: Console) ->
     """Programs to be started; environments that are not there are built first."""
     peers = []
     for name in names:
-        if name not in TRL:
-            layers = ("2",) if name == OURS_TOP_2 else ()
-            command = (sys.executable, "-m", "deploy.bench.peers.ours", str(work), *layers)
+        if name in VARIANTS:
+            command = (sys.executable, "-m", "deploy.bench.peers.ours", str(work), *VARIANTS[name])
             peers.append(Peer(name, command, ROOT))
             continue
         environment, program, arguments = TRL[name]
@@ -117,7 +125,7 @@ def figures_of(model: str, turns: Turns) -> list[Figure]:
             seconds = statistics.median(getattr(times, phase) for times in seen)
             note = NOTES[name] if phase == "total" else ""
             figures.append(Figure(f"peers.{model}.{name}.{phase}", seconds, "s", note=note))
-    for ours in (OURS, OURS_TOP_2):
+    for ours in VARIANTS:
         for theirs in TRL:
             if ours in turns and theirs in turns:
                 pairs = zip(turns[theirs], turns[ours], strict=True)
@@ -136,7 +144,7 @@ def measure(options: Options, _roof: Roofline) -> list[Figure]:
         task = Task(steps=options.rounds + 1)
         for group in GROUPS:
             policy = model_of(model, seed=task.seed)
-            with at_work((OURS, OURS_TOP_2, *group), policy, task, options.cache, console) as children:
+            with at_work(group, policy, task, options.cache, console) as children:
                 turns = take_turns(children, options.rounds, console)
             figures = {figure.name: figure for figure in figures_of(model, turns)} | figures
     return sorted(figures.values(), key=lambda figure: figure.unit)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-COLOURS = ("#1b6ca8", "#d1495b", "#66785f")
+COLOURS = ("#1b6ca8", "#6fb1e0", "#d1495b", "#66785f")
 WIDTH_INCHES, HEIGHT_INCHES, DPI = 9.0, 3.4, 110
 SMOOTH_STEPS = 3
 """Steps that each point of a line is the mean of."""

@@ -6,6 +6,7 @@ A program that is told by its measurer when to do a step, as those of `programs/
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,7 +28,15 @@ from learner.ppo import PPOLearner
 from reward_service.reference import Reference
 
 
-def config_of(task: Task, trainable_layers: int | None) -> PPOConfig:
+VARIANTS: dict[str, dict[str, Any]] = {
+    "all-layers": {"reference": "service"},
+    "top-2": {"reference": "shared_trunk", "trainable_layers": 2},
+    "own-value": {"reference": "service", "value_network": "own"},
+}
+"""What differs from one of ours to the next."""
+
+
+def config_of(task: Task, variant: str) -> PPOConfig:
     """The same hyperparameters in our words."""
     return PPOConfig(
         data=["prompts"],
@@ -44,8 +53,7 @@ def config_of(task: Task, trainable_layers: int | None) -> PPOConfig:
         value_clip_eps=task.value_clip_eps,
         value_coef=task.value_coef,
         kl=FixedKL(coef=task.kl_coef),
-        trainable_layers=trainable_layers,
-        reference="service" if trainable_layers is None else "shared_trunk",
+        **VARIANTS[variant],
     )
 
 
@@ -56,10 +64,10 @@ class OurStep:
         folder: the work folder.
         task: that of the folder.
         turns: told how long phases take.
-        trainable_layers: None: all.
+        variant: one of `VARIANTS`.
     """
 
-    def __init__(self, folder: Path, task: Task, turns: Turns, trainable_layers: int | None) -> None:
+    def __init__(self, folder: Path, task: Task, turns: Turns, variant: str) -> None:
         self.task = task
         self.turns = turns
         self.prompts = read_prompts(folder)
@@ -67,11 +75,11 @@ class OurStep:
         policy = str(folder / "policy")
         engine = SamplingEngine(load_policy(policy), frozenset())
         self.worker = RolloutWorker(engine, fetch=lambda handle: handle.ref)
-        config = config_of(task, trainable_layers)
+        config = config_of(task, variant)
         self.reference = None
         if config.reference == "service":
             self.reference = Reference(load_policy(policy), batch_sequences=task.batch)
-        model = PolicyWithValueHead(load_policy(policy))
+        model = PolicyWithValueHead(load_policy(policy), own_value_trunk=config.value_network == "own")
         self.learner = PPOLearner(model, config, run_seed=task.seed, accelerator=Accelerator(cpu=True))
 
     def step(self, number: int) -> tuple[float, float]:
@@ -113,15 +121,15 @@ class OurStep:
         ]
 
 
-def main(folder: Path, trainable_layers: int | None) -> None:
+def main(folder: Path, variant: str) -> None:
     """Steps as they are asked for."""
     task, turns = Task.read(folder), Turns.of_this_process()
     torch.set_num_threads(task.threads)
     keep_freed_memory()
-    ours = OurStep(folder, task, turns, trainable_layers)
+    ours = OurStep(folder, task, turns, variant)
     turns.ready(transformers=transformers.__version__, torch=torch.__version__)
     turns.run(ours.step)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main(Path(sys.argv[1]), sys.argv[2] if len(sys.argv) > 2 else "all-layers")

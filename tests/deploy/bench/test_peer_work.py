@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from deploy.bench.peers.comparison import TRL
-from deploy.bench.peers.ours import OurStep
+from deploy.bench.peers.ours import VARIANTS, OurStep
 from deploy.bench.peers.programs.judging import judge_ids, load_judge
 from deploy.bench.peers.programs.task import END, PADDING, Task, read_prompts
 from deploy.bench.peers.programs.turns import Turns
@@ -88,10 +88,10 @@ def test_the_classifier_says_what_its_own_head_says(work):
     torch.testing.assert_close(ours, judge(input_ids=ids).logits[:, 0].detach())
 
 
-@pytest.mark.parametrize("trainable_layers", [None, 2])
-def test_ours_does_a_step_of_full_length_and_learns(work, trainable_layers):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ours_does_a_step_of_full_length_and_learns(work, variant):
     said = io.StringIO()
-    ours = OurStep(work, Task.read(work), Turns(io.StringIO("step\nstep\n"), said), trainable_layers)
+    ours = OurStep(work, Task.read(work), Turns(io.StringIO("step\nstep\n"), said), variant)
     before = [p.detach().clone() for p in ours.learner.plain.policy.parameters()]
     with pytest.raises(SystemExit):
         ours.turns.run(ours.step)
@@ -102,7 +102,7 @@ def test_ours_does_a_step_of_full_length_and_learns(work, trainable_layers):
     after = list(ours.learner.plain.policy.parameters())
     changed = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert 0 < changed <= len(before)
-    assert (changed == len(before)) is (trainable_layers is None)
+    assert (changed == len(before)) is (variant != "top-2")
     assert ours.learner.step == 2
 
 

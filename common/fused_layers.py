@@ -1,0 +1,178 @@
+"""Decoder layers of the Llama family in two pieces, with their gradients written out.
+
+A layer of transformers is some sixty small operations around seven matrix products, and autograd notes each of them; at
+the rows of a minibatch they take a fifth of the time. Here a layer is what stands before attention and what stands after
+it. Attention itself stays transformers' interface, so that packed rows (`packed_rows.py`) work as ever, and parameters
+stay where they are. On CPUs only; elsewhere, and for other architectures, nothing is changed.
+
+    x ─▶ norm ─▶ q, k, v ─▶ turn q, k ─▶ attention ─▶ out, + x ─▶ norm ─▶ gate, up ─▶ silu(gate) · up ─▶ down, + ─▶ y
+    └────────── BeforeAttention ─────┘               └──────────────────── AfterAttention ────────────────────────┘
+
+A gradient is named after what it is taken by: `by_gate` is that of the loss by gate. Called by whoever trains a policy
+or computes its logprobs.
+
+Legend: N tokens (B · T of a padded batch), H width, h heads, D numbers of a head, I width of the feed-forward part.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import silu
+from transformers import LlamaForCausalLM, LlamaModel
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, eager_attention_forward
+
+
+def fuse_layers(model: nn.Module) -> str:
+    """Have a model's layers compute as here, from now on.
+
+    Args:
+        model: a causal language model or its trunk, placed and in evaluation mode.
+
+    Returns:
+        Empty; or, where nothing was changed, why.
+    """
+    trunk = model.model if isinstance(model, LlamaForCausalLM) else model
+    if type(trunk) is not LlamaModel:
+        return f"{type(model).__name__} is not of the Llama family"
+    config = trunk.config
+    if config.hidden_act not in ("silu", "swish") or config.attention_bias or config.mlp_bias:
+        return f"its activation is {config.hidden_act}, or its linear layers have biases"
+    kinds = {(p.device.type, p.dtype) for p in trunk.layers.parameters()}
+    if not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
+        return "its layers are not in float32 on the CPU"
+    for layer in trunk.layers:
+        if type(layer) is LlamaDecoderLayer:
+            layer.__class__ = FusedLlamaLayer
+    return ""
+
+
+class FusedLlamaLayer(LlamaDecoderLayer):  # type: ignore[misc]
+    """A Llama layer in two nodes of the graph, and attention between them."""
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = False,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """[B, T, H] to [B, T, H]; with a cache of keys and values, as the layer that it was."""
+        if past_key_values is not None or position_embeddings is None:
+            return super().forward(  # type: ignore[no-any-return]
+                hidden_states, attention_mask, position_ids, past_key_values, use_cache, position_embeddings, **kwargs
+            )
+        attention, mlp = self.self_attn, self.mlp
+        heads = BeforeAttention.apply(  # type: ignore[no-untyped-call]
+            hidden_states, self.input_layernorm.weight, attention.q_proj.weight, attention.k_proj.weight,
+            attention.v_proj.weight, *position_embeddings, self.input_layernorm.variance_epsilon,
+        )  # fmt: skip
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+        attended, _ = interface(
+            attention, *(part.transpose(1, 2) for part in heads), attention_mask, dropout=0.0,
+            scaling=attention.scaling, **kwargs,
+        )  # fmt: skip
+        norm = self.post_attention_layernorm
+        after: Tensor = AfterAttention.apply(  # type: ignore[no-untyped-call]
+            attended, hidden_states, attention.o_proj.weight, norm.weight, mlp.gate_proj.weight, mlp.up_proj.weight,
+            mlp.down_proj.weight, norm.variance_epsilon,
+        )  # fmt: skip
+        return after
+
+
+class BeforeAttention(torch.autograd.Function):
+    """Norm, projections and rotary positions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, norm: Tensor, q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, H] to queries, keys and values, [B, T, h, D] each; cos and sin are [B, T, D] of the positions."""
+        rows, cos, sin = x.reshape(-1, x.shape[-1]), cos[:, :, None], sin[:, :, None]
+        scale = _scale(rows, eps)
+        normed = torch.mul(rows, scale).mul_(norm)
+        heads = [torch.mm(normed, weight.t()).view(*x.shape[:2], -1, cos.shape[-1]) for weight in (q, k, v)]
+        ctx.save_for_backward(rows, scale, normed, norm, q, k, v, cos, sin)
+        return _turn(heads[0], cos, sin), _turn(heads[1], cos, sin), heads[2]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_q: Tensor, by_k: Tensor, by_v: Tensor) -> tuple[Tensor | None, ...]:
+        """Back by the opposite turn."""
+        rows, scale, normed, norm, *weights, cos, sin = ctx.saved_tensors
+        by_heads = [_turn(by_q, cos, -sin), _turn(by_k, cos, -sin), by_v]
+        parts = [part.reshape(len(rows), -1) for part in by_heads]
+        by_normed = torch.mm(parts[0], weights[0]).addmm_(parts[1], weights[1]).addmm_(parts[2], weights[2])
+        by_rows, by_norm = _by_norm(by_normed, rows, scale, norm)
+        by_weights = [torch.mm(p.t(), normed) if ctx.needs_input_grad[2 + i] else None for i, p in enumerate(parts)]
+        return by_rows.view(*by_q.shape[:2], -1), by_norm, *by_weights, None, None, None
+
+
+class AfterAttention(torch.autograd.Function):
+    """Output projection and residual, norm, SwiGLU (arXiv:2002.05202, eq. 6) and residual."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, attended: Tensor, x: Tensor, out: Tensor, norm: Tensor, gate: Tensor, up: Tensor, down: Tensor,
+        eps: float,
+    ) -> Tensor:  # fmt: skip
+        """[B, T, h, D] of attention and [B, T, H], the states before the layer, to the states after it."""
+        wide = attended.reshape(-1, out.shape[1])
+        rows = torch.addmm(x.reshape(-1, x.shape[-1]), wide, out.t())
+        scale = _scale(rows, eps)
+        normed = torch.mul(rows, scale).mul_(norm)
+        gated, upped = torch.mm(normed, gate.t()), torch.mm(normed, up.t())
+        active = silu(gated)
+        inner = active * upped
+        ctx.save_for_backward(wide, rows, scale, normed, gated, active, upped, inner, out, norm, gate, up, down)
+        ctx.shapes = attended.shape, x.shape
+        return torch.addmm(rows, inner, down.t()).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_y: Tensor) -> tuple[Tensor | None, ...]:
+        """In the opposite order."""
+        wide, rows, scale, normed, gated, active, upped, inner, out, norm, gate, up, down = ctx.saved_tensors
+        attended_shape, shape = ctx.shapes
+        by_y = by_y.reshape(rows.shape)
+        by_inner = torch.mm(by_y, down)
+        by_upped = active.mul(by_inner)
+        by_gated = torch.ops.aten.silu_backward(by_inner.mul_(upped), gated)
+        by_normed = torch.mm(by_gated, gate).addmm_(by_upped, up)
+        by_rows, by_norm = _by_norm(by_normed, rows, scale, norm)
+        by_rows += by_y
+        by_attended = torch.mm(by_rows, out).view(attended_shape)
+        if not ctx.needs_input_grad[2]:
+            return by_attended, by_rows.view(shape), None, by_norm, None, None, None, None
+        by_out, by_down = torch.mm(by_rows.t(), wide), torch.mm(by_y.t(), inner)
+        by_gate, by_up = torch.mm(by_gated.t(), normed), torch.mm(by_upped.t(), normed)
+        return by_attended, by_rows.view(shape), by_out, by_norm, by_gate, by_up, by_down, None
+
+
+def _scale(rows: Tensor, eps: float) -> Tensor:
+    """[N, 1] one over the root mean square of each row (arXiv:1910.07467, eq. 4)."""
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return length.square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
+
+
+def _by_norm(by_normed: Tensor, rows: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Of rows · scale · weight: the gradient by the rows, of which scale is a function too, and that by the weight."""
+    unit = rows * scale
+    product = by_normed * unit
+    along = torch.mv(product, weight).div_(rows.shape[-1])
+    by_rows = by_normed.mul_(weight).addcmul_(unit, along[:, None], value=-1).mul_(scale)
+    return by_rows, product.sum(0)
+
+
+def _turn(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """[B, T, h, D] turned by rotary angles, [B, T, 1, D] with two halves that are alike (arXiv:2104.09864, eq. 34)."""
+    half = heads.shape[-1] // 2
+    turned = heads * cos
+    turned[..., :half].addcmul_(heads[..., half:], sin[..., :half], value=-1)
+    turned[..., half:].addcmul_(heads[..., :half], sin[..., half:])
+    return turned
