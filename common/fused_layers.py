@@ -1,9 +1,9 @@
 """Decoder layers of the Llama family in two pieces, with their gradients written out.
 
-A layer of transformers is some sixty small operations around seven matrix products, and autograd notes each of them; at
-the rows of a minibatch they take a fifth of the time. Here a layer is what stands before attention and what stands after
-it. Attention itself stays transformers' interface, so that packed rows (`packed_rows.py`) work as ever, and parameters
-stay where they are. On CPUs only; elsewhere, and for other architectures, nothing is changed.
+A layer of transformers is some sixty small operations around seven matrix products, and autograd notes each of them;
+at the rows of a minibatch they take a fifth of the time. Here a layer is what stands before attention and what stands
+after it. Attention itself stays transformers' interface, so that packed rows (`packed_rows.py`) work as ever, and
+parameters stay where they are. On CPUs only; elsewhere, and for other architectures, nothing is changed.
 
     x ─▶ norm ─▶ q, k, v ─▶ turn q, k ─▶ attention ─▶ out, + x ─▶ norm ─▶ gate, up ─▶ silu(gate) · up ─▶ down, + ─▶ y
     └────────── BeforeAttention ─────┘               └──────────────────── AfterAttention ────────────────────────┘
@@ -29,12 +29,12 @@ def fuse_layers(model: nn.Module) -> str:
     """Have a model's layers compute as here, from now on.
 
     Args:
-        model: a causal language model or its trunk, placed and in evaluation mode.
+        model: a causal language model or its trunk, placed where it will compute.
 
     Returns:
         Empty; or, where nothing was changed, why.
     """
-    trunk = model.model if isinstance(model, LlamaForCausalLM) else model
+    trunk: Any = model.model if isinstance(model, LlamaForCausalLM) else model
     if type(trunk) is not LlamaModel:
         return f"{type(model).__name__} is not of the Llama family"
     config = trunk.config
@@ -72,10 +72,11 @@ class FusedLlamaLayer(LlamaDecoderLayer):  # type: ignore[misc]
             hidden_states, self.input_layernorm.weight, attention.q_proj.weight, attention.k_proj.weight,
             attention.v_proj.weight, *position_embeddings, self.input_layernorm.variance_epsilon,
         )  # fmt: skip
-        interface = ALL_ATTENTION_FUNCTIONS.get_interface(attention.config._attn_implementation, eager_attention_forward)
+        kind = attention.config._attn_implementation
+        interface = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
         attended, _ = interface(
-            attention, *(part.transpose(1, 2) for part in heads), attention_mask, dropout=0.0,
-            scaling=attention.scaling, **kwargs,
+            attention, *(part.transpose(1, 2) for part in heads), attention_mask, scaling=attention.scaling,
+            dropout=attention.attention_dropout if self.training else 0.0, position_ids=position_ids, **kwargs,
         )  # fmt: skip
         norm = self.post_attention_layernorm
         after: Tensor = AfterAttention.apply(  # type: ignore[no-untyped-call]
@@ -157,7 +158,8 @@ class AfterAttention(torch.autograd.Function):
 def _scale(rows: Tensor, eps: float) -> Tensor:
     """[N, 1] one over the root mean square of each row (arXiv:1910.07467, eq. 4)."""
     length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return length.square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
+    scale: Tensor = length.square_().div_(rows.shape[-1]).add_(eps).rsqrt_()
+    return scale
 
 
 def _by_norm(by_normed: Tensor, rows: Tensor, scale: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

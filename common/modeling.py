@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from common.errors import ConfigError
+from common.fused_layers import fuse_layers
 from common.hub import loading
 from common.logprobs import live_slots, token_logprobs
 from common.model_config import FreshModel
@@ -222,6 +223,12 @@ class PolicyWithValueHead(nn.Module):
         packing = PackedRows.of(self.policy)
         if packing is not None:
             self._packing = (packing, *(PackedRows(trunk) for trunk in [self.value_trunk] if trunk is not None))
+
+    def fuse(self) -> None:
+        """From now on compute the layers as `fused_layers.py` does, where it can; in the place where they will be."""
+        fuse_layers(self.policy)
+        if self.value_trunk is not None:
+            fuse_layers(self.value_trunk)
 
     def value_parameters(self) -> Iterator[nn.Parameter]:
         """Those that only the value loss moves: of the head, and of its own trunk where it has one."""

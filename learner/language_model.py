@@ -16,6 +16,7 @@ from common.corpus import Corpus
 from common.demonstrations import Demonstrations
 from common.dialogue import Example
 from common.errors import DataError
+from common.fused_layers import fuse_layers
 from common.logprobs import next_token_loss
 from common.modeling import fresh_policy, load_policy, save_policy
 from common.records import Progress, StageResult
@@ -75,6 +76,7 @@ def train_language_model(
     yield Progress(0, 1, _what_was_cut(encoded, table))
     heldout = _heldout(config, table, loaded, tokenizer)
     model.to(accelerator.device)
+    fuse_layers(model)
     before = {name: perplexity(model, texts) for name, texts in heldout.items()} if source is not None else {}
     prepared = time.perf_counter()
     schedule = schedule_of(table, len(examples))

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from common.errors import CorruptWeightsError
-from common.fused_layers import fuse_layers
+from common.flat_parameters import sealed
 from common.masked import whiten
 from common.modeling import (
     PolicyOutput,
@@ -91,9 +91,7 @@ class PPOLearner:
         self.flat = FlatPolicy(self.plain.policy)
         if accelerator.num_processes == 1:  # several exchange gradients that must be dense from the start
             add_embedding_gradient_in_place(self.plain.policy)
-        for trunk in (self.plain.policy, self.plain.value_trunk):
-            if trunk is not None:
-                fuse_layers(trunk)
+        self.plain.fuse()
         self.passes = Passes(self.model, self.plain, config)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
@@ -108,9 +106,9 @@ class PPOLearner:
         return Identity(self.lineage, self.step)
 
     def weights(self) -> WeightsHandle:
-        """A copy of the policy as it is now, without the value head; see `lend_weights`."""
+        """A copy of the policy as it is now, without the value head, to which nobody writes; see `lend_weights`."""
         lent = self.lend_weights()
-        return replace(lent, ref=lent.ref.copy())
+        return replace(lent, ref=sealed(lent.ref))
 
     @torch.no_grad()
     def lend_weights(self) -> WeightsHandle:

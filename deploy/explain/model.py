@@ -78,6 +78,8 @@ def pass_size(shape: PretrainedConfig, config: RunConfig) -> PassSize | None:
             policy = _unloaded_policy(shape, config)
             cache = _cache_values(policy)
             model = PolicyWithValueHead(policy, own_value_trunk=_has_own_values(config))
+            if config.learner.num_gpus == 0:
+                model.fuse()
             return PassSize(cache, _live_bytes(model, ppo))
     except RuntimeError:  # torch's word for a pass that depends on values; fake tensors have none
         return None

@@ -29,9 +29,10 @@ def test_kept_states_of_the_trunk_change_no_result(
     assert seen["kept"][1]["kl_seq_sum"] == pytest.approx(0, abs=1e-5)
 
 
-def test_the_trunk_is_computed_once_per_sample_and_update(tiny_policy, sample, make_learner):
+@pytest.mark.parametrize(("microbatch", "passes"), [(None, 1), (8, 2)], ids=["together", "as told"])
+def test_the_trunk_is_computed_once_per_sample_and_update(tiny_policy, sample, make_learner, microbatch, passes):
     policy = tiny_policy()
-    learner = make_learner(policy, epochs=3, **TOP)
+    learner = make_learner(policy, epochs=3, microbatch_sequences=microbatch, **TOP)
     layers, ran = decoder_layers(learner.plain.policy), {"bottom": 0, "top": 0}
     for name, index in (("bottom", 0), ("top", -1)):
 
@@ -40,5 +41,6 @@ def test_the_trunk_is_computed_once_per_sample_and_update(tiny_policy, sample, m
 
         layers[index].register_forward_hook(count)
     learner.update(sample(policy))
-    assert ran == {"bottom": 2, "top": 2 + 2 + 3 * 2}  # two minibatches: old logprobs, reference, three epochs
+    first_and_reference, epochs = 2 * passes, 3 * 2  # two minibatches
+    assert ran == {"bottom": passes, "top": first_and_reference + epochs}
     assert learner.passes._kept is None, "nothing is held until the next update"

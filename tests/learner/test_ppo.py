@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from common.flat_parameters import can_lie_on
 from common.metric_catalogue import LEARNING
 from common.modeling import PolicyWithValueHead
 from common.records import Identity
-from common.weights import buffer_hash, flatten, rest_hash
+from common.weights import buffer_hash, distinct_parameters, flatten, rest_hash
 from learner.batch import Batch
 
 CPU = torch.device("cpu")
@@ -307,6 +308,7 @@ def test_published_weights_are_a_copy_without_the_value_head(tiny_policy, sample
     names = [spec.name for spec in handle.manifest]
     assert not any("value_head" in name or "lm_head" in name for name in names)
     assert handle.ref.size == sum(p.numel() for p in policy.parameters())
+    assert can_lie_on(distinct_parameters(policy), handle.ref, handle.manifest), "a worker needs no copy of its own"
 
 
 def test_an_update_tells_the_hash_of_what_is_published_and_the_policy_is_hashed_once(

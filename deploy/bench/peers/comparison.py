@@ -68,8 +68,8 @@ GROUPS = (
     (OURS, OURS_TOP_2, EXPERIMENTAL_SMALL, GROUP),
     (OURS_OWN_VALUE, EXPERIMENTAL),
 )
-"""Who takes turns with whom: not all at once, for each keeps its model, gradients and optimizer in memory. What two groups
-measure alike is told of the first.
+"""Who takes turns with whom: not all at once, for each keeps its model, gradients and optimizer in memory. What two
+groups measure alike is told of the first.
 """
 
 Turns = Mapping[str, Sequence[StepTimes]]

@@ -91,7 +91,8 @@ def figures_of(points: Sequence[Point]) -> list[Figure]:
     for ours, theirs in [(a, b) for a in names if a in VARIANTS for b in names if b in TRL]:
         ratio = statistics.fmean(means[ours]) / statistics.fmean(means[theirs])
         is_alike = (ours, theirs) in ALIKE
-        note = f"mean reward over all trajectories; the same hyperparameters, {'the same' if is_alike else 'other'} networks"
+        networks = "the same networks" if is_alike else "other networks"
+        note = f"mean reward over all trajectories; the same hyperparameters, {networks}"
         must = LEAST_SHARE if is_alike else None
         figures.append(Figure(f"curves.{ours}.over-{theirs}", ratio, "x", must=must, note=note))
     return figures

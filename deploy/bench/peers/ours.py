@@ -27,7 +27,6 @@ from deploy.bench.peers.programs.turns import Turns
 from learner.ppo import PPOLearner
 from reward_service.reference import Reference
 
-
 VARIANTS: dict[str, dict[str, Any]] = {
     "all-layers": {"reference": "service"},
     "top-2": {"reference": "shared_trunk", "trainable_layers": 2},
