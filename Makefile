@@ -2,6 +2,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow lint type format screenshots clean
@@ -9,15 +10,19 @@ PYTHON ?= python3
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev,gguf,s3,tensorboard,wandb]'
+	$(INSTALL) "torch==$$(sed -n 's/^torch==//p' constraints.txt)"
+	$(INSTALL) --constraint constraints.txt --editable '.[demo]'
 	touch $@
 
-setup: $(VENV)/.installed ## Create .venv and install everything, versions as in constraints.txt
+$(VENV)/.installed: $(VENV)/.demo
+	$(INSTALL) --constraint constraints.txt --editable '.[demo,dev,gguf,s3,tensorboard,wandb]'
+	touch $@
 
-demo: setup ## Pre-train, fine-tune, train reward model and judge, run PPO on Ray, evaluate: about 5 minutes
+setup: $(VENV)/.installed ## Create .venv and install everything, tests' tools too, versions as in constraints.txt
+
+demo: $(VENV)/.demo ## Pre-train, fine-tune, train reward model and judge, run PPO on Ray, evaluate: about 5 minutes
 	$(BIN)/minichatgpt run demo
 
 test: setup ## All tests that belong to every change, one real Ray run included: at most 10 minutes
