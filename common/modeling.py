@@ -145,6 +145,12 @@ def add_embedding_gradient_in_place(policy: PreTrainedModel) -> None:
         table.sparse = True
 
 
+def twin_trunk(policy: PreTrainedModel) -> PreTrainedModel:
+    """A copy of a policy without its output head, to be given values of its own; made before the policy is changed."""
+    trunk: PreTrainedModel = copy.deepcopy(policy.base_model)
+    return trunk
+
+
 @dataclass(frozen=True, slots=True)
 class PolicyOutput:
     """What one pass says of the response tokens; gradients flow through all but padding, which holds zeros."""
@@ -164,13 +170,13 @@ class PolicyWithValueHead(nn.Module):
 
     Args:
         policy: any Hugging Face causal language model; its dropout is turned off.
-        own_value_trunk: whether values come from a network of their own, which begins as a copy of the policy's trunk.
+        value_trunk: a network of the same shape that values come from, see `twin_trunk`; None: the policy's trunk.
     """
 
-    def __init__(self, policy: PreTrainedModel, *, own_value_trunk: bool = False) -> None:
+    def __init__(self, policy: PreTrainedModel, *, value_trunk: PreTrainedModel | None = None) -> None:
         super().__init__()
         self.policy = without_dropout(policy)
-        self.value_trunk = copy.deepcopy(policy.base_model) if own_value_trunk else None
+        self.value_trunk = None if value_trunk is None else without_dropout(value_trunk)
         self._packing: tuple[PackedRows, ...] = ()
         self._narrows = policy.get_output_embeddings() is not None
         self.value_head = nn.Linear(policy.config.get_text_config().hidden_size, 1)

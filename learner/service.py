@@ -16,7 +16,7 @@ from common.checkpoint import ShardFiles, read_shard, write_shard
 from common.config import RunConfig
 from common.errors import CheckpointError
 from common.freed_memory import keep_freed_memory
-from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype, save_policy
+from common.modeling import PolicyWithValueHead, load_policy, resolve_device, resolve_dtype, save_policy, twin_trunk
 from common.records import (
     JudgementChunk,
     ModelPaths,
@@ -222,9 +222,9 @@ def build_learner(config: RunConfig, paths: ModelPaths, folder: Path) -> Learner
     tokenizer = load_tokenizer(paths.policy)
     accelerator = build_accelerator(config)
     dtype = resolve_dtype(config.learner.dtype, accelerator.device, serves=False)
-    model = PolicyWithValueHead(
-        load_policy(paths.policy, dtype=dtype), own_value_trunk=config.ppo.value_network == "own"
-    )
+    policy = load_policy(paths.policy, dtype=dtype)
+    value_trunk = twin_trunk(policy) if config.ppo.value_network == "own" else None
+    model = PolicyWithValueHead(policy, value_trunk=value_trunk)
     probe = permutation(len(tokenizer), config.seed, _PROBE)[: PROBE_ROWS * PROBE_TOKENS]
     learner = PPOLearner(
         model,

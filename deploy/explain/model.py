@@ -77,7 +77,8 @@ def pass_size(shape: PretrainedConfig, config: RunConfig) -> PassSize | None:
         with FakeTensorMode():
             policy = _unloaded_policy(shape, config)
             cache = _cache_values(policy)
-            model = PolicyWithValueHead(policy, own_value_trunk=_has_own_values(config))
+            value_trunk = _unloaded_policy(shape, config).base_model if _has_own_values(config) else None
+            model = PolicyWithValueHead(policy, value_trunk=value_trunk)
             if config.learner.num_gpus == 0:
                 model.fuse()
             return PassSize(cache, _live_bytes(model, ppo))

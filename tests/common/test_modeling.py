@@ -19,6 +19,7 @@ from common.modeling import (
     load_policy,
     resolve_device,
     resolve_dtype,
+    twin_trunk,
     without_dropout,
 )
 from common.text import train_word_tokenizer
@@ -36,8 +37,8 @@ def padded(lengths=LENGTHS, extra=0, pad_id=0, seed=0):
     return torch.from_numpy(ids), torch.tensor([p for p, _ in lengths]), torch.tensor([r for _, r in lengths])
 
 
-def with_random_values(policy, *, own_value_trunk=False):
-    model = PolicyWithValueHead(policy, own_value_trunk=own_value_trunk)
+def with_random_values(policy, value_trunk=None):
+    model = PolicyWithValueHead(policy, value_trunk=value_trunk)
     nn.init.normal_(model.value_head.weight, generator=torch.Generator().manual_seed(0))
     nn.init.constant_(model.value_head.bias, 0.3)
     return model
@@ -268,7 +269,7 @@ def test_a_device_that_is_not_there_is_an_error_and_auto_takes_what_is_there():
 
 def test_values_of_their_own_trunk_begin_as_those_of_the_policys(architecture):
     policy = architecture()
-    shared, own = with_random_values(policy), with_random_values(policy, own_value_trunk=True)
+    shared, own = with_random_values(policy), with_random_values(policy, twin_trunk(policy))
     expected, found = run(shared, *padded()), run(own, *padded())
     for name in ("logprobs", "entropy", "values", "last_values"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
@@ -281,7 +282,8 @@ def test_values_of_their_own_trunk_begin_as_those_of_the_policys(architecture):
 
 
 def test_values_of_their_own_and_logprobs_share_no_gradient(architecture):
-    model = with_random_values(architecture(), own_value_trunk=True)
+    policy = architecture()
+    model = with_random_values(policy, twin_trunk(policy))
     ids, prompts, responses = padded()
     out = model(ids, prompts, responses, int(responses.max()), 1.0)
     of_values = {id(p) for p in model.value_parameters()}

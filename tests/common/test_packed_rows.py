@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import Llama4ForCausalLM, Llama4TextConfig, LlamaConfig, Qwen2Config
 
-from common.modeling import PolicyWithValueHead
+from common.modeling import PolicyWithValueHead, twin_trunk
 from common.packed_rows import Layout, PackedRows, refusal
 
 BATCH = (torch.arange(3, 48).view(3, 15), torch.tensor([2, 4, 1]), torch.tensor([13, 3, 5]), 13, 0.7)
@@ -20,14 +20,15 @@ def run(model):
     return out, found
 
 
-@pytest.mark.parametrize("own_value_trunk", [False, True], ids=["shared", "own"])
-def test_packed_rows_have_the_outputs_and_gradients_of_padded_ones(architecture, own_value_trunk):
-    model = PolicyWithValueHead(architecture(), own_value_trunk=own_value_trunk).double()
+@pytest.mark.parametrize("has_own_values", [False, True], ids=["shared", "own"])
+def test_packed_rows_have_the_outputs_and_gradients_of_padded_ones(architecture, has_own_values):
+    policy = architecture()
+    model = PolicyWithValueHead(policy, value_trunk=twin_trunk(policy) if has_own_values else None).double()
     nn.init.normal_(model.value_head.weight)
     expected, gradients = run(model)
     model.pack()
     widths = []
-    trunks = [model.policy, model.value_trunk][: 1 + own_value_trunk]
+    trunks = [model.policy, model.value_trunk][: 1 + has_own_values]
     for trunk in trunks:
         trunk.get_input_embeddings().register_forward_hook(lambda _, args, out: widths.append(tuple(out.shape[:2])))
     found, again = run(model)

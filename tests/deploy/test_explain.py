@@ -232,6 +232,8 @@ def test_evaluations_are_as_many_as_told(finished):
         [MUON],
         ["learner.dtype=bfloat16"],
         [MUON, "learner.dtype=bfloat16", "ppo.trainable_layers=2"],
+        ["ppo.value_network=own"],
+        [MUON, "learner.dtype=bfloat16", "ppo.value_network=own"],
     ],
 )
 def test_the_learner_holds_what_is_told(tiny, tiny_run, changes):
@@ -335,7 +337,9 @@ def test_a_worker_holds_the_cache_that_is_told(tiny, tiny_run, monkeypatch, kind
     assert ("engine_bytes" in told(config)["memory_worker"]) == (kind == "auto")
 
 
-@pytest.mark.parametrize("changes", [[], ["ppo.trainable_layers=1"], ["ppo.microbatch_sequences=16"]])
+@pytest.mark.parametrize(
+    "changes", [[], ["ppo.trainable_layers=1"], ["ppo.microbatch_sequences=16"], ["ppo.value_network=own"]]
+)
 def test_activations_are_near_to_what_a_real_pass_keeps(tiny, tiny_run, changes):
     """An estimate, for kernels differ; on the CPU within a tenth."""
     config = tiny(*changes)

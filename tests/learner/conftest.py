@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from actors.engine import SamplingEngine
-from common.modeling import PolicyWithValueHead
+from common.modeling import PolicyWithValueHead, twin_trunk
 from common.ppo_config import PPOConfig
 from common.records import Identity, Judgement, Prompt, Rollout, RolloutChunk, Trajectory
 from common.seeds import sample_seed
@@ -181,7 +181,8 @@ def make_learner(ppo_config):
 
     def build(policy, config=None, *, run_seed=5, double=False, **changed):
         config = config or ppo_config(**changed)
-        model = PolicyWithValueHead(copy.deepcopy(policy), own_value_trunk=config.value_network == "own")
+        value_trunk = twin_trunk(policy) if config.value_network == "own" else None
+        model = PolicyWithValueHead(copy.deepcopy(policy), value_trunk=value_trunk)
         return PPOLearner(
             model.double() if double else model,
             config,

@@ -17,7 +17,7 @@ from actors.engine import SamplingEngine
 from actors.worker import RolloutWorker
 from common.freed_memory import keep_freed_memory
 from common.kl_config import FixedKL
-from common.modeling import PolicyWithValueHead, load_policy
+from common.modeling import PolicyWithValueHead, load_policy, twin_trunk
 from common.optimizer_config import AdamW
 from common.ppo_config import PPOConfig
 from common.records import GenerateRequest, Judgement, Prompt, RolloutChunk, Trajectory
@@ -78,7 +78,9 @@ class OurStep:
         self.reference = None
         if config.reference == "service":
             self.reference = Reference(load_policy(policy), batch_sequences=task.batch)
-        model = PolicyWithValueHead(load_policy(policy), own_value_trunk=config.value_network == "own")
+        learned = load_policy(policy)
+        value_trunk = twin_trunk(learned) if config.value_network == "own" else None
+        model = PolicyWithValueHead(learned, value_trunk=value_trunk)
         self.learner = PPOLearner(model, config, run_seed=task.seed, accelerator=Accelerator(cpu=True))
 
     def step(self, number: int) -> tuple[float, float]:
