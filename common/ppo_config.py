@@ -48,7 +48,8 @@ class PPOConfig(Config):
     minibatch_sequences: int = Field(default=64, ge=1)
     """Samples of one optimizer step."""
     microbatch_sequences: int | None = Field(default=None, ge=1)
-    """Samples of one forward and backward pass; gradients add up to the minibatch's. None: the whole minibatch."""
+    """Samples of one forward and backward pass; gradients add up to the minibatch's. None: the whole minibatch,
+    and on a CPU small ones together where no gradient is taken."""
     microbatch_tokens: int | None = Field(default=None, ge=2)
     """Instead of microbatch_sequences: most tokens, padding included, of one forward and backward pass. Samples of
     like length go together, and the gradient is the same. None: by microbatch_sequences."""
@@ -56,7 +57,8 @@ class PPOConfig(Config):
     """Optimizer of the policy."""
     value_network: Literal["shared", "own"] = "shared"
     """What the value head stands on: the policy's own trunk, or a network that begins as a copy of it and learns from
-    the value loss alone. `own` learns more per sample, and costs as much again in memory and nearly so in time."""
+    the value loss alone. `own` learns more per sample, and costs the learner as much again in memory and about half as
+    much again in time."""
     value_head_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the value head, and of its network where it has one; None: the AdamW rate of the policy."""
     lr_warmup_updates: int = Field(default=0, ge=0)
@@ -67,7 +69,7 @@ class PPOConfig(Config):
     lr_final_fraction: float = Field(default=1.0, ge=0, le=1)
     """Share of the peak rate at the last update; 1, as with lr_schedule = "constant", keeps it constant."""
     value_warmup_updates: int = Field(default=0, ge=0)
-    """First updates in which only the value head learns."""
+    """First updates in which only the value head learns, and its network where it has one."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this norm; inf: never."""
     early_stop_kl: float | None = Field(default=None, gt=0)

@@ -20,7 +20,7 @@ from common.hashing import file_hash
 from common.source_tables import WHERE_IT_IS, content_hashes
 
 FORMAT = 2
-"""Raise it whenever the same settings give other results than before: finished stages then run anew."""
+"""Raise it whenever the same settings give other results than before, rounding aside: finished stages then run anew."""
 
 
 def fingerprint(config: RunConfig, stage: str, inputs: Mapping[str, str]) -> str:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from common.seeds import permutation
 
+EFFICIENT_TOKENS = 1024
+"""Tokens of a pass, padding included, from which on products are as fast as they get on a CPU."""
 _SHUFFLE = 2
 """Names the purpose of the minibatch order among the run's random numbers."""
 
@@ -64,6 +66,13 @@ def by_tokens(lengths: Tensor, max_tokens: int) -> list[Tensor]:
             pieces.append(ranked[start:end])
             start = end
     return pieces
+
+
+def rows_together(size: int, width: int) -> int:
+    """Rows of a pass without gradients on a CPU: as many minibatches of `size` rows of `width` tokens as there are in
+    EFFICIENT_TOKENS, at least one.
+    """
+    return size * max(1, EFFICIENT_TOKENS // (size * width))
 
 
 def widen(narrow: Tensor, slots: int) -> Tensor:

@@ -21,12 +21,9 @@ from common.packed_rows import Layout
 from common.padding import mask_of
 from common.ppo_config import PPOConfig
 from learner.batch import Batch
-from learner.packing import by_sequences, by_tokens, widen
+from learner.packing import by_sequences, by_tokens, rows_together, widen
 
 log = logging.getLogger(__name__)
-
-EFFICIENT_TOKENS = 1024
-"""Tokens of a pass, padding included, from which on products are as fast as they get on a CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +117,12 @@ class Passes:
     def _cuts(self, batch: Batch) -> list[Tensor]:
         """Microbatches of a pass over the whole batch, which keeps nothing for gradients.
 
-        Where nobody said how much may be in memory at a time, small minibatches go together.
+        On a CPU small minibatches go together, unless somebody said how much may be in memory at a time.
         """
         size = self._config.minibatch_sequences
-        together = max(1, EFFICIENT_TOKENS // (size * batch.input_ids.shape[1]))
-        return self.microbatches(batch.lengths, self._config.microbatch_sequences or size * together)
+        if batch.input_ids.device.type == "cpu":
+            size = rows_together(size, batch.input_ids.shape[1])
+        return self.microbatches(batch.lengths, self._config.microbatch_sequences or size)
 
     def _watched(self) -> AbstractContextManager[list[Tensor]]:
         return nullcontext([]) if self._trunk is None else self._trunk.watched()

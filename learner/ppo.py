@@ -97,8 +97,9 @@ class PPOLearner:
 
     @staticmethod
     def _frozen_copy(model: PolicyWithValueHead) -> dict[str, Tensor]:
-        """The trained layers as they are now; the frozen rest serves policy and reference alike."""
-        return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        """The policy's trained layers as they are now; the frozen rest serves policy and reference alike."""
+        trained = [(name, p) for name, p in model.policy.named_parameters(prefix="policy") if p.requires_grad]
+        return {name: p.detach().clone() for name, p in trained}
 
     @property
     def identity(self) -> Identity:

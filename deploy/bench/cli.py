@@ -21,7 +21,7 @@ EXAMPLES = """
   minichatgpt bench all --json > bench.json         all but peers and curves, in a quarter of an hour on two cores
 
   minichatgpt bench peers --model tiny --steps 5    a step of PPO beside TRL's, each in an environment of its own: 3
-  minutes; of --model smollm2-135m --steps 2 a quarter of an hour; and some minutes more the first time, to install them
+  minutes; of --model smollm2-135m --steps 2 some twenty; and some minutes more the first time, to install them
 
   minichatgpt bench curves --out curves             how fast ours and TRL's PPO learn the same, as a picture: 5 minutes
 

@@ -3,6 +3,7 @@
 from common.config import RunConfig
 from common.evaluate_config import EvaluateConfig
 from common.ppo_config import PPOConfig
+from learner.packing import rows_together
 
 
 def chunks_per_update(config: RunConfig, ppo: PPOConfig) -> int:
@@ -25,6 +26,19 @@ def microbatch_rows(ppo: PPOConfig) -> int:
     if ppo.microbatch_tokens is not None:
         return min(ppo.minibatch_sequences, ppo.microbatch_tokens // longest_tokens(ppo))
     return ppo.microbatch_sequences or ppo.minibatch_sequences
+
+
+def learns_on_cpu(config: RunConfig) -> bool:
+    """As far as the configuration tells: a GPU that is asked for may turn out not to be there."""
+    learner = config.learner
+    return learner.device == "cpu" or (learner.device == "auto" and learner.num_gpus == 0)
+
+
+def rows_without_gradients(config: RunConfig, ppo: PPOConfig) -> int:
+    """Samples of one pass for old logprobs and values, all as long as they may be."""
+    if ppo.microbatch_sequences or ppo.microbatch_tokens or not learns_on_cpu(config):
+        return microbatch_rows(ppo)
+    return min(ppo.trajectories_per_update, rows_together(ppo.minibatch_sequences, longest_tokens(ppo)))
 
 
 def tokens_per_pass(ppo: PPOConfig) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from common.config import RunConfig
 from common.placement_config import DType
 from common.ppo_config import PPOConfig
-from deploy.explain.counts import longest_tokens, microbatch_rows
+from deploy.explain.counts import longest_tokens, microbatch_rows, rows_without_gradients
 from deploy.explain.figures import Figure, Group, counts
 from deploy.explain.sizes import FLOAT_BYTES, PassSize, PolicySize, bytes_of, optimizer_bytes, publish_bytes
 
@@ -106,8 +106,12 @@ def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passe
     weights, state = size.weights_bytes + size.head_bytes, optimizer_bytes(size)
     dtype, rows, tokens = _trained(config.learner.dtype), microbatch_rows(ppo), longest_tokens(ppo)
     muon = f", one for the {size.by_muon:,} of hidden matrices" if size.by_muon else ""
+    together = rows_without_gradients(config, ppo)
     frozen = Figure(
-        "frozen_bytes", "frozen layers", gradients, "the trained layers as they were before PPO: the reference"
+        "frozen_bytes",
+        "frozen layers",
+        size.trained * size.value_bytes,
+        "the trained layers as they were before PPO: the reference",
     )
     figures = [
         Figure("weights_bytes", "weights", weights, f"{size.parameters:,} parameters in {dtype}, and the value head"),
@@ -130,6 +134,12 @@ def memory_of_learner(config: RunConfig, ppo: PPOConfig, size: PolicySize, passe
             "activations (estimate)",
             passes.live_bytes if passes else None,
             f"what one pass over {counts(rows, 'sample')} of {tokens} tokens keeps for its gradients",
+        ),
+        Figure(
+            "logits_bytes",
+            "logits of passes without gradients (estimate)",
+            3 * together * ppo.response_tokens.max * size.vocabulary * FLOAT_BYTES,
+            f"about 3 tables of {together} × {ppo.response_tokens.max} response tokens × {size.vocabulary} words",
         ),
         Figure("publish_buffer_bytes", "published copy", publish_bytes(size), "the flat float32 buffer, as it is made"),
         Figure(

@@ -31,7 +31,7 @@ from common.hub import join_revision
 from common.modeling import PolicyWithValueHead, decoder_layers, freeze_below, resolve_dtype
 from common.optimizer_config import Muon
 from common.ppo_config import PPOConfig
-from deploy.explain.counts import microbatch_rows
+from deploy.explain.counts import learns_on_cpu, microbatch_rows
 from deploy.explain.sizes import PassSize, PolicySize, bytes_of
 from deploy.preflight.models import load_shape
 from learner.optimizers import is_table
@@ -79,7 +79,7 @@ def pass_size(shape: PretrainedConfig, config: RunConfig) -> PassSize | None:
             cache = _cache_values(policy)
             value_trunk = _unloaded_policy(shape, config).base_model if _has_own_values(config) else None
             model = PolicyWithValueHead(policy, value_trunk=value_trunk)
-            if config.learner.num_gpus == 0:
+            if learns_on_cpu(config):
                 model.fuse()
             return PassSize(cache, _live_bytes(model, ppo))
     except RuntimeError:  # torch's word for a pass that depends on values; fake tensors have none

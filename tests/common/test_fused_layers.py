@@ -105,6 +105,49 @@ def test_what_is_not_computed_here_stays_as_it_was(policy, architecture):
     if not isinstance(other, LlamaForCausalLM):
         assert "is not of the Llama family" in fuse_layers(other)
     assert "not in float32 on the CPU" in fuse_layers(copy.deepcopy(policy).bfloat16())
-    policy.config.mlp_bias = True
-    assert "biases" in fuse_layers(policy)
+    policy.config.hidden_act = "gelu"
+    assert "gelu" in fuse_layers(policy)
     assert not any(isinstance(module, FusedLlamaLayer) for module in policy.modules())
+
+
+class Adapted(nn.Linear):
+    """What an adapter makes of a linear layer."""
+
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("what", ["adapter", "bias", "hook"])
+def test_layers_with_more_in_them_than_a_plain_llamas_are_not_fused(policy, what):
+    layer = policy.model.layers[1]
+    match what:
+        case "adapter":
+            layer.mlp.up_proj = Adapted(24, 40, bias=False)
+        case "bias":
+            layer.mlp.up_proj = nn.Linear(24, 40)
+        case "hook":
+            layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert "layers.1.mlp.up_proj is not that of a plain Llama" in fuse_layers(policy)
+    assert not any(isinstance(module, FusedLlamaLayer) for module in policy.modules())
+
+
+def test_each_frozen_matrix_is_left_out_and_no_other(policy):
+    fuse_layers(policy)
+    matrices = [name for name, p in policy.model.layers[1].named_parameters() if p.ndim == 2]
+    for name in matrices:
+        frozen = policy.model.layers[1].get_parameter(name)
+        frozen.requires_grad_(False)
+        policy(input_ids=BATCH[0], use_cache=False).logits.square().sum().backward()
+        found = [other for other, p in policy.model.layers[1].named_parameters() if p.grad is None]
+        assert found == [name]
+        frozen.requires_grad_(True)
+        policy.zero_grad(set_to_none=True)
+
+
+def test_mixed_precision_goes_the_way_of_the_layers_that_they_were(policy):
+    fused = copy.deepcopy(policy)
+    fuse_layers(fused)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(
+            fused(input_ids=BATCH[0], use_cache=False).logits, policy(input_ids=BATCH[0], use_cache=False).logits
+        )

@@ -233,6 +233,7 @@ def test_evaluations_are_as_many_as_told(finished):
         ["learner.dtype=bfloat16"],
         [MUON, "learner.dtype=bfloat16", "ppo.trainable_layers=2"],
         ["ppo.value_network=own"],
+        ["ppo.value_network=own", "ppo.reference=shared_trunk"],
         [MUON, "learner.dtype=bfloat16", "ppo.value_network=own"],
     ],
 )

@@ -10,9 +10,10 @@ from learner.norms import total_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_norm_is_that_of_all_numbers(dtype):
+@pytest.mark.parametrize("turned", [False, True], ids=["contiguous", "turned"])
+def test_the_norm_is_that_of_all_numbers(dtype, turned):
     torch.manual_seed(0)
-    tensors = [torch.randn(300, 70).to(dtype), torch.randn(5).to(dtype), torch.randn(40, 30).to(dtype).t()]
+    tensors = [torch.randn(300, 70).to(dtype), torch.randn(5).to(dtype)] + [torch.randn(40, 30).to(dtype).t()] * turned
     expected = np.linalg.norm(np.concatenate([t.double().numpy().ravel() for t in tensors]))
     assert float(total_norm(tensors)) == pytest.approx(expected, rel=1e-2 if dtype == torch.bfloat16 else 1e-5)
 

@@ -1,7 +1,8 @@
 """The benchmark `peers`: a step of PPO by us and by TRL's trainers, in turns, on the same work.
 
 What differs is said in each figure's note: the classic trainer runs our algorithm; the experimental one trains a value
-network of its own; GRPO has no value at all; and ours with `trainable_layers` trains fewer parameters.
+network of its own, as ours with `value_network = "own"`; GRPO has no value at all; and ours with `trainable_layers`
+trains fewer parameters.
 """
 
 import statistics

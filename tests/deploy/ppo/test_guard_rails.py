@@ -1,5 +1,6 @@
 """Guard rails in real runs of `tiny`: what raises each of them, and what each action does."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,11 @@ from learner.trajectory_file import read_trajectories
 BATCH = 32
 EVERY_TWO = ("ppo.checkpoint_every=2", "ppo.keep_last=9")
 FAST = "ppo.optimizer.lr=0.01"
-"""With it the KL is above 13 nats in what update 5 is trained on, and never before."""
-AT_FIVE = (FAST, "guards.kl.max_nats=13", "guards.kl.patience_updates=1", *EVERY_TWO)
+"""With it the KL is near 12 nats in what update 2 is trained on; after that it goes up and down, on each kind of machine
+in another way, for rounding grows."""
+RISING = ("ppo.optimizer.lr=0.004", "ppo.lr_warmup_updates=5")
+"""KL by update, on any machine: 0, 0.2, 0.7, 0.9, 2.8 and 4 to 5 nats."""
+AT_FIVE = (*RISING, "guards.kl.max_nats=1.7", "guards.kl.patience_updates=1", *EVERY_TWO)
 ROLL_BACK = (*AT_FIVE, "guards.kl.action=roll_back")
 WILD = "ppo.optimizer.lr=0.05"
 
@@ -127,22 +131,35 @@ def test_a_reward_for_repetition_is_stopped_by_the_guard_that_looks_for_it(train
 
 
 def test_an_alarm_is_shown_while_it_lasts_and_cleared_when_all_is_well_again(train):
+    measured = [row["metrics"]["kl_seq_sum"] for row in train(FAST, "guards.kl.action=off").ok().rows()]
+    falls = [before - after for before, after in itertools.pairwise(measured)]
+    worst = int(np.argmax(falls))
+    assert falls[worst] > 1, "this rate makes the KL go up and down"
+    limit = (measured[worst] + measured[worst + 1]) / 2
     seen = {}
 
     def look(controls, number):
         seen[number] = [(alarm.guard, alarm.since_step) for alarm in controls.status().alarms]
 
-    outcome = train(FAST, "guards.kl.max_nats=11.5", "guards.kl.patience_updates=1", before_update=look).ok()
-    # KL by update: 0, 11.9, 11.1, 8.3, 14.9, 12.8
-    assert seen == {1: [], 2: [], 3: [("kl", 2)], 4: [], 5: [], 6: [("kl", 5)]}
-    assert events(outcome, "guard_cleared") == ["guard kl is well again after update 3"]
-    assert outcome.registry.get_sample_value("minichatgpt_guard_alarm", {"guard": "kl"}) == 1
+    outcome = train(
+        FAST, f"guards.kl.max_nats={limit}", "guards.kl.patience_updates=1", before_update=look, again=True
+    ).ok()
+    since, expected, cleared = None, {1: []}, []
+    for update, kl in enumerate(measured, start=1):
+        if kl <= limit and since is not None:
+            cleared.append(f"guard kl is well again after update {update}")
+        since = (since or update) if kl > limit else None
+        expected[update + 1] = [("kl", since)] if since is not None else []
+    assert seen == {number: expected[number] for number in range(1, 7)}
+    assert events(outcome, "guard_cleared") == cleared != []
+    is_raised = outcome.registry.get_sample_value("minichatgpt_guard_alarm", {"guard": "kl"})
+    assert is_raised == (since is not None)
     assert outcome.registry.get_sample_value("minichatgpt_guard_alarm", {"guard": "length"}) == 0
 
 
 # --- lowering the learning rate
 
-LOWER = (*AT_FIVE[:1], "guards.kl.max_nats=11.5", "guards.kl.patience_updates=1", *EVERY_TWO,
+LOWER = (FAST, "guards.kl.max_nats=11.5", "guards.kl.patience_updates=1", *EVERY_TWO,
          "guards.kl.action=lower_learning_rate", "guards.lower_factor=0.1")  # fmt: skip
 
 
@@ -179,7 +196,7 @@ def test_a_run_that_is_killed_after_that_lowers_it_no_second_time(train, lowered
 
 def test_a_guard_ends_the_run_with_a_checkpoint_and_an_exit_code_of_its_own(train):
     stopped = train(*AT_FIVE, "guards.kl.action=stop")
-    with pytest.raises(RunStopped, match=r"guard kl: KL of 14\.9 nats .* stopped after update 5 of 6") as caught:
+    with pytest.raises(RunStopped, match=r"guard kl: KL of 2\.\d+ nats .* stopped after update 5 of 6") as caught:
         stopped.ok()
     assert caught.value.exit_code == GUARDED
     assert stopped.checkpoints() == ["step_000002", "step_000004", "step_000005"]
@@ -222,7 +239,8 @@ def test_a_rollback_is_in_log_metrics_and_status(rolled_back):
     assert kinds[:4] == ["guard_alarm", "rolled_back", "guard_cleared", "resumed"]
     assert "learner_lost" not in kinds
     [told] = events(rolled_back, "rolled_back")
-    assert told.startswith("guard kl: KL of 14.9 nats per response; at most 13")
+    assert told.startswith("guard kl: KL of 2.")
+    assert "nats per response; at most 1.7" in told
     assert told.endswith("back from update 5 to 2, and on with other prompts")
     assert rolled_back.registry.get_sample_value("minichatgpt_rollbacks_total") == 1
     count = {"guard": "kl", "action": "roll_back"}
@@ -233,7 +251,7 @@ def test_the_report_tells_the_rollback_and_why_and_alarms_of_what_is_left(rolled
     rows = guard_rows(read_run(rolled_back.folder))
     assert [row.label[0] for row in rows] == ["A"] * (len(rows) - 1) + ["R"]
     assert (rows[-1].at_step, rows[-1].updates, rows[-1].what) == (2, "5 back to 2", "rollback")
-    assert "KL of 14.9 nats per response; at most 13" in rows[-1].text
+    assert "nats per response; at most 1.7" in rows[-1].text
     assert guards_sentence(rows[-1:]) == "Guard rails: 1 rollback."
 
 
