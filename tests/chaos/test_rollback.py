@@ -16,12 +16,13 @@ SETTINGS = (
     f"ppo.updates={UPDATES}",
     "ppo.checkpoint_every=2",
     "ppo.keep_last=9",
-    "ppo.optimizer.lr=0.01",
-    "guards.kl.max_nats=13",
+    "ppo.optimizer.lr=0.004",
+    "ppo.lr_warmup_updates=5",
+    "guards.kl.max_nats=1.7",
     "guards.kl.patience_updates=1",
     "guards.kl.action=roll_back",
 )
-"""The KL of update 5 is above the limit, so that it goes on from update 2 with the prompts after update 5."""
+"""The KL of update 5 is 2.8 nats after 0.9 on any machine: it goes on from update 2 with the prompts after update 5."""
 
 
 def assert_rolled_back(outcome, undisturbed):

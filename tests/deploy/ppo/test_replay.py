@@ -287,8 +287,8 @@ def test_an_update_that_was_not_finite_and_the_one_in_its_place(train, monkeypat
 @pytest.mark.slow
 def test_after_a_rollback_by_a_guard_rail_what_is_on_record_is_the_same(train):
     outcome = train(
-        "ppo.checkpoint_every=2", "ppo.keep_last=9", "ppo.optimizer.lr=0.01", "guards.kl.max_nats=13",
-        "guards.kl.patience_updates=1", "guards.kl.action=roll_back", "ppo.early_stop_kl=0.05",
+        "ppo.checkpoint_every=2", "ppo.keep_last=9", "ppo.optimizer.lr=0.004", "ppo.lr_warmup_updates=5",
+        "guards.kl.max_nats=1", "guards.kl.patience_updates=1", "guards.kl.action=roll_back", "ppo.early_stop_kl=0.05",
     )  # fmt: skip
     run = open_recorded(outcome.folder)
     [note, *_] = run.plan.notes
