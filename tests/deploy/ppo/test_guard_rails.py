@@ -10,6 +10,7 @@ from common.checkpoint_store import CheckpointStore
 from common.errors import RunStopped
 from common.hashing import file_hash
 from common.metric_labels import GUARDS
+from deploy.control.run_status import SettingsRequest
 from deploy.exit_codes import GUARDED
 from deploy.local import LocalLearner
 from deploy.ppo import recovery
@@ -54,13 +55,19 @@ def killed_before(update, *, lineage):
     return interfere
 
 
+def cool_down(controls, number):
+    """From a low temperature on, entropy is low and words come again."""
+    if number == 3:
+        controls.change(SettingsRequest(temperature=0.1))
+
+
 # --- every guard
 
 
 @pytest.fixture(scope="module")
 def alarmed(once):
-    """A run in which everything goes wrong at once, and all guards only warn. Rises of reward and judge are made up:
-    how a judge likes a policy that collapses is chance.
+    """A run in which everything goes wrong at once, and all guards only warn. Where it would be chance whether it does,
+    it is made sure: rises of reward and judge are made up, and from update 4 on the policy is sampled nearly greedily.
     """
     rises = (rise for number in itertools.count() for rise in (float(number), 0.0))
     limits = (
@@ -72,7 +79,7 @@ def alarmed(once):
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("deploy.evaluation.evaluations.standardised_rise", lambda _before, _now: next(rises))
-        return once(WILD, *limits)
+        return once(WILD, *limits, before_update=cool_down)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +104,7 @@ def test_each_guard_is_raised_in_a_run_that_goes_wrong_in_its_way(alarmed, guard
 
 def test_warning_changes_nothing_of_what_is_trained(alarmed, once):
     off = [f"guards.{guard}.action=off" for guard in ("kl", "entropy", "clip_fraction", "repetition", "length")]
-    plain = once(WILD, *off, "guards.judge_gap.action=off")
+    plain = once(WILD, *off, "guards.judge_gap.action=off", before_update=cool_down)
     assert not [event for event, _ in plain.events() if event.startswith("guard")]
     assert [row["metrics"] for row in alarmed.rows()] == [row["metrics"] for row in plain.rows()]
     weights = "models/ppo/model.safetensors"
@@ -144,7 +151,7 @@ def test_an_alarm_is_shown_while_it_lasts_and_cleared_when_all_is_well_again(tra
     seen = {}
 
     def look(controls, number):
-        seen[number] = [(alarm.guard, alarm.since_step) for alarm in controls.status().alarms]
+        seen[number] = [alarm.since_step for alarm in controls.status().alarms if alarm.guard == "kl"]
 
     outcome = train(
         FAST, f"guards.kl.max_nats={limit}", "guards.kl.patience_updates=1", before_update=look, again=True
@@ -154,9 +161,10 @@ def test_an_alarm_is_shown_while_it_lasts_and_cleared_when_all_is_well_again(tra
         if kl <= limit and since is not None:
             cleared.append(f"guard kl is well again after update {update}")
         since = (since or update) if kl > limit else None
-        expected[update + 1] = [("kl", since)] if since is not None else []
+        expected[update + 1] = [since] if since is not None else []
     assert seen == {number: expected[number] for number in range(1, 7)}
-    assert events(outcome, "guard_cleared") == cleared != []
+    told = [text for text in events(outcome, "guard_cleared") if text.startswith("guard kl ")]
+    assert told == cleared != []
     is_raised = outcome.registry.get_sample_value("minichatgpt_guard_alarm", {"guard": "kl"})
     assert is_raised == (since is not None)
     assert outcome.registry.get_sample_value("minichatgpt_guard_alarm", {"guard": "length"}) == 0
