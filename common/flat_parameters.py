@@ -205,7 +205,11 @@ def _continues(run: Run, spec: TensorSpec, place: Place) -> bool:
 
 
 def sealed(buffer: Buffer) -> Buffer:
-    """A copy to which nobody writes and on which models can lie, see `can_lie_on`."""
+    """A copy to which nobody writes and on which models can lie, see `can_lie_on`.
+
+    Args:
+        buffer: [n] float32.
+    """
     memory = np.empty(len(buffer) + ALIGNED, dtype=np.float32)
     skipped = -(memory.ctypes.data // memory.itemsize) % ALIGNED
     copy = memory[skipped : skipped + len(buffer)]

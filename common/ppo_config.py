@@ -57,7 +57,7 @@ class PPOConfig(Config):
     """Optimizer of the policy."""
     value_network: Literal["shared", "own"] = "shared"
     """What the value head stands on: the policy's own trunk, or a network that begins as a copy of it and learns from
-    the value loss alone. `own` learns more per sample, and costs the learner as much again in memory and about half as
+    the value loss alone. `own` learns more per sample, and costs the learner as much again in memory and two thirds as
     much again in time."""
     value_head_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the value head, and of its network where it has one; None: the AdamW rate of the policy."""

@@ -11,6 +11,9 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
 
     On a CPU by dot products of float32 tensors with themselves, added up in float64: they use all threads, where
     torch's own norm uses one, and lose less to rounding.
+
+    Args:
+        tensors: of any shapes; none: 0.
     """
     if not all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors):
         return torch.nn.utils.get_total_norm(tensors)
