@@ -23,6 +23,8 @@ from deploy.cli import app
 ROOT = Path(__file__).parents[3]
 PATIENCE_S = 240
 AGAIN_AFTER_S = 5.0
+LEAVING_S = 60.0
+"""Within which a process that was told to leave has left, on a busy machine too: signals after that meet no handler."""
 TURNS = "{% for m in messages %}{{ m.role }} {{ m.content }} <eos>{% endfor %}"
 
 
@@ -221,7 +223,7 @@ class Terminal:
         while time.monotonic() < deadline:
             self._signal()
             try:
-                return self.process.wait(AGAIN_AFTER_S)
+                return self.process.wait(LEAVING_S)
             except subprocess.TimeoutExpired:
                 continue
         raise AssertionError("it does not end")
