@@ -10,7 +10,7 @@ from common.errors import MemberFailedError, MiniChatGPTError, PhaseTimeoutError
 from common.label_selector import avoiding
 from common.placement_config import Placement, PoolPlacement
 from common.ports import Cause
-from deploy.on_ray.environment import THREADS
+from deploy.on_ray.environment import ONE_HEAP, THREADS
 from deploy.on_ray.postmortem import DEATHS
 
 CONTROL_TIMEOUT_S = 300.0
@@ -20,6 +20,7 @@ CONTROL_TIMEOUT_S = 300.0
 def options(placement: Placement) -> dict[str, Any]:
     """Ray options of a process with this placement."""
     spread = isinstance(placement, PoolPlacement) and placement.strategy == "spread"
+    heap = {} if isinstance(placement, PoolPlacement) else ONE_HEAP
     return {
         "num_cpus": placement.num_cpus,
         "num_gpus": placement.num_gpus,
@@ -27,7 +28,7 @@ def options(placement: Placement) -> dict[str, Any]:
         "resources": dict(placement.resources) or None,
         "label_selector": dict(placement.label_selector) or None,
         "scheduling_strategy": "SPREAD" if spread else "DEFAULT",
-        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.num_threads), **THREADS}},
+        "runtime_env": {"env_vars": {"OMP_NUM_THREADS": str(placement.num_threads), **THREADS, **heap}},
     }
 
 

@@ -9,6 +9,10 @@ THREADS = {"GOMP_SPINCOUNT": "2000"}
 """A waiting OpenMP thread spins for microseconds, then sleeps: spinning for long takes the core that another process
 needs, and sleeping at once halves the speed of a process that has both cores to itself."""
 
+ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
+"""For processes that train. Under Ray they work in another thread than the first, to which the C library would give a
+heap of its own; what `common/freed_memory.py` asks for, it asks for the first heap."""
+
 
 def protect_local_cluster() -> None:
     """Bind the cluster to loopback and give it a token that only its own processes know.
