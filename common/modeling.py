@@ -256,7 +256,7 @@ class PolicyWithValueHead(nn.Module):
         with self._reading(input_ids, layout) as arguments, head_at(self.policy, rows, positions) as seen:
             out = self.policy(**arguments, use_cache=False, output_hidden_states=not self._narrows)
         if self._narrows and seen:
-            return seen[0], out.logits[0]
+            return seen[0], out.logits.squeeze(0)
         if self._narrows:  # the model has a head and does not call it
             self._narrows = False
             return self._states_and_logits(input_ids, layout, rows, positions)

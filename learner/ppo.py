@@ -38,7 +38,7 @@ from learner.early_stop import went_too_far
 from learner.flat_policy import FlatPolicy
 from learner.kl import make_controller
 from learner.losses import entropy_bonus, kl_loss, policy_loss, value_loss
-from learner.norms import total_norm
+from learner.norms import GradientNorm, total_norm
 from learner.off_policy import decouple
 from learner.optimizers import build_optimizers, set_rate
 from learner.packing import minibatches
@@ -89,9 +89,11 @@ class PPOLearner:
         self.model, *self.optimizers = accelerator.prepare(model, *optimizers)
         self.plain: PolicyWithValueHead = accelerator.unwrap_model(self.model)
         self.flat = FlatPolicy(self.plain.policy)
-        if accelerator.num_processes == 1:  # several exchange gradients that must be dense from the start
+        is_alone = accelerator.num_processes == 1
+        if is_alone:  # several exchange gradients that must be dense from the start
             add_embedding_gradient_in_place(self.plain.policy)
         self.plain.fuse()
+        self._gradient_norm = GradientNorm(self.plain.parameters() if is_alone else ())  # exchanged ones change unseen
         self.passes = Passes(self.model, self.plain, config)
         self._ref_weights = self._frozen_copy(self.plain) if config.reference == "shared_trunk" else None
 
@@ -329,7 +331,7 @@ class PPOLearner:
     def clip(self, parameters: Sequence[nn.Parameter]) -> float:
         """Scale gradients down to the largest norm where they are above it; returns the norm before."""
         self.accelerator.unscale_gradients()
-        norm = total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self._gradient_norm.of(parameters)
         if norm > self.config.max_grad_norm:  # else a pass over all gradients would multiply them by 1
             torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
         return float(norm)

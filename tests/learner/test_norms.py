@@ -5,8 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from learner.norms import total_norm
+from learner.norms import GradientNorm, total_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -32,3 +33,54 @@ def test_what_is_not_finite_shows(wrong):
 
 def test_no_tensors_have_length_zero():
     assert float(total_norm([])) == 0.0
+
+
+def layers():
+    torch.manual_seed(1)
+    return nn.ModuleList([nn.Linear(40, 40), nn.Linear(40, 40), nn.Linear(40, 40)])
+
+
+def push(model, times=1):
+    for _ in range(times):
+        states = torch.randn(7, 40)
+        for layer in model:
+            states = layer(states).tanh()
+        states.square().sum().backward()
+
+
+def by_numpy(parameters):
+    return np.linalg.norm(np.concatenate([p.grad.double().numpy().ravel() for p in parameters if p.grad is not None]))
+
+
+def test_gradients_are_looked_at_as_they_are_made(monkeypatch):
+    model = layers()
+    norm = GradientNorm(model.parameters())
+    parameters = list(model.parameters())
+    push(model)
+    expected = by_numpy(parameters)
+    monkeypatch.setattr("learner.norms._square", lambda _: pytest.fail("read once more"))
+    assert float(norm.of(parameters)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("times", [1, 3], ids=["one microbatch", "three"])
+def test_whatever_happens_to_gradients_afterwards_counts(times):
+    model = layers()
+    norm = GradientNorm(model.parameters())
+    parameters = list(model.parameters())
+    push(model, times)
+    assert float(norm.of(parameters)) == pytest.approx(by_numpy(parameters), rel=1e-5)
+    parameters[0].grad.mul_(3)  # in place, as an unscaling does
+    parameters[1].grad = torch.full_like(parameters[1], 2.0)
+    parameters[2].grad = None
+    assert float(norm.of(parameters)) == pytest.approx(by_numpy(parameters), rel=1e-5)
+    model.zero_grad(set_to_none=True)
+    assert float(norm.of(parameters)) == 0.0
+    push(model)
+    assert float(norm.of(parameters)) == pytest.approx(by_numpy(parameters), rel=1e-5)
+
+
+def test_gradients_of_parameters_that_are_not_watched_are_read():
+    model = layers()
+    norm = GradientNorm([])
+    push(model)
+    assert float(norm.of(list(model.parameters()))) == pytest.approx(by_numpy(model.parameters()), rel=1e-5)
