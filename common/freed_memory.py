@@ -10,21 +10,24 @@ process.
 It holds for the whole process to its end: what the system sees of it stays at its peak. A learner's process, which
 needs its peak again at every step, loses nothing by that. With `--local` driver, workers and replicas share the
 process; then a stage begins with the memory that the largest one before it had, and the run's peak is that of its
-largest stage, as without. Of the processes under Ray only those that train do it.
+largest stage, as without; and memory that was asked for as zeros is written to at once. Of the processes under Ray only
+those that train do it.
 """
 
 import ctypes
+import functools
 import mmap
 import os
+import resource
 import sys
 from pathlib import Path
 
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
 """Names of the settings in the C library's malloc.h."""
-_STRICT = "2"
-"""Of /proc/sys/vm/overcommit_memory: addresses count as memory, used or not."""
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
+@functools.cache
 def keep_freed_memory() -> bool:
     """Let the C library keep what is freed, for this process; returns whether it is one that can."""
     if not sys.platform.startswith("linux"):
@@ -36,9 +39,20 @@ def keep_freed_memory() -> bool:
         return False
     never = -1
     kept = all(setting(name, value) for name, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, never), (_TOP_PAD, 1 << 26)))
-    if kept and Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() != _STRICT:
+    if kept and addresses_are_free():
         _ask_for_large_pages(library, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
     return kept
+
+
+def addresses_are_free() -> bool:
+    """Whether a process may hold addresses that it does not use: not where they count as memory, or are limited."""
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return False
+    try:
+        return _OVERCOMMIT.read_text(encoding="ascii").strip() != "2"
+    except OSError:  # hidden from this process
+        return False
 
 
 def _ask_for_large_pages(library: ctypes.CDLL, size: int) -> None:

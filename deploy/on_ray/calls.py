@@ -1,5 +1,6 @@
 """What every caller of a Ray actor needs: options of a process, errors in our words, waits with a deadline."""
 
+import os
 from typing import Any
 
 import ray
@@ -20,7 +21,8 @@ CONTROL_TIMEOUT_S = 300.0
 def options(placement: Placement) -> dict[str, Any]:
     """Ray options of a process with this placement."""
     spread = isinstance(placement, PoolPlacement) and placement.strategy == "spread"
-    heap = {} if isinstance(placement, PoolPlacement) else ONE_HEAP
+    trains_on_cpu = not isinstance(placement, PoolPlacement) and placement.num_gpus == 0
+    heap = {k: v for k, v in ONE_HEAP.items() if trains_on_cpu and k not in os.environ}
     return {
         "num_cpus": placement.num_cpus,
         "num_gpus": placement.num_gpus,

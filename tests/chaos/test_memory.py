@@ -93,10 +93,10 @@ def test_nothing_grows_over_125_updates(tiny, tmp_path, break_a_run):
     outcome.assert_whole(UPDATES)
     weights = (outcome.folder / "models" / "ppo" / "model.safetensors").stat().st_size
     assert weights > 300_000, "Ray keeps smaller objects elsewhere"
-    # One version of the weights that is kept per update would add 75 of them. Half of that is allowed: the allocator's
-    # arenas of a worker take some 300 updates until they have their size, and stay there.
-    for name in ("driver", "learner", "worker-0", "worker-1", "replica-0"):
-        assert_flat(f"memory of {name}", looks, lambda x, name=name: x.rss_bytes[name], 75 * weights / 2)
+    # One version of the weights that is kept per update would add 75 of them. Workers may have half of that: their
+    # allocator's arenas take some 300 updates until they have their size, and stay there.
+    for name, versions in {"driver": 20, "learner": 20, "replica-0": 20, "worker-0": 37, "worker-1": 37}.items():
+        assert_flat(f"memory of {name}", looks, lambda x, name=name: x.rss_bytes[name], versions * weights)
     most = max(x.store_bytes for x in looks)
     assert weights / 2 < most < 2.5 * weights, "at most two versions are alive"
     # One of anything that is forgotten per update would add 75.

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from common.freed_memory import addresses_are_free
+
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the GNU C library is Linux's")
 
 FAULTS = """
@@ -56,12 +58,30 @@ def test_freed_memory_is_taken_again_without_page_faults():
     assert int(printed(FAULTS, "usual")) > 10 * max(int(printed(FAULTS, "keep")), 1)
 
 
-@pytest.mark.skipif(
-    Path("/proc/sys/vm/overcommit_memory").read_text(encoding="ascii").strip() == "2",
-    reason="addresses count as memory here",
-)
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage")
+
+
+@pytest.mark.skipif(not LARGE_PAGES.exists() or not addresses_are_free(), reason="nothing can be asked for here")
 def test_blocks_lie_where_large_pages_are_asked_for(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     assert printed(FLAGS, "usual", "main").split()[0] == "False"  # large arrays numpy may ask for itself
     assert printed(FLAGS, "keep", "main").split() == ["True", "True"]
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # as processes have it that train under Ray
     assert printed(FLAGS, "keep", "thread").split() == ["True", "True"]
+
+
+def limited(program: str, setting: str) -> str:
+    """What it prints where the process has no addresses to spare."""
+    return printed(
+        f"import resource; resource.setrlimit(resource.{setting}, (1 << 44, 1 << 44))\n{program}", "keep", "main"
+    )
+
+
+@pytest.mark.parametrize("setting", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_addresses_that_are_limited_are_left_alone(setting):
+    assert limited(FLAGS, setting).split()[0] == "False"
+
+
+def test_a_kernel_that_hides_its_settings_ends_no_learner(monkeypatch, tmp_path):
+    monkeypatch.setattr("common.freed_memory._OVERCOMMIT", tmp_path / "hidden")
+    assert not addresses_are_free()

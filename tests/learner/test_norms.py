@@ -1,6 +1,8 @@
 """The length of gradients against numpy in float64."""
 
+import gc
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -69,7 +71,7 @@ def test_whatever_happens_to_gradients_afterwards_counts(times):
     parameters = list(model.parameters())
     push(model, times)
     assert float(norm.of(parameters)) == pytest.approx(by_numpy(parameters), rel=1e-5)
-    parameters[0].grad.mul_(3)  # in place, as an unscaling does
+    parameters[0].grad.mul_(3)
     parameters[1].grad = torch.full_like(parameters[1], 2.0)
     parameters[2].grad = None
     assert float(norm.of(parameters)) == pytest.approx(by_numpy(parameters), rel=1e-5)
@@ -84,3 +86,14 @@ def test_gradients_of_parameters_that_are_not_watched_are_read():
     norm = GradientNorm([])
     push(model)
     assert float(norm.of(list(model.parameters()))) == pytest.approx(by_numpy(model.parameters()), rel=1e-5)
+
+
+def test_a_model_that_nobody_wants_any_more_is_let_go():
+    model = layers()
+    norm = GradientNorm(model.parameters())
+    push(model)
+    norm.of(list(model.parameters()))
+    weight = weakref.ref(model[0].weight)
+    del model, norm
+    gc.collect()
+    assert weight() is None
