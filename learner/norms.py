@@ -15,9 +15,9 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     Args:
         tensors: of any shapes; none: 0.
     """
-    return (
-        _root([_square(t) for t in tensors]) if all(map(_is_plain, tensors)) else torch.nn.utils.get_total_norm(tensors)
-    )
+    if not all(map(_is_plain, tensors)):
+        return torch.nn.utils.get_total_norm(tensors)
+    return _root([_square(t) for t in tensors])
 
 
 class GradientNorm:

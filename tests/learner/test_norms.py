@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from learner.norms import GradientNorm, total_norm
@@ -97,3 +98,12 @@ def test_a_model_that_nobody_wants_any_more_is_let_go():
     del model, norm
     gc.collect()
     assert weight() is None
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_learner_among_several_watches_no_gradient(tiny_policy, make_learner, monkeypatch, processes):
+    """What is exchanged is written over memory of which autograd knows nothing."""
+    monkeypatch.setattr(Accelerator, "num_processes", property(lambda _: processes))
+    learner = make_learner(tiny_policy())
+    watched = [p for p in learner.plain.parameters() if getattr(p, "_post_accumulate_grad_hooks", None)]
+    assert len(watched) == (len(list(learner.plain.parameters())) if processes == 1 else 0)
