@@ -10,6 +10,7 @@ import ray.util
 
 from common.collector import loading_packages
 from common.config import RunConfig
+from common.import_turns import import_turn
 from common.records import GenerateRequest, Identity, ModelPaths, RolloutChunk, Stats, WeightsHandle
 from common.run_place import local_copy, local_models
 from common.vitals import describe, heartbeat, stacks
@@ -33,7 +34,7 @@ class RolloutActor:
 
     def __init__(self, config: RunConfig, paths: ModelPaths, name: str) -> None:
         self._parts = (config, paths, name)
-        with loading_packages():
+        with import_turn(), loading_packages():
             import actors.build  # noqa: F401
 
     def start_from(self, paths: ModelPaths) -> None:

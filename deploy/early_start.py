@@ -10,6 +10,7 @@ missing. Where all stages are done already nothing is started.
 
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -31,10 +32,14 @@ if TYPE_CHECKING:
 
 AFTER_LEARNING = ("ppo", "evaluate")
 """Stages that PPO does not wait for."""
+NICENESS = 10
+"""Of the thread that imports: the driver has seconds left when it is done, actors have not."""
 
 
 def import_pipeline() -> None:
-    """Load what a run needs."""
+    """Load what a run needs; in a thread of its own, which comes after all that Ray and the actors do."""
+    if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
+        os.nice(NICENESS)
     with loading_packages():
         import deploy.cluster
         import deploy.run  # noqa: F401

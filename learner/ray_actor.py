@@ -13,6 +13,7 @@ from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from common.collector import loading_packages
 from common.config import RunConfig
+from common.import_turns import import_turn
 from common.records import ChunkHandle, ModelPaths, Progress, StageResult, UpdateReport, WeightsHandle
 from common.run_place import local_copy, local_models, workplace
 from common.run_settings import RunSettings
@@ -35,7 +36,7 @@ class LearnerActor:
     def __init__(self, config: RunConfig, paths: ModelPaths, folder: str) -> None:
         self._parts = (config, paths, folder)
         self._payloads: list[Payload] = []
-        with loading_packages():
+        with import_turn(), loading_packages():
             import learner.service  # noqa: F401
 
     def start_from(self, paths: ModelPaths) -> None:

@@ -11,6 +11,7 @@ import ray.util
 
 from common.collector import loading_packages
 from common.config import RunConfig
+from common.import_turns import import_turn
 from common.records import JudgementChunk, ModelPaths, ReferenceChunk, RolloutChunk, Stats
 from common.run_place import local_models
 from common.vitals import describe, heartbeat, stacks
@@ -22,7 +23,7 @@ class RewardActor:
 
     def __init__(self, config: RunConfig, paths: ModelPaths, secrets: Mapping[str, str]) -> None:
         self._parts = (config, paths, secrets)
-        with loading_packages():
+        with import_turn(), loading_packages():
             import reward_service.build  # noqa: F401
 
     def start_from(self, paths: ModelPaths) -> None:

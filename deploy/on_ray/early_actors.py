@@ -2,7 +2,10 @@
 meanwhile: seconds of pure computation in each process, which is what a start consists of.
 """
 
+import os
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import ray
@@ -19,6 +22,8 @@ from reward_service.ray_actor import RewardActor
 NOT_YET = ModelPaths("", None, None)
 """Models of an actor that waits for `start_from`."""
 EMPTY: Mapping[str, Any] = {}
+FOR_A_SAMPLE = 2
+"""Actors without which nothing is generated: the learner, whose weights are used, and a worker."""
 
 
 class EarlyActors:
@@ -65,7 +70,8 @@ class EarlyActors:
 
 
 def spawn_early(config: RunConfig, secrets: Mapping[str, str], folder: str) -> EarlyActors:
-    """All that PPO starts with.
+    """What PPO starts with, as far as there are cores: importing is computation, so that more processes at a time would
+    only make each later, and with them the first samples. The rest is asked for like any other member.
 
     Args:
         config: the run.
@@ -73,10 +79,11 @@ def spawn_early(config: RunConfig, secrets: Mapping[str, str], folder: str) -> E
         folder: of the run, as other processes see it.
     """
     facts = ray_facts()
-    actors = {"learner": spawn(LearnerActor, config.learner, config, NOT_YET, folder)}
+    room = max(os.cpu_count() or 1, FOR_A_SAMPLE)
+    ask: dict[str, Callable[[], Any]] = {"learner": partial(spawn, LearnerActor, config.learner, config, NOT_YET, folder)}
     for number in range(config.rollout.workers):
         slot = f"worker-{number}"
-        actors[slot] = spawn(RolloutActor, config.rollout, config, NOT_YET, slot)
+        ask[slot] = partial(spawn, RolloutActor, config.rollout, config, NOT_YET, slot)
     for number in range(config.reward_service.replicas):
-        actors[f"replica-{number}"] = spawn(RewardActor, config.reward_service, config, NOT_YET, secrets)
-    return EarlyActors(actors, facts)
+        ask[f"replica-{number}"] = partial(spawn, RewardActor, config.reward_service, config, NOT_YET, secrets)
+    return EarlyActors({slot: begin() for slot, begin in islice(ask.items(), room)}, facts)

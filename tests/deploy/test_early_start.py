@@ -1,6 +1,9 @@
 import functools
+import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +15,7 @@ from common.errors import ConfigError
 from common.records import ModelPaths
 from deploy import cluster
 from deploy.cli import main
-from deploy.early_start import is_ppo_next, is_work_left, start_early
+from deploy.early_start import NICENESS, import_pipeline, is_ppo_next, is_work_left, start_early
 from deploy.on_ray import early_actors, start
 from deploy.on_ray.early_actors import EarlyActors
 from deploy.stage_names import STAGES
@@ -144,3 +147,33 @@ def test_no_cluster_is_started_to_run_a_stage_again_that_the_configuration_lacks
     config = CONFIG.model_copy(update={"judge": None})
     assert start_early(config, tmp_path, insecure=False, again=frozenset({stage})) is None
     assert begun == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "asked"),
+    [
+        (1, ["learner", "worker-0"]),
+        (2, ["learner", "worker-0"]),
+        (3, ["learner", "worker-0", "worker-1"]),
+        (8, ["learner", "worker-0", "worker-1", "replica-0"]),
+    ],
+)
+def test_no_more_actors_load_their_packages_at_a_time_than_there_are_cores_and_those_of_the_first_sample_come_first(
+    cores: int, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(early_actors.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(early_actors, "ray_facts", lambda: None)
+    monkeypatch.setattr(early_actors, "spawn", lambda *_: actor())
+    placement = CONFIG.rollout.model_copy(update={"workers": 2})
+    early = early_actors.spawn_early(CONFIG.model_copy(update={"rollout": placement}), {}, "folder")
+    assert list(early._actors) == asked
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has the priority of its process")
+def test_the_driver_imports_behind_what_is_waited_for_and_is_itself_as_before() -> None:
+    own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with ThreadPoolExecutor(1) as executor:
+        executor.submit(import_pipeline).result(timeout=60)
+        behind = executor.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result(timeout=60)
+    assert behind == min(own + NICENESS, 19)
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == own
