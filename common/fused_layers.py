@@ -14,6 +14,7 @@ or computes its logprobs.
 Legend: N tokens (B · T of a padded batch), H width, h heads, D numbers of a head, I width of the feed-forward part.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     eager_attention_forward,
 )
+
+from common.products import gradient_by_states, gradient_by_weight, project
 
 
 def fuse_layers(model: nn.Module) -> str:
@@ -48,11 +51,13 @@ def fuse_layers(model: nn.Module) -> str:
         return f"its activation is {trunk.config.hidden_act}"
     if foreign := [name for name, module in trunk.layers.named_modules() if not _is_computed_here(module)]:
         return f"its layers.{foreign[0]} is not that of a plain Llama"
-    kinds = {(p.device.type, p.dtype) for p in trunk.layers.parameters()}
-    if not kinds <= {("cpu", torch.float32), ("cpu", torch.float64)}:
+    if not all(_is_exact_on_cpu(parameter) for parameter in trunk.layers.parameters()):
         return "its layers are not in float32 on the CPU"
     for layer in trunk.layers:
         layer.__class__ = FusedLlamaLayer
+    head: Any = None if trunk is model else model.lm_head
+    if type(head) is nn.Linear and head.bias is None and _is_exact_on_cpu(head.weight):
+        head.__class__ = FusedHead
     return ""
 
 
@@ -66,6 +71,10 @@ def _is_computed_here(module: nn.Module) -> bool:
     if type(module) is nn.Linear:
         return module.bias is None and not _has_hooks(module)
     return type(module) in _PLAIN and (type(module) is LlamaDecoderLayer or not _has_hooks(module))
+
+
+def _is_exact_on_cpu(parameter: Tensor) -> bool:
+    return parameter.device.type == "cpu" and parameter.dtype in (torch.float32, torch.float64)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -109,6 +118,38 @@ class FusedLlamaLayer(LlamaDecoderLayer):  # type: ignore[misc]
         return after
 
 
+class FusedHead(nn.Linear):
+    """An output head whose products are ours."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """[…, H] to [..., V]; in mixed precision as the layer that it was."""
+        if torch.is_autocast_enabled("cpu"):
+            return super().forward(states)
+        logits: Tensor = Head.apply(states, self.weight)  # type: ignore[no-untyped-call]
+        return logits
+
+
+class Head(torch.autograd.Function):
+    """Logits."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
+        """[…, H] and [V, H] to […, V]."""
+        rows = states.reshape(-1, states.shape[-1])
+        ctx.save_for_backward(rows, weight)
+        return project(rows, weight).view(*states.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, by_logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """By states and weight, each where it is asked for."""
+        rows, weight = ctx.saved_tensors
+        by_rows = by_logits.reshape(len(rows), -1)
+        by_states = gradient_by_states(by_rows, weight) if ctx.needs_input_grad[0] else None
+        by_weight = gradient_by_weight(by_rows, rows) if ctx.needs_input_grad[1] else None
+        return by_states if by_states is None else by_states.reshape(*by_logits.shape[:-1], -1), by_weight
+
+
 class BeforeAttention(torch.autograd.Function):
     """Norm, projections and rotary positions."""
 
@@ -120,7 +161,7 @@ class BeforeAttention(torch.autograd.Function):
         rows, cos, sin = x.reshape(-1, x.shape[-1]), cos[:, :, None], sin[:, :, None]
         scale = _scale(rows, eps)
         normed = torch.mul(rows, scale).mul_(norm)
-        heads = [torch.mm(normed, weight.t()).view(*x.shape[:2], -1, cos.shape[-1]) for weight in (q, k, v)]
+        heads = [project(normed, weight).reshape(*x.shape[:2], -1, cos.shape[-1]) for weight in (q, k, v)]
         ctx.save_for_backward(rows, scale, normed, norm, q, k, v, cos, sin)
         return _turn(heads[0], cos, sin), _turn(heads[1], cos, sin), heads[2]
 
@@ -131,9 +172,12 @@ class BeforeAttention(torch.autograd.Function):
         rows, scale, normed, norm, *weights, cos, sin = ctx.saved_tensors
         by_heads = [_turn(by_q, cos, -sin), _turn(by_k, cos, -sin), by_v]
         parts = [part.reshape(len(rows), -1) for part in by_heads]
-        by_normed = torch.mm(parts[0], weights[0]).addmm_(parts[1], weights[1]).addmm_(parts[2], weights[2])
+        by_normed = _sum_of(parts, weights)
         by_rows, by_norm = _by_norm(by_normed, rows, scale, norm)
-        by_weights = [torch.mm(p.t(), normed) if ctx.needs_input_grad[2 + i] else None for i, p in enumerate(parts)]
+        needed = ctx.needs_input_grad[2:5]
+        by_weights = [
+            gradient_by_weight(part, normed) if wanted else None for part, wanted in zip(parts, needed, strict=True)
+        ]
         return by_rows.view(*by_q.shape[:2], -1), by_norm, *by_weights, None, None, None
 
 
@@ -147,15 +191,15 @@ class AfterAttention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """[B, T, h, D] of attention and [B, T, H], the states before the layer, to the states after it."""
         wide = attended.reshape(-1, out.shape[1])
-        rows = torch.addmm(x.reshape(-1, x.shape[-1]), wide, out.t())
+        rows = project(wide, out).add_(x.reshape(-1, x.shape[-1]))
         scale = _scale(rows, eps)
         normed = torch.mul(rows, scale).mul_(norm)
-        gated, upped = _across(gate, normed), _across(up, normed)
+        gated, upped = project(normed, gate, any_order=True), project(normed, up, any_order=True)
         active = silu(gated)
         inner = active * upped
         ctx.save_for_backward(wide, rows, scale, normed, gated, active, upped, inner, out, norm, gate, up, down)
         ctx.shapes = attended.shape, x.shape
-        return torch.addmm(rows, inner, down.t()).view(x.shape)
+        return project(inner, down).add_(rows).view(x.shape)
 
     @staticmethod
     @once_differentiable
@@ -164,21 +208,24 @@ class AfterAttention(torch.autograd.Function):
         wide, rows, scale, normed, gated, active, upped, inner, out, norm, gate, up, down = ctx.saved_tensors
         attended_shape, shape = ctx.shapes
         by_y = by_y.reshape(rows.shape)
-        by_inner = _across(down.t(), by_y)
+        by_inner = project(by_y, down.t(), any_order=True)
         by_upped = active.mul(by_inner)
         by_gated = torch.ops.aten.silu_backward(by_inner.mul_(upped), gated)
-        by_normed = torch.mm(by_gated, gate).addmm_(by_upped, up)
+        by_normed = _sum_of((by_gated, by_upped), (gate, up))
         by_rows, by_norm = _by_norm(by_normed, rows, scale, norm)
         by_rows += by_y
-        by_attended = torch.mm(by_rows, out).view(attended_shape)
+        by_attended = project(by_rows, out.t()).view(attended_shape)
         pairs = ((2, by_rows, wide), (4, by_gated, normed), (5, by_upped, normed), (6, by_y, inner))
-        by_out, *by_others = [torch.mm(a.t(), b) if ctx.needs_input_grad[i] else None for i, a, b in pairs]
+        by_out, *by_others = [gradient_by_weight(a, b) if ctx.needs_input_grad[i] else None for i, a, b in pairs]
         return by_attended, by_rows.view(shape), by_out, by_norm, *by_others, None
 
 
-def _across(weight: Tensor, rows: Tensor) -> Tensor:
-    """Rows · weight', [N, I], column by column in memory: where I is large, the faster product on CPUs."""
-    return torch.mm(weight, rows.t()).t()
+def _sum_of(by_outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The gradient by what several layers read, [N, I]."""
+    first, *others = (project(part, weight.t()) for part, weight in zip(by_outputs, weights, strict=True))
+    for other in others:
+        first += other
+    return first
 
 
 def _scale(rows: Tensor, eps: float) -> Tensor:

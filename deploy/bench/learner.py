@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from common.freed_memory import keep_freed_memory
 from common.modeling import PolicyWithValueHead, decoder_layers
 from common.ppo_config import PPOConfig
+from common.products import project
 from common.records import Identity, Judgement, Prompt, Rollout, Trajectory
 from deploy.bench.figures import Figure
 from deploy.bench.interleave import interleave, median
@@ -158,14 +159,13 @@ class Products:
 
     def __init__(self) -> None:
         self._a, self._b = torch.randn(GEMM_SIZE, GEMM_SIZE), torch.randn(GEMM_SIZE, GEMM_SIZE)
-        self._out = torch.empty(GEMM_SIZE, GEMM_SIZE)
         self.flops = REPEATS * 2 * GEMM_SIZE**3
         """Of one run."""
 
     def run(self) -> None:
         """All of them."""
         for _ in range(REPEATS):
-            torch.mm(self._a, self._b, out=self._out)
+            project(self._a, self._b)
 
 
 class StepClock:

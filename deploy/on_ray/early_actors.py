@@ -80,7 +80,8 @@ def spawn_early(config: RunConfig, secrets: Mapping[str, str], folder: str) -> E
     """
     facts = ray_facts()
     room = max(os.cpu_count() or 1, FOR_A_SAMPLE)
-    ask: dict[str, Callable[[], Any]] = {"learner": partial(spawn, LearnerActor, config.learner, config, NOT_YET, folder)}
+    learner = partial(spawn, LearnerActor, config.learner, config, NOT_YET, folder)
+    ask: dict[str, Callable[[], Any]] = {"learner": learner}
     for number in range(config.rollout.workers):
         slot = f"worker-{number}"
         ask[slot] = partial(spawn, RolloutActor, config.rollout, config, NOT_YET, slot)

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from common.fused_layers import AfterAttention, BeforeAttention, FusedLlamaLayer, fuse_layers
+from common import products
+from common.fused_layers import AfterAttention, BeforeAttention, FusedHead, FusedLlamaLayer, Head, fuse_layers
 from common.modeling import PolicyWithValueHead, freeze_below
 
 BATCH = (torch.arange(3, 48).view(3, 15), torch.tensor([2, 4, 1]), torch.tensor([13, 3, 5]), 13, 0.7)
@@ -56,15 +57,25 @@ def test_the_gradient_after_attention_is_that_of_finite_differences():
     assert torch.autograd.gradcheck(AfterAttention.apply, arguments)
 
 
+def test_the_gradient_of_the_head_is_that_of_finite_differences():
+    assert torch.autograd.gradcheck(Head.apply, (numbers(B, T, H, seed=1), numbers(WIDE, H, seed=2)))
+
+
+@pytest.mark.parametrize("way", ["mkl", "onednn"])
 @pytest.mark.parametrize("is_packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("trained", [3, 1])
-def test_fused_layers_have_the_outputs_and_gradients_of_the_layers_that_they_were(policy, trained, is_packed):
+def test_fused_layers_have_the_outputs_and_gradients_of_the_layers_that_they_were(
+    policy, trained, is_packed, way, monkeypatch
+):
+    monkeypatch.setattr(products, "has_faster_onednn", lambda: way == "onednn")
+    monkeypatch.setattr(products, "LONG", 32)
     model = PolicyWithValueHead(policy)
     nn.init.normal_(model.value_head.weight)
     freeze_below(model.policy, trained) if trained < 3 else None
     expected, gradients = outputs_and_gradients(model)
     assert fuse_layers(model.policy) == ""
     assert all(type(layer) is FusedLlamaLayer for layer in model.policy.model.layers)
+    assert type(model.policy.lm_head) is FusedHead
     if is_packed:
         model.pack()
         assert model.layout(BATCH[1] + BATCH[2], 15) is not None
@@ -115,6 +126,13 @@ class Adapted(nn.Linear):
 
     def forward(self, x):
         return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("head", [Adapted(24, 97, bias=False), nn.Linear(24, 97)], ids=["adapter", "bias"])
+def test_a_head_with_more_in_it_than_a_product_is_not_fused(policy, head):
+    policy.lm_head = head
+    assert fuse_layers(policy) == ""
+    assert type(policy.lm_head) is type(head)
 
 
 @pytest.mark.parametrize("what", ["adapter", "bias", "hook"])

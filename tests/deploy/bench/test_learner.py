@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from common import products
 from common.records import Identity
 from deploy.bench import learner as bench
 from deploy.bench.options import Options
@@ -28,15 +29,28 @@ def added_products(_, left, right, **__):
     return 2 * left[0] * left[1] * right[1]
 
 
+def products_of_a_layer(rows, weight, *_, **__):
+    """Operations of oneDNN's linear layer."""
+    return 2 * rows[0] * rows[1] * weight[0]
+
+
+UNCOUNTED = {
+    torch.ops.aten.addmm_: added_products,
+    torch.ops.mkldnn._linear_pointwise: products_of_a_layer,
+}
+"""What torch does not count by itself."""
+
+
+@pytest.mark.parametrize("way", ["mkl", "onednn"])
 @pytest.mark.parametrize("case", bench.CASES, ids=lambda case: case.name)
-def test_an_update_does_hardly_more_products_than_it_cannot_do_without(case):
+def test_an_update_does_hardly_more_products_than_it_cannot_do_without(case, way, monkeypatch):
     """No work on padding, no logits of prompts, no frozen layer twice; attention and value head are the rest."""
+    monkeypatch.setattr(products, "has_faster_onednn", lambda: way == "onednn")
     model = policy()
     texts = bench.samples(case, 512, Identity(0, 0))
     needed = bench.needed_flops(model, Batch.of(texts, torch.device("cpu")), case)
     ours = bench._learner(model, case)
-    in_place = {torch.ops.aten.addmm_: added_products}  # which torch does not count by itself
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter:
         ours.update(texts)
     assert 1 <= counter.get_total_flops() / needed < 1.01
 

@@ -1,0 +1,72 @@
+"""Products of a linear layer on CPUs, by whichever library computes them faster there.
+
+torch multiplies by MKL, which oneDNN outruns on processors of another maker. The choice hangs on processor and shape
+alone, so that a run that is resumed on a like machine rounds alike.
+
+Legend: N rows, I and O widths of a layer's input and output; its weight is [O, I].
+"""
+
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+CPUINFO = Path("/proc/cpuinfo")
+FOREIGN = "AuthenticAMD"
+"""Maker of processors on which oneDNN was found to be faster."""
+LONG = 4096
+"""A head's side, that of the vocabulary, is multiplied in pieces that stay in the caches."""
+
+
+@functools.cache
+def has_faster_onednn() -> bool:
+    """Whether this is a processor on which torch's own products are the slower ones."""
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    try:
+        return FOREIGN in CPUINFO.read_text(encoding="utf-8")
+    except OSError:
+        return False
+
+
+def project(rows: Tensor, weight: Tensor, *, any_order: bool = False) -> Tensor:
+    """Rows · weight', [N, I] and [O, I] to [N, O]: a layer's output, or with weight' the gradient by its input.
+
+    Args:
+        rows: in float32 or float64, as the weight.
+        weight: of any strides.
+        any_order: the result may lie column by column in memory, which MKL is faster at where O is large.
+    """
+    if _goes_by_onednn(rows):
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+        return product
+    return torch.mm(weight, rows.t()).t() if any_order else torch.mm(rows, weight.t())
+
+
+def gradient_by_weight(by_output: Tensor, rows: Tensor) -> Tensor:
+    """by_output' · rows, [N, O] and [N, I] to [O, I]."""
+    if not _goes_by_onednn(rows) or by_output.shape[1] <= LONG:
+        return torch.mm(by_output.t(), rows)
+    gradient = rows.new_empty(by_output.shape[1], rows.shape[1])
+    for piece, part in zip(torch.split(gradient, LONG), torch.split(by_output, LONG, dim=1), strict=True):
+        torch.mm(part.t(), rows, out=piece)
+    return gradient
+
+
+def gradient_by_states(by_logits: Tensor, weight: Tensor) -> Tensor:
+    """by_logits · weight, [N, V] and [V, H] to [N, H], which may lie column by column in memory.
+
+    Where V is long, a sum over pieces of the transposed product, at which even MKL is faster than oneDNN at the whole.
+    """
+    if not _goes_by_onednn(by_logits):
+        return torch.mm(by_logits, weight)
+    columns, matrices = torch.split(by_logits.t(), LONG), torch.split(weight.t(), LONG, dim=1)
+    total = torch.mm(matrices[0], columns[0])
+    for matrix, column in zip(matrices[1:], columns[1:], strict=True):
+        total.addmm_(matrix, column)
+    return total.t()
+
+
+def _goes_by_onednn(rows: Tensor) -> bool:
+    return rows.dtype == torch.float32 and has_faster_onednn()
