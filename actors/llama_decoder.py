@@ -25,6 +25,7 @@ from actors.cuda_graphs import CUDAGraphs
 from actors.kv_cache import CacheShape, KVCache
 from actors.packed_linear import PackedLinear, why_not_packed
 from actors.rows import Index
+from common.fused_layers import FusedHead
 
 FIXED_ROPE = ("default", "linear", "llama3", "yarn")
 """Rotary frequencies that do not change with the length of the text."""
@@ -48,7 +49,7 @@ def why_not_llama(policy: PreTrainedModel) -> str:
     if 2 * len(rotary.inv_freq) != policy.model.layers[0].self_attn.head_dim:
         return "its rotary positions do not turn whole heads"
     linear = {name.rsplit(".", 1)[-1]: type(module) for name, module in policy.named_modules()}
-    if foreign := [name for name in PROJECTIONS if linear.get(name) is not nn.Linear]:
+    if foreign := [name for name in PROJECTIONS if linear.get(name) not in (nn.Linear, FusedHead)]:
         return f"its {foreign[0]} is a {linear[foreign[0]].__name__}"
     if len({(p.dtype, p.device) for p in policy.parameters()}) != 1:
         return "its weights are of several precisions, or on several devices"

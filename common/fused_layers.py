@@ -3,7 +3,8 @@
 A layer of transformers is some sixty small operations around seven matrix products, and autograd notes each of them;
 at the rows of a minibatch they take a seventh of the time. Here a layer is what stands before attention and what stands
 after it. Attention itself stays transformers' interface, so that packed rows (`packed_rows.py`) work as ever, and
-parameters stay where they are. On CPUs only; elsewhere, and for other architectures, nothing is changed.
+parameters stay where they are. The output head multiplies by our functions too. On CPUs only; elsewhere, and for other
+architectures, nothing is changed.
 
     x ─▶ norm ─▶ q, k, v ─▶ turn q, k ─▶ attention ─▶ out, + x ─▶ norm ─▶ gate, up ─▶ silu(gate) · up ─▶ down, + ─▶ y
     └────────── BeforeAttention ─────┘               └──────────────────── AfterAttention ────────────────────────┘
@@ -137,17 +138,17 @@ class Head(torch.autograd.Function):
         """[…, H] and [V, H] to […, V]."""
         rows = states.reshape(-1, states.shape[-1])
         ctx.save_for_backward(rows, weight)
-        return project(rows, weight).view(*states.shape[:-1], -1)
+        return project(rows, weight).view(*states.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """By states and weight, each where it is asked for."""
         rows, weight = ctx.saved_tensors
-        by_rows = by_logits.reshape(len(rows), -1)
+        by_rows = by_logits.reshape(len(rows), len(weight))
         by_states = gradient_by_states(by_rows, weight) if ctx.needs_input_grad[0] else None
         by_weight = gradient_by_weight(by_rows, rows) if ctx.needs_input_grad[1] else None
-        return by_states if by_states is None else by_states.reshape(*by_logits.shape[:-1], -1), by_weight
+        return by_states if by_states is None else by_states.reshape(*by_logits.shape[:-1], rows.shape[1]), by_weight
 
 
 class BeforeAttention(torch.autograd.Function):
@@ -161,7 +162,7 @@ class BeforeAttention(torch.autograd.Function):
         rows, cos, sin = x.reshape(-1, x.shape[-1]), cos[:, :, None], sin[:, :, None]
         scale = _scale(rows, eps)
         normed = torch.mul(rows, scale).mul_(norm)
-        heads = [project(normed, weight).reshape(*x.shape[:2], -1, cos.shape[-1]) for weight in (q, k, v)]
+        heads = [project(normed, weight).view(*x.shape[:2], -1, cos.shape[-1]) for weight in (q, k, v)]
         ctx.save_for_backward(rows, scale, normed, norm, q, k, v, cos, sin)
         return _turn(heads[0], cos, sin), _turn(heads[1], cos, sin), heads[2]
 
@@ -191,7 +192,7 @@ class AfterAttention(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         """[B, T, h, D] of attention and [B, T, H], the states before the layer, to the states after it."""
         wide = attended.reshape(-1, out.shape[1])
-        rows = project(wide, out).add_(x.reshape(-1, x.shape[-1]))
+        rows = project(wide, out, plus=x.reshape(-1, x.shape[-1]))
         scale = _scale(rows, eps)
         normed = torch.mul(rows, scale).mul_(norm)
         gated, upped = project(normed, gate, any_order=True), project(normed, up, any_order=True)
@@ -199,7 +200,7 @@ class AfterAttention(torch.autograd.Function):
         inner = active * upped
         ctx.save_for_backward(wide, rows, scale, normed, gated, active, upped, inner, out, norm, gate, up, down)
         ctx.shapes = attended.shape, x.shape
-        return project(inner, down).add_(rows).view(x.shape)
+        return project(inner, down, plus=rows).view(x.shape)
 
     @staticmethod
     @once_differentiable
@@ -222,10 +223,10 @@ class AfterAttention(torch.autograd.Function):
 
 def _sum_of(by_outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """The gradient by what several layers read, [N, I]."""
-    first, *others = (project(part, weight.t()) for part, weight in zip(by_outputs, weights, strict=True))
-    for other in others:
-        first += other
-    return first
+    total = project(by_outputs[0], weights[0].t())
+    for by_output, weight in zip(by_outputs[1:], weights[1:], strict=True):
+        total = project(by_output, weight.t(), plus=total)
+    return total
 
 
 def _scale(rows: Tensor, eps: float) -> Tensor:

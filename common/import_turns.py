@@ -1,12 +1,14 @@
 """Processes that load their packages take turns: no more at a time than the machine has cores.
 
-Importing torch and transformers is seconds of pure computation. Four processes on two cores all come late; two and two
-have the first two after half of the time, and the last two no later.
+Importing torch and transformers is seconds of pure computation. Four processes on two cores all come late; in turns the
+first two come after half of the time. Actors take turns; the driver, which begins before them, does not.
 """
 
 import errno
 import fcntl
 import os
+import platform
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,7 +34,8 @@ def import_turn(
         cores: turns at a time; None: as many as the machine has.
         patience_s: longest time to wait.
     """
-    folder = folder or Path(tempfile.gettempdir()) / f"minichatgpt-imports-{os.getuid()}"
+    own = f"minichatgpt-imports-{platform.node()}-{os.getuid()}"  # the temporary folder may be of many machines
+    folder = folder or Path(tempfile.gettempdir()) / own
     with ExitStack() as stack:
         yield _await_turn(stack, folder, cores or os.cpu_count() or 1, time.monotonic() + patience_s)
 
@@ -40,6 +43,8 @@ def import_turn(
 def _await_turn(stack: ExitStack, folder: Path, cores: int, end: float) -> bool:
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
+        if not _is_ours(folder):
+            return False
         files = [stack.enter_context((folder / str(number)).open("ab")) for number in range(cores)]
         while not any(_try(file.fileno()) for file in files):
             if time.monotonic() > end:
@@ -48,6 +53,12 @@ def _await_turn(stack: ExitStack, folder: Path, cores: int, end: float) -> bool:
     except OSError:
         return False
     return True
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether nobody else can have put something into it: the temporary folder is everybody's."""
+    seen = folder.lstat()
+    return stat.S_ISDIR(seen.st_mode) and seen.st_uid == os.getuid()
 
 
 def _try(descriptor: int) -> bool:

@@ -16,36 +16,42 @@ CPUINFO = Path("/proc/cpuinfo")
 FOREIGN = "AuthenticAMD"
 """Maker of processors on which oneDNN was found to be faster."""
 LONG = 4096
-"""A head's side, that of the vocabulary, is multiplied in pieces that stay in the caches."""
+"""A side that is longer, as the vocabulary's, is cut into pieces of so many, which stay in the caches."""
 
 
 @functools.cache
 def has_faster_onednn() -> bool:
-    """Whether this is a processor on which torch's own products are the slower ones."""
+    """Whether this is a processor on which torch's own products are the slower ones, and oneDNN's are to be had."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
-        return FOREIGN in CPUINFO.read_text(encoding="utf-8")
-    except OSError:
+        if FOREIGN not in CPUINFO.read_text(encoding="utf-8"):
+            return False
+        _by_onednn(torch.ones(2, 3), torch.ones(4, 3))
+    except (OSError, AttributeError, RuntimeError):  # the operation is no part of torch's public interface
         return False
+    return True
 
 
-def project(rows: Tensor, weight: Tensor, *, any_order: bool = False) -> Tensor:
+def project(rows: Tensor, weight: Tensor, *, plus: Tensor | None = None, any_order: bool = False) -> Tensor:
     """Rows · weight', [N, I] and [O, I] to [N, O]: a layer's output, or with weight' the gradient by its input.
 
     Args:
         rows: in float32 or float64, as the weight.
         weight: of any strides.
+        plus: [N, O], added; stays as it is.
         any_order: the result may lie column by column in memory, which MKL is faster at where O is large.
     """
     if _goes_by_onednn(rows):
-        product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
-        return product
+        product = _by_onednn(rows, weight)
+        return product if plus is None else product.add_(plus)
+    if plus is not None:
+        return torch.addmm(plus, rows, weight.t())
     return torch.mm(weight, rows.t()).t() if any_order else torch.mm(rows, weight.t())
 
 
 def gradient_by_weight(by_output: Tensor, rows: Tensor) -> Tensor:
-    """by_output' · rows, [N, O] and [N, I] to [O, I]."""
+    """by_output' · rows, [N, O] and [N, I] to [O, I]: by MKL everywhere, in pieces where oneDNN does the rest."""
     if not _goes_by_onednn(rows) or by_output.shape[1] <= LONG:
         return torch.mm(by_output.t(), rows)
     gradient = rows.new_empty(by_output.shape[1], rows.shape[1])
@@ -66,6 +72,11 @@ def gradient_by_states(by_logits: Tensor, weight: Tensor) -> Tensor:
     for matrix, column in zip(matrices[1:], columns[1:], strict=True):
         total.addmm_(matrix, column)
     return total.t()
+
+
+def _by_onednn(rows: Tensor, weight: Tensor) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+    return product
 
 
 def _goes_by_onednn(rows: Tensor) -> bool:

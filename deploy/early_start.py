@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 AFTER_LEARNING = ("ppo", "evaluate")
 """Stages that PPO does not wait for."""
 NICENESS = 10
-"""Of the thread that imports: the driver has seconds left when it is done, actors have not."""
+"""Of the thread that imports: on a machine that is else idle the driver is done seconds before it is needed."""
 
 
 def import_pipeline() -> None:
-    """Load what a run needs; in a thread of its own, which comes after all that Ray and the actors do."""
+    """Load what a run needs, in a thread that yields the cores to Ray and the actors."""
     if sys.platform == "linux":  # elsewhere it would be the priority of the whole process
         os.nice(NICENESS)
     with loading_packages():

@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -25,35 +26,34 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     """A process that has the only turn."""
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "True\n"
-        yield process
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "True\n"
+            yield process
+        finally:
+            process.kill()
 
 
 def test_no_more_have_a_turn_at_a_time_than_there_are_cores(tmp_path: Path) -> None:
-    cores, inside, most = 2, 0, 0
+    cores, inside = 2, 0
     lock, all_there = threading.Lock(), threading.Barrier(6)
 
-    def importing() -> None:
-        nonlocal inside, most
+    def importing(_: int) -> tuple[bool, int]:
+        nonlocal inside
         all_there.wait()
         with import_turn(tmp_path, cores=cores) as ours:
-            assert ours
             with lock:
                 inside += 1
-                most = max(most, inside)
+                seen = inside
             time.sleep(0.02)
             with lock:
                 inside -= 1
+        return ours, seen
 
-    threads = [threading.Thread(target=importing) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert inside == 0
-    assert most == cores
+    with ThreadPoolExecutor(6) as executor:
+        found = list(executor.map(importing, range(6), timeout=60))
+    assert [ours for ours, _ in found] == [True] * 6
+    assert max(seen for _, seen in found) <= cores
 
 
 def test_nobody_waits_longer_than_is_bearable(tmp_path: Path, holder: subprocess.Popen[str]) -> None:
@@ -81,6 +81,17 @@ def test_who_finds_no_place_for_locks_imports_at_once(tmp_path: Path) -> None:
         assert not ours
     with import_turn(tmp_path / "no" / "such", cores=1) as ours:
         assert not ours
+
+
+def test_a_place_that_others_could_have_made_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    with import_turn(tmp_path / "link", cores=1) as ours:
+        assert not ours
+    monkeypatch.setattr("common.import_turns.os.getuid", lambda: -1)
+    with import_turn(tmp_path / "there", cores=1) as ours:
+        assert not ours
+    assert not list((tmp_path / "there").iterdir())
 
 
 def test_as_many_turns_as_the_machine_has_cores_in_a_folder_of_ones_own(

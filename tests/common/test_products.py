@@ -34,6 +34,9 @@ def test_all_products_of_a_layer_and_its_gradient(way: bool, n: int, i: int, o: 
     expected = (rows.double() @ weight.double().t()).to(dtype)
     for any_order in (False, True):
         torch.testing.assert_close(project(rows, weight, any_order=any_order), expected, **tolerance)
+    before = by_output.clone()
+    torch.testing.assert_close(project(rows, weight, plus=by_output), expected + by_output, **tolerance)
+    assert torch.equal(by_output, before)
     back = (by_output.double() @ weight.double()).to(dtype)
     torch.testing.assert_close(project(by_output, weight.t()), back, **tolerance)
     torch.testing.assert_close(gradient_by_states(by_output, weight), back, **tolerance)
@@ -53,13 +56,20 @@ def test_operands_may_lie_column_by_column(way: bool) -> None:
     ("cpuinfo", "expected"),
     [("vendor_id\t: AuthenticAMD\n", True), ("vendor_id\t: GenuineIntel\n", False), (None, False)],
 )
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_the_way_follows_from_the_processors_maker(
     cpuinfo: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if cpuinfo is not None:
         (tmp_path / "cpuinfo").write_text(cpuinfo)
     monkeypatch.setattr(products, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     assert has_faster_onednn.__wrapped__() is expected
+
+    def refuse(*_: object) -> torch.Tensor:
+        raise RuntimeError("no such operation")
+
+    monkeypatch.setattr(products, "_by_onednn", refuse)
+    assert has_faster_onednn.__wrapped__() is False
+    monkeypatch.undo()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     assert has_faster_onednn.__wrapped__() is False

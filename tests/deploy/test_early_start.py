@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -170,8 +171,11 @@ def test_no_more_actors_load_their_packages_at_a_time_than_there_are_cores_and_t
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has the priority of its process")
-def test_the_driver_imports_behind_what_is_waited_for_and_is_itself_as_before() -> None:
+def test_the_driver_imports_behind_what_is_waited_for_and_is_itself_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    monkeypatch.setitem(sys.modules, "deploy.cluster", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "deploy.run", SimpleNamespace())
+    monkeypatch.setattr("deploy.early_start.loading_packages", nullcontext)
     with ThreadPoolExecutor(1) as executor:
         executor.submit(import_pipeline).result(timeout=60)
         behind = executor.submit(lambda: os.getpriority(os.PRIO_PROCESS, threading.get_native_id())).result(timeout=60)
