@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 AFTER_LEARNING = ("ppo", "evaluate")
 """Stages that PPO does not wait for."""
-NICENESS = 10
+NICENESS = 5
 """Of the thread that imports: on a machine that is else idle the driver is done seconds before it is needed."""
 
 
