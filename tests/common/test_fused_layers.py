@@ -131,9 +131,9 @@ class Adapted(nn.Linear):
 
 @pytest.mark.parametrize("head", [Adapted(24, 97, bias=False), nn.Linear(24, 97)], ids=["adapter", "bias"])
 def test_a_head_with_more_in_it_than_a_product_is_not_fused(policy, head):
-    policy.lm_head = head
+    policy.lm_head, kind = head, type(head)
     assert fuse_layers(policy) == ""
-    assert type(policy.lm_head) is type(head)
+    assert type(policy.lm_head) is kind
 
 
 @pytest.mark.parametrize("what", ["adapter", "bias", "hook"])

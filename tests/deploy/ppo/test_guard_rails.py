@@ -1,6 +1,7 @@
 """Guard rails in real runs of `tiny`: what raises each of them, and what each action does."""
 
 import itertools
+import re
 from pathlib import Path
 
 import numpy as np
@@ -186,7 +187,8 @@ def test_the_learning_rate_is_lowered_once_before_the_next_update_and_noted_as_a
     assert rates == pytest.approx([0.01] * 2 + [0.001] * 4)
     [change] = read_journal(lowered.folder).changes
     assert (change.who, change.at_step) == ("guard", 2)
-    assert "KL of 11.9 nats" in change.reason
+    [found] = re.findall(r"^guard kl: KL of ([0-9.]+) nats per response; at most 11\.5 \(", change.reason)
+    assert float(found) > 11.5
     count = {"guard": "kl", "action": "lower_learning_rate"}
     assert lowered.registry.get_sample_value("minichatgpt_guard_actions_total", count) == 1
 
