@@ -15,6 +15,9 @@ from torch import Tensor
 CPUINFO = Path("/proc/cpuinfo")
 FOREIGN = "AuthenticAMD"
 """Maker of processors on which oneDNN was found to be faster."""
+ROWS, LARGE = 64, 1 << 24
+"""oneDNN compiles each product anew for another number of rows, which takes a millisecond and half a megabyte that
+stays: it gets multiples of so many rows, and products of so many multiplications at least."""
 LONG = 4096
 """A side that is longer, as the vocabulary's, is cut into pieces of so many, which stay in the caches."""
 
@@ -42,7 +45,7 @@ def project(rows: Tensor, weight: Tensor, *, plus: Tensor | None = None, any_ord
         plus: [N, O], added; stays as it is.
         any_order: the result may lie column by column in memory, which MKL is faster at where O is large.
     """
-    if _goes_by_onednn(rows):
+    if _comes_again(len(rows), weight) and _has_both(rows):
         product = _by_onednn(rows, weight)
         return product if plus is None else product.add_(plus)
     if plus is not None:
@@ -52,7 +55,7 @@ def project(rows: Tensor, weight: Tensor, *, plus: Tensor | None = None, any_ord
 
 def gradient_by_weight(by_output: Tensor, rows: Tensor) -> Tensor:
     """by_output' · rows, [N, O] and [N, I] to [O, I]: by MKL everywhere, in pieces where oneDNN does the rest."""
-    if not _goes_by_onednn(rows) or by_output.shape[1] <= LONG:
+    if by_output.shape[1] <= LONG or not _has_both(rows):
         return torch.mm(by_output.t(), rows)
     gradient = rows.new_empty(by_output.shape[1], rows.shape[1])
     for piece, part in zip(torch.split(gradient, LONG), torch.split(by_output, LONG, dim=1), strict=True):
@@ -65,7 +68,7 @@ def gradient_by_states(by_logits: Tensor, weight: Tensor) -> Tensor:
 
     Where V is long, a sum over pieces of the transposed product, at which even MKL is faster than oneDNN at the whole.
     """
-    if not _goes_by_onednn(by_logits):
+    if not _has_both(by_logits):
         return torch.mm(by_logits, weight)
     columns, matrices = torch.split(by_logits.t(), LONG), torch.split(weight.t(), LONG, dim=1)
     total = torch.mm(matrices[0], columns[0])
@@ -79,5 +82,11 @@ def _by_onednn(rows: Tensor, weight: Tensor) -> Tensor:
     return product
 
 
-def _goes_by_onednn(rows: Tensor) -> bool:
+def _has_both(rows: Tensor) -> bool:
+    """Whether these could be multiplied by either library, and which one is the faster differs."""
     return rows.dtype == torch.float32 and has_faster_onednn()
+
+
+def _comes_again(num_rows: int, weight: Tensor) -> bool:
+    """Whether a product is large, and of a number of rows as batches of equal texts have it, not ragged ones."""
+    return num_rows % ROWS == 0 and num_rows * weight.numel() >= LARGE

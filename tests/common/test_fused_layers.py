@@ -69,6 +69,8 @@ def test_fused_layers_have_the_outputs_and_gradients_of_the_layers_that_they_wer
     policy, trained, is_packed, way, monkeypatch
 ):
     monkeypatch.setattr(products, "has_faster_onednn", lambda: way == "onednn")
+    monkeypatch.setattr(products, "ROWS", 1)
+    monkeypatch.setattr(products, "LARGE", 0)
     monkeypatch.setattr(products, "LONG", 32)
     model = PolicyWithValueHead(policy)
     nn.init.normal_(model.value_head.weight)

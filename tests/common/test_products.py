@@ -19,6 +19,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(products, "has_faster_onednn", lambda: request.param)
     monkeypatch.setattr(products, "LONG", 8)
+    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(products, "ROWS", 1)
     return request.param
 
 
@@ -44,6 +46,22 @@ def test_all_products_of_a_layer_and_its_gradient(way: bool, n: int, i: int, o: 
     by_weight = (by_output.double().t() @ rows.double()).to(dtype)
     torch.testing.assert_close(gradient_by_weight(by_output, rows), by_weight, **tolerance)
     assert gradient_by_weight(by_output, rows).is_contiguous()
+
+
+def test_onednn_gets_no_products_that_it_would_have_to_compile_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(products, "has_faster_onednn", lambda: True)
+    monkeypatch.setattr(products, "LARGE", 64 * 5 * 7)
+
+    def by_onednn(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        asked.append(len(rows))
+        return rows @ weight.t()
+
+    monkeypatch.setattr(products, "_by_onednn", by_onednn)
+    for n in (63, 64, 65, 100, 128):
+        project(numbers(n, 5, dtype=torch.float32), numbers(7, 5, dtype=torch.float32))
+    project(numbers(64, 5, dtype=torch.float32), numbers(6, 5, dtype=torch.float32))
+    assert asked == [64, 128]
 
 
 def test_operands_may_lie_column_by_column(way: bool) -> None:

@@ -47,6 +47,8 @@ if torch.backends.mkldnn.is_available():
 def test_an_update_does_hardly_more_products_than_it_cannot_do_without(case, way, monkeypatch):
     """No work on padding, no logits of prompts, no frozen layer twice; attention and value head are the rest."""
     monkeypatch.setattr(products, "has_faster_onednn", lambda: way == "onednn")
+    monkeypatch.setattr(products, "ROWS", 1)
+    monkeypatch.setattr(products, "LARGE", 0)
     model = policy()
     texts = bench.samples(case, 512, Identity(0, 0))
     needed = bench.needed_flops(model, Batch.of(texts, torch.device("cpu")), case)
