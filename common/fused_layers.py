@@ -12,7 +12,8 @@ architectures, nothing is changed.
 A gradient is named after what it is taken by: `by_gate` is that of the loss by gate. Called by whoever trains a policy
 or computes its logprobs.
 
-Legend: N tokens (B · T of a padded batch), H width, h heads, D numbers of a head, I width of the feed-forward part.
+Legend: N tokens (B · T of a padded batch), H width, h heads, D numbers of a head, I width of the feed-forward part, V
+vocabulary.
 """
 
 from collections.abc import Sequence
@@ -120,10 +121,10 @@ class FusedLlamaLayer(LlamaDecoderLayer):  # type: ignore[misc]
 
 
 class FusedHead(nn.Linear):
-    """An output head whose products are ours."""
+    """An output head without bias, tied to the look-up or not, whose products are ours."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """[…, H] to [..., V]; in mixed precision as the layer that it was."""
+        """States […, H] to logits […, V]; in mixed precision as the layer that it was."""
         if torch.is_autocast_enabled("cpu"):
             return super().forward(states)
         logits: Tensor = Head.apply(states, self.weight)  # type: ignore[no-untyped-call]
@@ -131,7 +132,7 @@ class FusedHead(nn.Linear):
 
 
 class Head(torch.autograd.Function):
-    """Logits."""
+    """Logits = states · weight', and its gradients."""
 
     @staticmethod
     def forward(ctx: Any, states: Tensor, weight: Tensor) -> Tensor:
@@ -143,7 +144,7 @@ class Head(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_logits: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """By states and weight, each where it is asked for."""
+        """[…, V] to the gradients by states, […, H], and weight, [V, H]; None where one is not asked for."""
         rows, weight = ctx.saved_tensors
         by_rows = by_logits.reshape(len(rows), len(weight))
         by_states = gradient_by_states(by_rows, weight) if ctx.needs_input_grad[0] else None
@@ -222,7 +223,7 @@ class AfterAttention(torch.autograd.Function):
 
 
 def _sum_of(by_outputs: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
-    """The gradient by what several layers read, [N, I]."""
+    """The gradient by what several layers read, [N, H], of those by what each made, [N, its width]."""
     total = project(by_outputs[0], weights[0].t())
     for by_output, weight in zip(by_outputs[1:], weights[1:], strict=True):
         total = project(by_output, weight.t(), plus=total)

@@ -18,6 +18,7 @@ from pathlib import Path
 PATIENCE_S = 60.0
 """Longest time to wait: turns are for speed alone, and nobody stands still for a process that does."""
 LOOK_EVERY_S = 0.05
+"""Time between two looks for a turn that has ended."""
 _TAKEN = (errno.EAGAIN, errno.EACCES)
 
 

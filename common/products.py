@@ -3,7 +3,7 @@
 torch multiplies by MKL, which oneDNN outruns on processors of another maker. The choice hangs on processor and shape
 alone, so that a run that is resumed on a like machine rounds alike.
 
-Legend: N rows, I and O widths of a layer's input and output; its weight is [O, I].
+Legend: N rows, I and O widths of a layer's input and output; its weight is [O, I]. Of a head: H width, V vocabulary.
 """
 
 import functools
